@@ -3,7 +3,7 @@
     python scripts/measure_quantization.py [--types Q8_0,Q4_K_M] [--utterances 4]
 
 Writes docs/types.csv, tensor-types.csv and matrices.csv, in about ten minutes on one core.
-docs/quantize-measured.md sums them up.
+docs/quality.md sums them up.
 """
 
 # ruff: noqa: T201 - a script, and it prints.

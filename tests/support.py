@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,17 @@ class Result:
 
 
 Cli = Callable[..., Result]
+
+
+def run_without(module: str, *arguments: object) -> Result:
+    """The command line in a Python without a module."""
+    code = (
+        f"import sys\nsys.modules[{module!r}] = None\n"
+        f"sys.argv = {['valle-convert', *map(str, arguments)]!r}\n"
+        "from valle_convert.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def error_of(result: Result, code: int) -> str:

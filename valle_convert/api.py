@@ -37,7 +37,6 @@ def read_checkpoint(
     *,
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
-    lora_alpha: float | None = None,
     progress: Progress = silent,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
@@ -49,7 +48,6 @@ def read_checkpoint(
             Path(path),
             config=None if config is None else Path(config),
             lora=lora_files(lora),
-            lora_alpha=lora_alpha,
             progress=progress,
         )
     except InputError:
@@ -192,7 +190,6 @@ def write_lora(
     *,
     out_type: str = "f32",
     config: PathLike | None = None,
-    lora_alpha: float | None = None,
     force: bool = False,
 ) -> Any:  # noqa: ANN401 - the family's own
     """Write a LoRA as a GGUF adapter of a converted file, and read it back.
@@ -203,7 +200,6 @@ def write_lora(
         target: the file to write.
         out_type: "f32" or "f16".
         config: of the checkpoint, if `base` is one without a config.
-        lora_alpha: alpha, if the adapter lacks it.
         force: whether an existing file may be replaced.
 
     Returns:
@@ -224,6 +220,4 @@ def write_lora(
     opened = open_files(base) if is_gguf(base) else read_checkpoint(base, config=config)
     family = family_of(opened) if isinstance(opened, Checkpoint) else opened.family
     (given,) = lora_files([lora])
-    return family.ability("lora")(
-        opened, given, target, out_type=out_type, alpha=lora_alpha, force=force
-    )
+    return family.ability("lora")(opened, given, target, out_type=out_type, force=force)

@@ -89,7 +89,6 @@ def inspect_file(
     *,
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
-    lora_alpha: float | None = None,
     progress: Progress = silent,
 ) -> Summary:
     """Inspect a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
@@ -99,9 +98,7 @@ def inspect_file(
     """
     if is_on_hub(path) and path.suffix == ".gguf":
         return replace(inspect_file(fetched(path, progress)), path=str(path))
-    read = partial(
-        read_checkpoint, path, config=config, lora=lora, lora_alpha=lora_alpha, progress=progress
-    )
+    read = partial(read_checkpoint, path, config=config, lora=lora, progress=progress)
     if is_on_hub(path):
         try:
             return _inspect_checkpoint(read(headers_only=True))

@@ -84,12 +84,19 @@ def test_from_parametrizations_among_the_weights(
     module[f"{parametrized}.0.lora_A"] = torch.from_numpy(DOWN)
     module[f"{parametrized}.0.lora_B"] = torch.from_numpy(UP)
     torch.save(loaded, path)
-    np.testing.assert_allclose(merged(path, lora_alpha=ALPHA), expected, atol=1e-6)
+    with pytest.raises(InputError, match=r"`lora\.alpha` into --config"):
+        read_checkpoint(path)
+    config = path.with_name("alpha.yaml")
+    config.write_text(f"lora: {{alpha: {ALPHA}}}")
+    np.testing.assert_allclose(merged(path, config=config), expected, atol=1e-6)
 
 
-def test_alpha_can_be_given_by_hand(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair())
-    np.testing.assert_allclose(merged(source, lora=lora, lora_alpha=ALPHA), expected, atol=1e-6)
+def test_a_missing_alpha_is_read_from_beside(
+    source: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA}))
+    np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-6)
 
 
 def test_the_merge_is_rounded_to_the_type_of_the_weight(
@@ -106,9 +113,9 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
 @pytest.mark.parametrize(
     ("tensors", "config", "words"),
     [
-        ({"x": DOWN}, {"alpha": 1}, "holds no *.lora_A and *.lora_B tensors"),
+        ({"x": DOWN}, {}, "holds no *.lora_A and *.lora_B tensors"),
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
-        (plain_pair(), {}, "give it with --lora-alpha"),
+        (plain_pair(), {}, "to adapter_config.json beside it"),
         (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
         (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
         (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),
@@ -144,19 +151,14 @@ def test_an_adapter_for_some_levels_is_refused_by_name(source: Path, tmp_path: P
         read_checkpoint(source, lora=lora)
 
 
-def test_alpha_without_an_adapter_is_refused(source: Path) -> None:
-    with pytest.raises(InputError, match="has no LoRA"):
-        read_checkpoint(source, lora_alpha=1.0)
-
-
 @pytest.mark.parametrize("alpha", [1e38, -1e38, 1e12])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
     alpha: float, dtype: str, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
     source, out = small_checkpoint(dtype=dtype), tmp_path / "o.gguf"
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
-    message = error_of(cli(source, out, "--lora", lora, "--lora-alpha", alpha), 2)
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4, alpha=alpha)
+    message = error_of(cli(source, out, "--lora", lora), 2)
     assert "merging the LoRA makes" in message
     assert f"a weight of {TARGET}.weight" in message
     assert not out.exists()
@@ -164,19 +166,17 @@ def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
 
 @pytest.mark.parametrize("alpha", ["nan", "inf"])
 def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_path: Path) -> None:
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
-    with pytest.raises(InputError, match="not a finite number"):
-        read_checkpoint(source, lora=lora, lora_alpha=float(alpha))
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4, alpha=float(alpha))
+    with pytest.raises(InputError, match=r"finite number|valid JSON"):
+        read_checkpoint(source, lora=lora)
 
 
-@pytest.mark.parametrize("given", [None, 3.0])
-def test_a_given_alpha_is_divided_by_the_root_of_the_rank_where_that_of_the_file_is(
-    given: float | None, source: Path, tmp_path: Path
+def test_the_alpha_of_rslora_is_divided_by_the_root_of_the_rank(
+    source: Path, tmp_path: Path
 ) -> None:
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), r=4, lora_alpha=6, use_rslora=True)
-    alpha = 6.0 if given is None else given
-    expected = load_file(source)[f"{TARGET}.weight"] + alpha / 2 * (UP @ DOWN)
-    np.testing.assert_allclose(merged(source, lora=lora, lora_alpha=given), expected, atol=1e-5)
+    expected = load_file(source)[f"{TARGET}.weight"] + 6 / 2 * (UP @ DOWN)
+    np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-5)
 
 
 def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(

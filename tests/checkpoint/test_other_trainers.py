@@ -524,7 +524,9 @@ def test_a_lora_inside_a_model_that_peft_wraps_is_merged(tmp_path: Path) -> None
         f"base_model.model.{TARGET}.lora_B.default.weight": UP,
     }
     write_safetensors(tmp_path / "a.sft", arrays, metadata())
-    checkpoint = read_checkpoint(tmp_path / "a.sft", lora_alpha=8)
+    config = tmp_path / "alpha.yaml"
+    config.write_text("lora: {alpha: 8}")
+    checkpoint = read_checkpoint(tmp_path / "a.sft", config=config)
     describe(checkpoint)
     expected = WEIGHTS[f"{TARGET}.weight"] + 8 / 4 * (UP @ DOWN)
     np.testing.assert_allclose(checkpoint.tensors.read(f"{TARGET}.weight"), expected, atol=1e-6)

@@ -16,7 +16,11 @@ import numpy as np
 import pytest
 import torch
 from make_checkpoint import Shape, config_of, make_checkpoint, userdata
+from safetensors.numpy import load_file, save_file
 from support import Cli, error_of
+
+Make = Callable[[Path], object]
+VERSION_7 = Shape(version=7)
 
 # ------------------------------------------------------------------------------- makers
 
@@ -28,34 +32,69 @@ def parts_of(path: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(raw[8 : 8 + length]), raw[8 + length :]
 
 
-def write_parts(path: Path, header: dict[str, Any], data: bytes) -> None:
-    encoded = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+def with_header(change: Callable[[dict[str, Any]], object], shape: Shape | None = None) -> Make:
+    def make(path: Path) -> None:
+        make_checkpoint(path, shape or Shape())
+        header, data = parts_of(path)
+        change(header)
+        encoded = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+
+    return make
 
 
-def state_of(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a float32 safetensors file."""
-    header, data = parts_of(path)
-    header.pop("__metadata__")
-    return {
-        name: np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
+def with_config(shape: Shape | None = None, **changes: Any) -> Make:
+    """A checkpoint whose config was changed; a key of `experimental` is written `x__key`."""
+
+    def change(header: dict[str, Any]) -> None:
+        config = json.loads(header["__metadata__"]["config"])
+        for key, value in changes.items():
+            place = config["experimental"] if key.startswith("x__") else config
+            place[key.removeprefix("x__")] = value
+        header["__metadata__"]["config"] = json.dumps(config)
+
+    return with_header(change, shape)
 
 
-def write_state(path: Path, state: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    header: dict[str, Any] = {"__metadata__": metadata}
-    data = b""
-    for name, values in state.items():
-        raw = values.tobytes()
-        kind = {"float32": "F32", "float64": "F64", "int32": "I32"}[values.dtype.name]
-        header[name] = {
-            "dtype": kind,
-            "shape": list(values.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    write_parts(path, header, data)
+def with_size(shape: Shape | None = None, **changes: int) -> Make:
+    return with_config(shape, size={**config_of(shape or Shape())["size"], **changes})
+
+
+def with_symmap(symmap: object) -> Make:
+    said = json.dumps({**userdata(), "symmap": symmap})
+    return with_header(lambda header: header["__metadata__"].update(userdata=said))
+
+
+def with_state(
+    change: Callable[[dict[str, np.ndarray]], object], shape: Shape | None = None
+) -> Make:
+    """A checkpoint whose tensors were changed."""
+
+    def make(path: Path) -> None:
+        make_checkpoint(path, shape or Shape())
+        metadata, state = parts_of(path)[0]["__metadata__"], load_file(path)
+        change(state)
+        save_file(state, path, metadata)
+
+    return make
+
+
+def replaced(name: str, size: tuple[int, ...], shape: Shape | None = None, **kind: Any) -> Make:
+    return with_state(lambda state: state.update({name: np.zeros(size, **F4 | kind)}), shape)
+
+
+F4: dict[str, Any] = {"dtype": np.float32}
+
+
+def removed(*names: str, shape: Shape | None = None) -> Make:
+    return with_state(lambda state: [state.pop(name) for name in names], shape)
+
+
+def with_value(name: str, value: float) -> Make:
+    def change(state: dict[str, np.ndarray]) -> None:
+        state[name].flat[7] = value
+
+    return with_state(change)
 
 
 class Runs:
@@ -68,97 +107,20 @@ class Runs:
         return (os.mkdir, (str(self.witness),))
 
 
-VERSION_7 = Shape(version=7)
-
-
-def metadata_of(shape: Shape) -> dict[str, str]:
-    return {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
-
-
-def with_state(
-    change: Callable[[dict[str, np.ndarray]], None], shape: Shape | None = None
-) -> Callable[[Path], None]:
-    """A checkpoint whose tensors were changed."""
-
-    def make(path: Path) -> None:
-        make_checkpoint(path, shape or Shape())
-        state = state_of(path)
-        change(state)
-        write_state(path, state, metadata_of(shape or Shape()))
-
-    return make
-
-
-def with_config(shape: Shape | None = None, **changes: Any) -> Callable[[Path], None]:
-    """A checkpoint whose config was changed; a key of `experimental` is written `x__key`."""
-
-    def make(path: Path) -> None:
-        make_checkpoint(path, shape or Shape())
-        header, data = parts_of(path)
-        config = json.loads(header["__metadata__"]["config"])
-        for key, value in changes.items():
-            if key.startswith("x__"):
-                config["experimental"][key.removeprefix("x__")] = value
-            else:
-                config[key] = value
-        header["__metadata__"]["config"] = json.dumps(config)
-        write_parts(path, header, data)
-
-    return make
-
-
-def with_header(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        make_checkpoint(path, Shape())
-        header, data = parts_of(path)
-        change(header)
-        write_parts(path, header, data)
-
-    return make
-
-
-def cut(path: Path) -> None:
-    make_checkpoint(path, Shape())
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def set_value(name: str, value: float) -> Callable[[Path], None]:
-    def change(state: dict[str, np.ndarray]) -> None:
-        state[name] = state[name].copy()
-        state[name].flat[7] = value
-
-    return with_state(change)
-
-
-def replace_tensor(
-    name: str, values: np.ndarray, shape: Shape | None = None
-) -> Callable[[Path], None]:
-    return with_state(lambda state: state.update({name: values}), shape)
-
-
-def remove_tensors(*names: str, shape: Shape | None = None) -> Callable[[Path], None]:
-    def change(state: dict[str, np.ndarray]) -> None:
-        for name in names:
-            del state[name]
-
-    return with_state(change, shape)
-
-
-def save_torch(value: object) -> Callable[[Path], None]:
+def saved(value: object) -> Make:
     return lambda path: torch.save(value, path)
 
 
-def pickle_that_runs(path: Path) -> None:
+def saved_runner(path: Path) -> None:
     torch.save({"module": {"sep": torch.zeros(2)}, "config": Runs(path.with_name("ran"))}, path)
 
 
-def bare_pickle_that_runs(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Runs(path.with_name("ran"))))
+def zipped(name: str, content: str | bytes) -> Make:
+    def make(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, content)
 
-
-def zip_bomb(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * (8 << 20))
+    return make
 
 
 def zip_with_a_lying_table(path: Path) -> None:
@@ -170,7 +132,7 @@ def zip_with_a_lying_table(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def flipped_bit(entry: str) -> Callable[[Path], None]:
+def flipped_bit(entry: str) -> Make:
     """A torch file with one bit of one entry of its zip changed."""
 
     def make(path: Path) -> None:
@@ -185,305 +147,170 @@ def flipped_bit(entry: str) -> Callable[[Path], None]:
     return make
 
 
-def other_zip(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "no checkpoint")
-
-
-def text(content: str | bytes) -> Callable[[Path], None]:
+def text(content: str | bytes) -> Make:
     return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def huge_header(path: Path) -> None:
-    path.write_bytes(struct.pack("<Q", 1 << 60) + b"{" + b" " * 1000)
+def cut_to(size: Callable[[int], int]) -> Make:
+    def make(path: Path) -> None:
+        make_checkpoint(path, Shape())
+        os.truncate(path, size(path.stat().st_size))
+
+    return make
 
 
-def first_entry(header: dict[str, Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = header["sep"]
-    return entry
+def bare(config: str | None) -> Make:
+    """A file with one tensor, and a config of these words."""
+    metadata = None if config is None else {"config": config}
+    return lambda path: save_file({"sep": np.zeros(64, np.float32)}, path, metadata)
+
+
+def training_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "latest").write_text("1")
 
 
 def overlap(header: dict[str, Any]) -> None:
     entry = header["text_emb.weight"]
-    entry["data_offsets"] = [entry["data_offsets"][0] - 64, entry["data_offsets"][1] - 64]
+    entry["data_offsets"] = [at - 64 for at in entry["data_offsets"]]
 
 
 def beyond_the_end(header: dict[str, Any]) -> None:
-    start, end = first_entry(header)["data_offsets"]
-    first_entry(header)["data_offsets"] = [start + (1 << 40), end + (1 << 40)]
+    header["sep"]["data_offsets"] = [at + (1 << 40) for at in header["sep"]["data_offsets"]]
 
 
 def too_many_layers(header: dict[str, Any]) -> None:
-    header["model.layers.999999999.input_layernorm.weight"] = header.pop(
-        "model.layers.1.input_layernorm.weight"
-    )
+    name = "model.layers.{}.input_layernorm.weight"
+    header[name.format(999999999)] = header.pop(name.format(1))
 
 
-STATE_WITHOUT_CONFIG = {"sep": np.zeros(64, np.float32)}
+ONE = {"sep": torch.zeros(2)}
+SPARSE = {"a": torch.zeros(2), "sep": torch.zeros(2, 2).to_sparse()}
+NO_SAFETENSORS = "not a complete safetensors file"
+HEAD, DECODER = "classifiers.proj.{}.bias", "audio_decoder.head.2.4.bias"
 
-#: name of the file, how it is made, words of the refusal
-CHECKPOINTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "empty": ("a.sft", text(""), "is empty"),
-    "a directory": ("a.sft", lambda path: path.mkdir(), "holds no checkpoint"),
-    "a training directory": (
-        "a.pth",
-        lambda path: (path.mkdir(), (path / "latest").write_text("1")),
-        "latest names the folder 1, which does not exist",
-    ),
-    "a text file": ("a.sft", text("hello\n"), "is a text file"),
-    "JSON": ("a.sft", text('{"config": 1}'), "is a text file"),
-    "HTML": ("a.pth", text("<!DOCTYPE html><html>not found"), "is a text file"),
-    "a Git LFS pointer": ("a.sft", text("version https://git-lfs.github.com/spec/v1\n"), "LFS"),
-    "binary noise": ("a.sft", text(b"\xfe\xed" * 300), "seems to be damaged"),
-    "an unknown format": ("a.xyz", text(b"\xfe\xed" * 300), "no known checkpoint format"),
-    "a GGUF file": ("a.sft", text(b"GGUF\x03\0\0\0" + bytes(64)), "is already a GGUF file"),
-    "truncated safetensors": ("a.sft", cut, "not a complete safetensors file"),
-    "truncated torch": ("a.pth", cut, "truncated or damaged"),
-    "only the header": (
-        "a.sft",
-        lambda path: (make_checkpoint(path, Shape()), os.truncate(path, 40)),
-        "not a complete safetensors file",
-    ),
-    "a header of an exabyte": ("a.sft", huge_header, "not a complete safetensors file"),
-    "a pickle that runs code": ("a.pth", pickle_that_runs, "could run code"),
-    "a bare pickle that runs code": ("a.pth", bare_pickle_that_runs, "is a bare pickle"),
-    "a zip bomb": ("a.pth", zip_bomb, "is compressed, which torch.save never does"),
-    "a zip table that lies": ("a.pth", zip_with_a_lying_table, "its zip table claims"),
-    "another zip": ("a.pth", other_zip, "not one of torch.save"),
-    "a list in a torch file": ("a.pth", save_torch([1, 2]), "holds a list"),
-    "a module that is no dict": ("a.pth", save_torch({"module": [1]}), "only module (list)"),
-    "a module that is a tensor": (
-        "a.pth",
-        save_torch({"module": torch.zeros(3)}),
-        "its tensors are module",
-    ),
-    "a module that is 0": ("a.pth", save_torch({"module": 0}), "only module (int)"),
-    "values that are no tensors": (
-        "a.pth",
-        save_torch({"module": {"sep": "text"}, "config": {"version": 5}}),
-        "only module (dict), config (dict)",
-    ),
-    "a sparse tensor": (
-        "a.pth",
-        save_torch({"module": {"a": torch.zeros(2), "sep": torch.zeros(2, 2).to_sparse()}}),
-        "not dense tensors",
-    ),
-    "a config that is a list": (
-        "a.pth",
-        save_torch({"module": {"sep": torch.zeros(2)}, "config": [1]}),
-        "'config' is rejected: it is a list",
-    ),
-    "a bare state dict without config": (
-        "a.pth",
-        save_torch({"sep": torch.zeros(2)}),
-        "has no config",
-    ),
-    "no config": (
-        "a.sft",
-        lambda path: write_state(path, STATE_WITHOUT_CONFIG, {}),
-        "has no config",
-    ),
-    "a config that is no JSON": (
-        "a.sft",
-        lambda path: write_state(path, STATE_WITHOUT_CONFIG, {"config": "{"}),
-        "is not valid JSON",
-    ),
-    "deeply nested JSON": (
-        "a.sft",
-        lambda path: write_state(path, STATE_WITHOUT_CONFIG, {"config": "[" * 10**5}),
-        "is not valid JSON",
-    ),
-    "overlapping offsets": ("a.sft", with_header(overlap), "not a complete safetensors file"),
-    "offsets beyond the end": ("a.sft", with_header(beyond_the_end), "not a complete safetensors"),
-    "an unknown type": (
-        "a.sft",
-        with_header(lambda header: first_entry(header).update(dtype="F33")),
-        "not a complete safetensors file",
-    ),
-    "a layer without end": ("a.sft", with_header(too_many_layers), "layers: 2 by the config"),
-    "a missing tensor": (
-        "a.sft",
-        remove_tensors("model.norm.weight", "classifiers.proj.3.weight"),
+#: How it is made, and words of the refusal.
+SAFETENSORS: list[tuple[Make, str]] = [
+    (text(""), "is empty"),
+    (Path.mkdir, "holds no checkpoint"),
+    (text("hello\n"), "is a text file"),
+    (text("version https://git-lfs.github.com/spec/v1\n"), "LFS"),
+    (text(b"\xfe\xed" * 300), "seems to be damaged"),
+    (text(b"GGUF\x03\0\0\0" + bytes(64)), "is already a GGUF file"),
+    (cut_to(lambda size: size // 2), NO_SAFETENSORS),
+    (cut_to(lambda _: 40), NO_SAFETENSORS),
+    (text(struct.pack("<Q", 1 << 60) + b"{" + b" " * 1000), NO_SAFETENSORS),
+    (with_header(overlap), NO_SAFETENSORS),
+    (with_header(beyond_the_end), NO_SAFETENSORS),
+    (with_header(lambda header: header["sep"].update(dtype="F33")), NO_SAFETENSORS),
+    (with_header(too_many_layers), "layers: 2 by the config"),
+    (bare(None), "has no config"),
+    (bare("{"), "is not valid JSON"),
+    (bare("[" * 10**5), "is not valid JSON"),
+    # ---- tensors
+    (
+        removed("model.norm.weight", "classifiers.proj.3.weight"),
         "missing: classifiers.proj.3.weight [64, 64], model.norm.weight [64]",
     ),
-    "an unexpected tensor": (
-        "a.sft",
-        replace_tensor("vision.weight", np.zeros((3, 3), np.float32)),
-        "unexpected: vision.weight [3, 3]",
+    (replaced("vision.weight", (3, 3)), "unexpected: vision.weight [3, 3]"),
+    (replaced("len_emb.weight", (12, 64)), "len_emb.weight is [12, 64], expected [11, 64]"),
+    (replaced("sep", (64,), dtype=np.float64), "sep has type F64"),
+    (with_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
+    (with_value(HEAD.format(2), np.nan), "proj.2.bias holds"),
+    (with_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),
+    (with_value("model.norm.weight", 1e38), "holds 1e+38, expected at most 1e+09"),
+    (replaced("text_emb.weight", (300, 64)), "300"),
+    (
+        removed(*map(HEAD.format, range(11))),
+        "classifiers_bias is True in the config, but the weights have none",
     ),
-    "a misshaped tensor": (
-        "a.sft",
-        replace_tensor("len_emb.weight", np.zeros((12, 64), np.float32)),
-        "len_emb.weight is [12, 64], expected [11, 64]",
-    ),
-    "float64 weights": (
-        "a.sft",
-        replace_tensor("sep", np.zeros(64)),
-        "not float32, float16 or bfloat16: sep (F64)",
-    ),
-    "NaN": ("a.sft", set_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
-    "infinity": ("a.sft", set_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),
-    "a huge number": (
-        "a.sft",
-        set_value("model.norm.weight", 1e38),
-        "model.norm.weight holds 1e+38, expected at most 1e+09",
-    ),
-    "a tensor that is not what was saved": (
-        "a.pth",
-        flipped_bit("data/3"),
-        "data/3 does not match its checksum",
-    ),
-    "a pickle that is not what was saved": (
-        "a.pth",
-        flipped_bit("data.pkl"),
-        "data.pkl does not match its checksum",
-    ),
-    "NaN in a bias": ("a.sft", set_value("classifiers.proj.2.bias", np.nan), "proj.2.bias holds"),
-    "the weights of version 7 under another version": (
-        "a.sft",
-        with_config(VERSION_7, version=6),
-        "does not fit its config",
-    ),
-    "version 7 with masks of its own": (
-        "a.sft",
+    # ---- version 7
+    (with_config(VERSION_7, version=6), "does not fit its config"),
+    (
         with_config(VERSION_7, x__use_segmented_attention_mask=True),
         "use_segmented_attention_mask True",
     ),
-    "version 7 with one encoder": (
-        "a.sft",
-        with_config(VERSION_7, x__monolithic_audio_encoder=True),
-        "monolithic_audio_encoder True",
-    ),
-    "version 7 without the norm that its weights have": (
-        "a.sft",
+    (with_config(VERSION_7, x__monolithic_audio_encoder=True), "monolithic_audio_encoder True"),
+    (
         with_config(VERSION_7, x__per_level_normalization=False),
         "per_level_normalization is False in the config, but True by the weights",
     ),
-    "version 7 with a narrower encoder": (
-        "a.sft",
+    (
         with_config(VERSION_7, x__audio_encoder_ffn_expansion_size=3),
         "encoder width: 192 by the config, 128 by the weights",
     ),
-    "version 7 with digits where there are seconds": (
-        "a.sft",
-        with_config(VERSION_7, x__len_use_logits=True),
-        "len_use_logits is True in the config",
-    ),
-    "version 7 without a part of an encoder": (
-        "a.sft",
-        remove_tensors("resps_emb.proj.2.weight", "proms_emb.pos_embedding", shape=VERSION_7),
+    (with_config(VERSION_7, x__len_use_logits=True), "len_use_logits is True in the config"),
+    (
+        removed("resps_emb.proj.2.weight", "proms_emb.pos_embedding", shape=VERSION_7),
         "missing: proms_emb.pos_embedding [1, 8, 64], resps_emb.proj.2.weight [64, 128]",
     ),
-    "version 7 with encoders of two widths": (
-        "a.sft",
-        replace_tensor("resps_emb.proj.0.weight", np.zeros((192, 64), np.float32), VERSION_7),
+    (
+        replaced("resps_emb.proj.0.weight", (192, 64), VERSION_7),
         "resps_emb.proj.0.weight is [192, 64], expected [128, 64]",
     ),
-    "version 7 with codes of another codec in its config": (
-        "a.sft",
-        with_config(VERSION_7, size={**config_of(VERSION_7)["size"], "audio_tokens": 1000}),
-        "codes a codebook: 1000 by the config, 64 by the weights",
-    ),
-    "version 7 whose responses have no mask code": (
-        "a.sft",
-        replace_tensor("resps_emb.embs.3.weight", np.zeros((64, 64), np.float32), VERSION_7),
+    (with_size(VERSION_7, audio_tokens=1000), "1000 by the config, 64 by the weights"),
+    (
+        replaced("resps_emb.embs.3.weight", (64, 64), VERSION_7),
         "resps_emb.embs.3.weight is [64, 64], expected [66, 64]",
     ),
-    "version 7 with a head too small": (
-        "a.sft",
-        replace_tensor("audio_decoder.head.2.4.bias", np.zeros(64, np.float32), VERSION_7),
-        "audio_decoder.head.2.4.bias is [64], expected [65]",
-    ),
-    "version 4": ("a.sft", with_config(version=4), "version 4 (older"),
-    "version 8": ("a.sft", with_config(version=8), "version 8, which is unknown"),
-    "a version in words": ("a.sft", with_config(version="five"), "has version 'five'"),
-    "experts": ("a.sft", with_config(experts=8), "experts 8"),
-    "retnet": ("a.sft", with_config(arch_type="retnet"), "arch_type 'retnet'"),
-    "an unknown switch": ("a.sft", with_config(x__rotate_twice=True), "rotate_twice True"),
-    "a known switch that is not built": (
-        "a.sft",
+    (replaced(DECODER, (64,), VERSION_7), f"{DECODER} is [64], expected [65]"),
+    # ---- config
+    (with_config(version=4), "version 4 (older"),
+    (with_config(version=8), "version 8, which is unknown"),
+    (with_config(version="five"), "has version 'five'"),
+    (with_config(experts=8), "experts 8"),
+    (with_config(arch_type="retnet"), "arch_type 'retnet'"),
+    (with_config(x__rotate_twice=True), "rotate_twice True"),
+    (
         with_config(x__causal_size=2, x__interleave=True),
         "experimental.interleave True (supported: False); experimental.causal_size 2",
     ),
-    "an unknown size": ("a.sft", with_config(size="gigantic"), "size is 'gigantic'"),
-    "an experimental that is a list": (
-        "a.sft",
-        with_config(experimental=[1]),
-        "experimental is [1]",
+    (with_config(size="gigantic"), "size is 'gigantic'"),
+    (with_config(experimental=[1]), "experimental is [1]"),
+    (with_config(x__unified_position_ids="no"), "unified_position_ids is 'no'"),
+    (with_config(x__max_position_embeddings=0), "max_position_embeddings is 0, expected a length"),
+    (with_config(capabilities=["sing"]), "capabilities is"),
+    (with_size(heads=3), "3 heads do not divide the width 64"),
+    (with_size(dim=128), "text_emb.weight is [256, 64], expected [256, 128]"),
+    (with_size(layers=12), "layers: 12 by the config, 2 by the weights"),
+    (with_size(resp_levels=9), "codebook levels: 9 by the config, 8 by the weights"),
+    (with_symmap({"a": 1, "b": 2}), "does not fit the built-in tokenizer"),
+    (with_symmap({"a": "b"}), "userdata.symmap does not map"),
+]
+TORCH: list[tuple[Make, str]] = [
+    (training_folder, "latest names the folder 1, which does not exist"),
+    (text("<!DOCTYPE html><html>not found"), "is a text file"),
+    (cut_to(lambda size: size // 2), "truncated or damaged"),
+    (saved_runner, "could run code"),
+    (lambda path: path.write_bytes(pickle.dumps(Runs(path.with_name("ran")))), "is a bare pickle"),
+    (zipped("archive/data.pkl", b"\0" * (8 << 20)), "or compressed entries"),
+    (zip_with_a_lying_table, "its zip table claims"),
+    (zipped("readme.txt", "no checkpoint"), "not one of torch.save"),
+    (saved([1, 2]), "holds a list"),
+    (saved({"module": [1]}), "only module (list)"),
+    (saved({"module": torch.zeros(3)}), "its tensors are module"),
+    (saved({"module": 0}), "only module (int)"),
+    (
+        saved({"module": {"sep": "x"}, "config": {"version": 5}}),
+        "only module (dict), config (dict)",
     ),
-    "a switch of a wrong type": (
-        "a.sft",
-        with_config(x__unified_position_ids="no"),
-        "unified_position_ids is 'no'",
-    ),
-    "a context of nothing": (
-        "a.sft",
-        with_config(x__max_position_embeddings=0),
-        "max_position_embeddings is 0, expected a length",
-    ),
-    "unknown capabilities": ("a.sft", with_config(capabilities=["sing"]), "capabilities is"),
-    "heads that do not divide": (
-        "a.sft",
-        with_config(size={**config_of(Shape())["size"], "heads": 3}),
-        "3 heads do not divide the width 64",
-    ),
-    "a width that is not the weights'": (
-        "a.sft",
-        with_config(size={**config_of(Shape())["size"], "dim": 128}),
-        "text_emb.weight is [256, 64], expected [256, 128]",
-    ),
-    "layers that are not the weights'": (
-        "a.sft",
-        with_config(size={**config_of(Shape())["size"], "layers": 12}),
-        "layers: 12 by the config, 2 by the weights",
-    ),
-    "levels that are not the weights'": (
-        "a.sft",
-        with_config(size={**config_of(Shape())["size"], "resp_levels": 9}),
-        "codebook levels: 9 by the config, 8 by the weights",
-    ),
-    "a bias that is not there": (
-        "a.sft",
-        remove_tensors(*(f"classifiers.proj.{k}.bias" for k in range(11))),
-        "classifiers_bias is True in the config, but the weights have none",
-    ),
-    "a vocabulary of others": (
-        "a.sft",
-        lambda path: (
-            make_checkpoint(path, Shape()),
-            write_state(
-                path,
-                state_of(path),
-                metadata_of(Shape()) | {"userdata": json.dumps({"symmap": {"a": 1, "b": 2}})},
-            ),
-        ),
-        "does not fit the built-in tokenizer",
-    ),
-    "a symmap of words": (
-        "a.sft",
-        lambda path: (
-            make_checkpoint(path, Shape()),
-            write_state(
-                path,
-                state_of(path),
-                metadata_of(Shape()) | {"userdata": json.dumps({"symmap": {"a": "b"}})},
-            ),
-        ),
-        "userdata.symmap does not map",
-    ),
-    "more phonemes than the tokenizer has": (
-        "a.sft",
-        replace_tensor("text_emb.weight", np.zeros((300, 64), np.float32)),
-        "300",
-    ),
-}
+    (saved({"module": SPARSE}), "not dense tensors"),
+    (saved({"module": ONE, "config": [1]}), "'config' is rejected: it is a list"),
+    (saved(ONE), "has no config"),
+    (flipped_bit("data/3"), "data/3 does not match its checksum"),
+    (flipped_bit("data.pkl"), "data.pkl does not match its checksum"),
+]
+CASES = [
+    pytest.param(name, make, words, id=words)
+    for name, cases in {"a.sft": SAFETENSORS, "a.pth": TORCH}.items()
+    for make, words in cases
+] + [pytest.param("a.xyz", text(b"\xfe\xed" * 300), "no known checkpoint format", id="a.xyz")]
 
 
-@pytest.mark.parametrize("case", CHECKPOINTS)
+@pytest.mark.parametrize(("name", "make", "words"), CASES)
 def test_a_bad_checkpoint_is_refused_in_one_sentence(
-    case: str, tmp_path: Path, cli: Cli, untouched: Callable[[], None]
+    name: str, make: Make, words: str, tmp_path: Path, cli: Cli, untouched: Callable[[], None]
 ) -> None:
-    name, make, words = CHECKPOINTS[case]
     path = tmp_path / name
     make(path)
     untouched()
@@ -496,7 +323,7 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(
 
 def test_float16_is_refused_for_a_number_that_it_cannot_hold(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "a.sft"
-    set_value("sep", 1e6)(path)
+    with_value("sep", 1e6)(path)
     message = error_of(cli(path, tmp_path / "o.gguf", "--outtype", "f16"), 2)
     assert "sep holds 1e+06, more than float16 can (65504)" in message
     assert cli(path, tmp_path / "o.gguf", "--outtype", "bf16", "--verify", "none").code == 0
@@ -557,10 +384,6 @@ def test_the_input_is_never_the_output(
     assert "is the input file itself" in error_of(cli(source, link, *force), 2)
 
 
-def test_a_directory_as_output_is_refused(source: Path, tmp_path: Path, cli: Cli) -> None:
-    assert "is a directory" in error_of(cli(source, tmp_path, "--force"), 2)
-
-
 def test_a_folder_that_is_not_there_is_named(source: Path, tmp_path: Path, cli: Cli) -> None:
     assert "mkdir -p" in error_of(cli(source, tmp_path / "no" / "out.gguf"), 2)
 
@@ -606,14 +429,6 @@ def test_bad_companion_files_are_refused(
     path = tmp_path / "companion"
     text(content)(path)
     assert words in error_of(cli(source, tmp_path / "o.gguf", option, path), 2)
-
-
-@pytest.mark.parametrize("option", ["--config", "--lora", "--tokenizer", "--metadata"])
-def test_a_companion_file_that_is_not_there_is_named(
-    source: Path, tmp_path: Path, cli: Cli, option: str
-) -> None:
-    message = error_of(cli(source, tmp_path / "o.gguf", option, tmp_path / "nothing.json"), 2)
-    assert "nothing.json" in message
 
 
 def test_an_unknown_codec_is_refused(source: Path, tmp_path: Path, cli: Cli) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -16,10 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import Shape, config_of, make_checkpoint, tensor_shapes, userdata
 from support import GOLDEN_NAMES, PROJECT, Cli, error_of, golden_checkpoint
-
-from valle_convert.llama.cpu import cmake_args
 
 Convert = Callable[[str, str], Path]
 PROGRAM = [sys.executable, "-m", "valle_convert"]
@@ -55,21 +53,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert loaded.isdisjoint({*HEAVY, "numpy", "gguf", "yaml"})
 
 
-def test_a_dry_run_imports_neither_torch_nor_llama_cpp() -> None:
-    path = golden_checkpoint("ar-nar-len")
-    loaded = modules_after(
-        "import sys\nfrom valle_convert.cli import main\n"
-        f"sys.argv = ['valle-convert', {str(path)!r}, '--dry-run']\n"
-        "try: main()\nexcept SystemExit as end: assert end.code == 0"
-    )
-    assert loaded.isdisjoint(HEAVY)
-
-
 def test_converting_safetensors_imports_no_torch(tmp_path: Path) -> None:
     path = golden_checkpoint("ar-nar-len")
     loaded = modules_after(
-        "from valle_convert import plan_conversion, write_gguf\n"
-        f"write_gguf(plan_conversion({str(path)!r}), {str(tmp_path / 'o.gguf')!r})"
+        "import sys\nfrom valle_convert.cli import main\n"
+        f"sys.argv = ['valle-convert', {str(path)!r}, {str(tmp_path / 'o')!r}, '--verify=none']\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0"
     )
     assert loaded.isdisjoint(HEAVY)
 
@@ -79,6 +68,7 @@ def test_the_main_job_needs_no_command_name(tmp_path: Path, cli: Cli) -> None:
     assert cli(path, tmp_path / "a.gguf").code == 0
     assert cli("convert", path, tmp_path / "b.gguf").code == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert cli("verify").code == cli("convert", "--nonsense").code == 2
 
 
 def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
@@ -113,32 +103,19 @@ def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(
 
 def test_a_dry_run_reads_no_weights(tmp_path: Path, cli: Cli) -> None:
     # A hole of 200 GB where the weights are: reading it would take minutes.
-    path = tmp_path / "hole.sft"
-    make_checkpoint(path, Shape())
-    raw = path.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    layers = 60
-    config = json.loads(header["__metadata__"]["config"])
-    config["size"] |= {"dim": 8192, "layers": layers, "heads": 64}
-    shape = Shape(dim=8192, layers=layers, heads=64)
-    from make_checkpoint import tensor_shapes
-
-    header = {"__metadata__": header["__metadata__"] | {"config": json.dumps(config)}}
-    offset = 0
+    path, shape = tmp_path / "hole.sft", Shape(dim=8192, layers=60, heads=64)
+    metadata = {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
     for name, size in tensor_shapes(shape).items():
-        n = 4
-        for dimension in size:
-            n *= dimension
-        header[name] = {"dtype": "F32", "shape": list(size), "data_offsets": [offset, offset + n]}
-        offset += n
+        start, end = end, end + 4 * math.prod(size)
+        header[name] = {"dtype": "F32", "shape": list(size), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + offset)
-    assert offset > 150e9
-    assert f"{layers * 9 + 2} tensors" in cli(path, "--dry-run").out
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    if free < offset:
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    os.truncate(path, 8 + len(encoded) + end)
+    assert end > 150e9
+    assert f"{60 * 9 + 2} tensors" in cli(path, "--dry-run").out
+    if os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize < end:
         assert "bytes free" in error_of(cli(path, tmp_path / "o.gguf"), 3)
         assert [one.name for one in tmp_path.iterdir()] == ["hole.sft"]
 
@@ -185,14 +162,8 @@ def test_tokenize_shows_ids_of_both_and_agrees(converted: Convert, cli: Cli) -> 
     assert json.loads(llama)[-1] == 2
     as_json = cli("tokenize", converted("ar-nar-len", "f32"), "a漢", "--no-special", "--json")
     assert json.loads(as_json.out)["llama_cpp"]["ids"] == [16, 0]
-
-
-def test_tokenize_reads_many_lines(tmp_path: Path, converted: Convert, cli: Cli) -> None:
-    lines = tmp_path / "lines.txt"
-    lines.write_text("həlˈoʊ\n\nwˈɜːld <mask>\n'tɪz\n")
-    result = cli("tokenize", converted("ar-nar-len", "f32"), "--file", lines, "--parse-special")
-    assert result.code == 0
-    assert result.out.startswith("4 texts")
+    assert "note: the vocabulary lacks 漢 (U+6F22)" in as_json.err
+    assert cli("tokenize", converted("ar-nar-len", "f32")).code == 2
 
 
 def test_tokenize_ends_with_1_where_the_two_differ(
@@ -218,44 +189,10 @@ def test_tokenize_ends_with_1_where_the_two_differ(
     assert result.code == 1
     assert "they differ" in result.err
     lines = tmp_path / "lines.txt"
-    lines.write_text("s\nab\n")
-    many = cli("tokenize", path, "--file", lines)
+    lines.write_text("s <mask>\nab\n")
+    many = cli("tokenize", path, "--file", lines, "--parse-special")
     assert many.code == 1
-    assert "2 texts, 7 tokens, 1 difference\n" in many.out
-
-
-@pytest.mark.parametrize("arguments", [[], ["text", "--file", "x"]], ids=["none", "both"])
-def test_tokenize_wants_a_text_or_a_file(
-    arguments: list[str], converted: Convert, cli: Cli
-) -> None:
-    assert cli("tokenize", converted("ar-nar-len", "f32"), *arguments).code == 2
-
-
-def test_doctor_tells_versions_library_and_probe(cli: Cli) -> None:
-    result = cli("doctor")
-    assert result.code in (0, 3)
-    for words in ("llama-cpp-python", "libllama", "self-test", "passed", "convert", "CPU features"):
-        assert words in result.out
-    report = json.loads(cli("doctor", "--json").out)
-    assert report["llama"]["problem"] is None
-    assert report["install"] in result.out
-    for argument in cmake_args():
-        assert argument in report["install"]
-    assert {"convert", "verify", "tokenize"} <= {
-        command["name"] for command in report["commands"] if not command["missing"]
-    }
-
-
-@pytest.mark.parametrize("command", ["convert", "inspect", "tokenize", "verify", "doctor"])
-def test_every_command_explains_itself(command: str, cli: Cli) -> None:
-    result = cli(command, "--help")
-    assert result.code == 0
-    assert "Usage: valle-convert" in result.out
-
-
-def test_wrong_usage_ends_with_2(cli: Cli) -> None:
-    assert cli("verify").code == 2
-    assert cli("convert", "--nonsense").code == 2
+    assert re.search(r"2 texts, \d+ tokens, 1 difference\n", many.out)
 
 
 def test_the_version_is_shown(cli: Cli) -> None:
@@ -264,7 +201,9 @@ def test_the_version_is_shown(cli: Cli) -> None:
     assert cli("--version").out.strip() == f"valle-convert {__version__}"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name
+)
 def test_an_interrupted_conversion_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "in" / "a.sft"
     path.parent.mkdir()
@@ -279,34 +218,10 @@ def test_an_interrupted_conversion_leaves_nothing(how: signal.Signals, tmp_path:
     wait_until_writing(process, out)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
     assert list(out.iterdir()) == []
-
-
-def test_a_disk_that_fills_up_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    # A limit on the size of files makes the kernel refuse a write like a full disk does.
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-
-    out = tmp_path / "o.gguf"
-    result = run(golden_checkpoint("ar-nar-len"), out, preexec_fn=limit)
-    assert result.returncode == 3
-    assert "file too large; nothing was kept" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_killed_conversion_leaves_nothing(tmp_path: Path) -> None:
-    path, out = tmp_path / "a.sft", tmp_path / "out"
-    out.mkdir()
-    make_checkpoint(path, Shape(dim=1024, heads=16, layers=6))
-    arguments = [*PROGRAM, str(path), str(out / "o.gguf"), "--verify", "none"]
-    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL, text=True) as process:
-        wait_until_writing(process, out)
-        process.kill()
-    assert list(out.iterdir()) == []
+    if how != signal.SIGKILL:
+        assert process.returncode == 130, err
+        assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
 
 
 @pytest.mark.parametrize("name", ["convert", "quantize", "repair"])
@@ -339,16 +254,6 @@ def test_no_companion_file_is_overwritten(option: str, tmp_path: Path, cli: Cli)
     assert companion.read_text() == "precious"
 
 
-def test_a_tokenizer_beside_the_checkpoint_is_no_output(tmp_path: Path, cli: Cli) -> None:
-    checkpoint = tmp_path / "a.sft"
-    checkpoint.write_bytes(golden_checkpoint("ar-nar-len").read_bytes())
-    beside = tmp_path / "tokenizer.json"
-    beside.write_bytes((PROJECT / "valle_convert/tokenizer/data/tokenizer.json").read_bytes())
-    before = beside.read_bytes()
-    assert "is the input file itself" in error_of(cli(checkpoint, beside, "--force"), 2)
-    assert beside.read_bytes() == before
-
-
 def test_a_folder_where_no_file_can_be_made_ends_with_3() -> None:
     # Not even root makes files there.
     result = run(golden_checkpoint("ar-nar-len"), "/proc/o.gguf")
@@ -367,12 +272,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
         assert process.wait(timeout=60) == 0
-
-
-def test_characters_that_the_vocabulary_lacks_are_marked(converted: Convert, cli: Cli) -> None:
-    path = converted("ar-nar-len", "f32")
-    assert "note: the vocabulary lacks € (U+20AC)" in cli("tokenize", path, "həl€o").err
-    assert "lacks" not in cli("tokenize", path, "həlˈoʊ").err
 
 
 @pytest.mark.parametrize("word", ["inspekt", "verfiy", "speek"])

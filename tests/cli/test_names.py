@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,42 +14,36 @@ import gguf
 import pytest
 from support import PROJECT, Cli, error_of, golden_checkpoint
 
-PROGRAM = [sys.executable, "-m", "valle_convert"]
-
 
 @pytest.mark.parametrize("name", ["ar-nar-len", "v6-text-head"], ids=["safetensors", "torch"])
-def test_a_name_that_is_not_utf8_goes_all_the_way(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_goes_all_the_way(
+    name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = golden_checkpoint(name)
-    checkpoint = os.fsencode(tmp_path) + b"/\xff\xe9" + original.suffix.encode()
-    out, codes = checkpoint + b".gguf", checkpoint + b".npz"
-    with open(checkpoint, "wb") as file:  # noqa: PTH123 - a name of bytes
-        file.write(original.read_bytes())
-    (tmp_path / "plain").mkdir()
-    plain = tmp_path / "plain" / f"a{original.suffix}"
-    plain.write_bytes(original.read_bytes())
-
-    def run(*arguments: bytes | str | Path) -> bytes:
-        done = subprocess.run([*PROGRAM, *arguments], capture_output=True, check=False, cwd=PROJECT)
-        assert done.returncode == 0, done
-        return done.stdout
-
-    run(checkpoint, out, "--outtype", "f32")
-    run("verify", checkpoint, out)
+    checkpoint, out, codes, more = (
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9" + suffix))
+        for suffix in (original.suffix.encode(), b".gguf", b".npz", b".2.npz")
+    )
+    shutil.copy(original, checkpoint)
+    # pytest's own stream refuses such a name; the program's is tried below.
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), errors="backslashreplace"))
+    spoken = ["--set", "max_seconds=0.1", "--threads", 1]
+    for arguments in (
+        [checkpoint, out, "--outtype", "f32"],
+        ["tokenize", out, "həlˈoʊ"],
+        ["speak", out, "Hi.", "--save-codes", codes, *spoken],
+        ["speak", out, "Hi.", "--codes", codes, "--save-codes", more, "--threads", 1],
+    ):
+        result = cli(*arguments)
+        assert result.code == 0, result.err
     for path in (checkpoint, out):
-        assert "\\udcff\\udce9" in run("inspect", path).decode("utf-8")
-        assert json.loads(run("inspect", path, "--json"))["path"] == os.fsdecode(path)
-    run("tokenize", out, "həlˈoʊ")
-    run("speak", out, "Hi.", "--save-codes", codes, "--set", "max_seconds=0.1", "--threads", "1")
-    again = ["--save-codes", checkpoint + b".2.npz", "--threads", "1"]
-    run("speak", out, "Hi.", "--codes", codes, *again)
-
-    copy = tmp_path / "copy.gguf"
-    os.rename(out, copy)  # noqa: PTH104 - likewise
+        program = [sys.executable, "-m", "valle_convert", "inspect", path]
+        done = subprocess.run(program, capture_output=True, check=True, cwd=PROJECT)
+        assert "\\udcff\\udce9" in done.stdout.decode("utf-8")
+        assert json.loads(cli("inspect", path, "--json").out)["path"] == str(path)
+    copy = out.rename(tmp_path / "copy.gguf")
     fields = gguf.GGUFReader(copy).fields
     assert bytes(fields["valle.source.name"].parts[-1]).decode("utf-8").startswith("\ufffd\ufffd")
-    run(plain, tmp_path / "plain.gguf", "--outtype", "f32")
-    size = (tmp_path / "plain.gguf").stat().st_size
-    assert abs(copy.stat().st_size - size) < 1000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,10 @@ def test_inspect_names_what_other_programs_would_run_or_load(tmp_path: Path, cli
 
 
 def test_a_file_of_another_alignment_is_quantized_like_any(
-    converted_f16: Path, tmp_path: Path, cli: Cli
+    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:
-    source = GgufFile(converted_f16)
+    plain = converted("ar-nar-len", "f16")
+    source = GgufFile(plain)
     other = tmp_path / "aligned.gguf"
     keys = [Key("general.alignment", 128, "u32")]
     keys += [Key(name, source.keys[name], source.key_types[name]) for name in source.keys]
@@ -88,7 +90,7 @@ def test_a_file_of_another_alignment_is_quantized_like_any(
         data += tensor.data.tobytes().ljust(padded(tensor.n_bytes, 128), b"\0")
         offset = len(data)
     other.write_bytes(pack_header(keys, entries) + data)
-    for path, out in ((converted_f16, "a.gguf"), (other, "b.gguf")):
+    for path, out in ((plain, "a.gguf"), (other, "b.gguf")):
         assert cli("quantize", path, tmp_path / out, "Q8_0").code == 0
     a, b = (GgufFile(tmp_path / name) for name in ("a.gguf", "b.gguf"))
     assert b.alignment == 32
@@ -99,9 +101,3 @@ def test_a_file_of_another_alignment_is_quantized_like_any(
     # The user's own file is the input, not the copy that the tool reads.
     protected = cli("quantize", other, other, "Q8_0", "--force")
     assert "is the input file itself" in error_of(protected, 2)
-
-
-@pytest.fixture
-def converted_f16(converted: object) -> Path:
-    path: Path = converted("ar-nar-len", "f16")  # type: ignore[operator]
-    return path

@@ -5,15 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audio.small_codec import save_codec
-from support import Cli, Result, error_of, golden_checkpoint
-from transformers import EncodecModel
+import tqdm
+from support import Cli, Result, error_of, golden_checkpoint, run_without
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.speak import _note_threads
-from valle_convert.cli.watch import stop_on_interrupt
+from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.families.family import Choices
 
 Convert = Callable[[str, str], Path]
@@ -43,11 +39,6 @@ QUICK = "--set max_seconds=0.2,prompt_seconds=0.4,max_steps=2 --temperature 0 --
 def one_thread() -> None:
     """Tiny models are slower on several threads, and very slow where workers share the cores."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=CODES)
 
 
 @pytest.fixture(scope="session")
@@ -112,17 +103,6 @@ def test_text_and_a_wav_become_a_wav_on_a_quantized_file(
     assert sorted(tmp_path.iterdir()) == [codes, out]
 
 
-def test_a_k_quant_speaks(
-    cli: Cli, codec: Path, voice: Path, tmp_path: Path, small_checkpoint: Callable[..., Path]
-) -> None:
-    # Rows of 256, so that every matrix gets the type itself.
-    source = small_checkpoint("wide.sft", dim=256, heads=4, text_tokens=8575)
-    model, out = tmp_path / "model.gguf", tmp_path / "hello.wav"
-    done(cli("quantize", source, model, "Q4_K_M"))
-    done(cli("speak", model, "Hello world.", "--voice", voice, "-o", out, "--codec", codec, *QUICK))
-    assert soundfile.info(out).frames > 0
-
-
 def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
     cli: Cli, gguf: Path, codec: Path, voice: Path, tmp_path: Path, speak: Cli
 ) -> None:
@@ -134,25 +114,59 @@ def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
     assert told["phonemes"] == heard.out.rstrip("\n")
     assert 0 < len(told["ids"]) <= 12
     assert all(seconds > 0 for seconds in told["timings"].values())
+    # No codec is needed for codes, and none is looked for.
     spoken, codes = tmp_path / "a.wav", tmp_path / "a.npz"
     done(speak("Hello.", "-o", spoken, "--save-codes", codes, "--float"))
-    # No codec is needed for codes, and none is looked for.
+    assert soundfile.info(spoken).subtype == "FLOAT"
     assert done(cli("transcribe", gguf, codes, *limit)).out.strip()
     # Of several, each with its path; all of them have to be there.
     both = done(cli("transcribe", gguf, voice, codes, "--codec", codec, *limit))
-    lines = [line.split("\t") for line in both.out.splitlines()]
-    assert [path for path, _ in lines] == [str(voice), str(codes)]
-    assert lines[0][1] == heard.out.rstrip("\n")
-    several = done(cli("transcribe", gguf, voice, codes, "--codec", codec, *limit, "--json"))
-    assert [(one["file"], one["phonemes"]) for one in json.loads(several.out)] == [
-        (path, phonemes) for path, phonemes in lines
-    ]
+    assert [line.split("\t")[0] for line in both.out.splitlines()] == [str(voice), str(codes)]
     result = cli("transcribe", gguf, voice, tmp_path / "none.wav", "--codec", codec, *limit)
     assert "none.wav" in error_of(result, 2)
     assert result.out == ""
 
 
 # ---------------------------------------------------------------------------- the options
+
+
+def test_saved_codes_are_sounded_again_without_llama_cpp(
+    speak: Cli, gguf: Path, codec: Path, voice: Path, tmp_path: Path
+) -> None:
+    first, again, codes = (tmp_path / name for name in ("a.wav", "b.wav", "c.npz"))
+    done(speak("Hello.", "--voice", voice, "-o", first, "--save-codes", codes))
+    given = ["speak", gguf, "--codes", codes, "-o", again, "--codec", codec, "--json"]
+    sounded = run_without("llama_cpp", *given)
+    assert json.loads(done(sounded).out)["file"] == str(again)
+    assert again.read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize("module", ["soundfile", "phonemizer"])
+def test_a_missing_package_is_named_with_its_remedy(
+    gguf: Path, codec: Path, voice: Path, tmp_path: Path, module: str
+) -> None:
+    given = ["speak", gguf, "Hi.", "--voice", voice, "-o", tmp_path / "o.wav", "--codec", codec]
+    message = error_of(run_without(module, *given, *QUICK), 3)
+    assert f"needs the Python package {module}" in message
+    assert "pip install '.[speech]'" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_seconds_of_audio_and_the_real_time_factor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm.tqdm, mininterval=0, ncols=120))
+    with SpeechProgress(frame_rate=75, sink=None)("frames", 150, "frame") as advance:
+        advance(75)
+        advance(75)
+    assert re.search(r"sentence 1, frames: .* s of audio, \d\.\d\d x real", terminal.getvalue())
 
 
 def test_the_text_comes_from_stdin_where_asked(
@@ -168,61 +182,21 @@ def test_the_text_comes_from_stdin_where_asked(
     assert "more than 1,048,576 bytes" in error_of(say(b"Hi. " * 2_500_000), 2)
 
 
-def test_saved_codes_are_sounded_again(
-    speak: Cli, cli: Cli, gguf: Path, codec: Path, voice: Path, tmp_path: Path
-) -> None:
-    first, again, codes = (tmp_path / name for name in ("a.wav", "b.wav", "c.npz"))
-    done(speak("Hello.", "--voice", voice, "-o", first, "--save-codes", codes))
-    sounded = cli("speak", gguf, "--codes", codes, "-o", again, "--codec", codec, "--json")
-    told = json.loads(done(sounded).out)
-    assert again.read_bytes() == first.read_bytes()
-    assert told["file"] == str(again)
-
-
-def test_floats_are_written_where_asked(speak: Cli, tmp_path: Path) -> None:
-    out = tmp_path / "out.wav"
-    done(speak("Hello.", "-o", out, "--float"))
-    assert soundfile.info(out).subtype == "FLOAT"
-
-
-def test_nothing_is_clipped_silently(cli: Cli, gguf: Path, codec: Path, tmp_path: Path) -> None:
-    loud = tmp_path / "loud"
-    model = EncodecModel.from_pretrained(codec)
-    with torch.inference_mode():
-        for parameter in model.decoder.layers[-1].parameters():
-            parameter.mul_(1e4)
-    model.save_pretrained(loud)
-    out = tmp_path / "out.wav"
-    common = ["speak", gguf, "Hello.", "-o", out, "--codec", loud, "--force", *QUICK]
-    result = done(cli(*common, "--json"))
-    told = json.loads(result.out)
-    assert told["peak"] > 1
-    assert told["gain"] == pytest.approx(1 / told["peak"])
-    assert re.search(r"note: made \d+\.\d dB quieter to avoid clipping", result.err)
-    samples, _ = soundfile.read(out, dtype="int16")
-    assert np.abs(samples.astype(int)).max() == 32767
-    assert "above full scale" in done(cli(*common, "--float")).err
-    assert np.abs(soundfile.read(out)[0]).max() == pytest.approx(told["peak"], rel=1e-5)
-
-
-@pytest.mark.parametrize("task", ["vc", "ns"])
-def test_tasks_answer_a_recording_with_one_as_long(
-    speak: Cli, voice: Path, tmp_path: Path, task: str
+def test_a_task_answers_a_recording_with_one_as_long(
+    speak: Cli, voice: Path, tmp_path: Path
 ) -> None:
     out, source = tmp_path / "out.wav", tmp_path / "source.wav"
     soundfile.write(source, 0.1 * np.random.default_rng(5).standard_normal(RATE // 2), RATE)
-    said = ["Hello world.", "--voice", voice] if task == "vc" else []
-    done(speak(*said, "--task", task, "--source", source, "-o", out))
+    said = ["Hello world.", "--voice", voice]
+    done(speak(*said, "--task", "vc", "--source", source, "-o", out))
     assert soundfile.info(out).frames == 38 * 320
 
 
 def test_a_codec_that_cannot_fit_is_refused_before_the_hub_is_asked(
     cli: Cli, gguf: Path, tmp_path: Path
 ) -> None:
-    before = time.monotonic()
     message = error_of(cli("speak", gguf, "Hi.", "-o", tmp_path / "o.wav"), 2)
     assert "trained on 8 levels of 64 codes" in message
-    assert time.monotonic() - before < 30  # five tries of the hub take longer
 
 
 def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_path: Path) -> None:
@@ -232,22 +206,6 @@ def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_pa
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [("flac", "FLAC"), ("OGG", "OGG"), ("wav", "WAV")])
-def test_sound_is_written_as_its_name_says(
-    speak: Cli, tmp_path: Path, suffix: str, kind: str
-) -> None:
-    out = tmp_path / f"a.{suffix}"
-    done(speak("Hi.", "-o", out))
-    assert soundfile.info(out).format == kind
-
-
-def test_threads_beyond_the_cores_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    _note_threads(1)
-    assert capsys.readouterr().err == ""
-    _note_threads(1024)
-    assert "note: 1024 threads on" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["a.aac", "a.m4a", "a"])
 def test_sound_of_another_format_is_refused(speak: Cli, tmp_path: Path, name: str) -> None:
     message = error_of(speak("Hi.", "-o", tmp_path / name), 2)
@@ -255,16 +213,6 @@ def test_sound_of_another_format_is_refused(speak: Cli, tmp_path: Path, name: st
     floats = speak("Hi.", "-o", tmp_path / "a.flac", "--float")
     assert "cannot store 32-bit floats" in error_of(floats, 2)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sound_goes_to_stdout(gguf: Path, codec: Path) -> None:
-    arguments = ["speak", gguf, "Hi.", "-o", "-", "--codec", codec, *QUICK]
-    process = subprocess.run(
-        [sys.executable, "-m", "valle_convert", *map(str, arguments)],
-        capture_output=True,
-        check=True,
-    )
-    assert soundfile.info(io.BytesIO(process.stdout)).frames == FRAMES * 320
 
 
 @pytest.mark.parametrize("append", [False, True])
@@ -286,19 +234,13 @@ def test_sound_that_stdout_takes_to_a_file_knows_its_length_where_it_can(
 
 
 def test_a_pipe_gets_each_sentence_as_soon_as_it_is_done(gguf: Path, codec: Path) -> None:
-    with start(gguf, codec, Path("-"), "--raw") as process:
+    with start(gguf, codec, Path("-")) as process:
         assert process.stdout is not None
-        first = process.stdout.buffer.read(FRAMES * 320 * 2)
+        first = process.stdout.buffer.read(44 + FRAMES * 320 * 2)[44:]
         assert process.poll() is None  # 399 are still to come
         process.kill()
         process.communicate()
     assert np.frombuffer(first, "<i2").any()
-
-
-def test_samples_without_a_header_go_to_streams_only(speak: Cli, tmp_path: Path) -> None:
-    refused = speak("Hi.", "-o", tmp_path / "a.wav", "--raw")
-    assert refused.code == 2
-    assert "only for -o -, a pipe or a device" in refused.err
 
 
 def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
@@ -335,24 +277,20 @@ def interrupt(process: subprocess.Popen[str], how: signal.Signals) -> str:
     return rest
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
-def test_an_interrupted_speech_leaves_nothing(
-    gguf: Path, codec: Path, tmp_path: Path, how: signal.Signals
-) -> None:
+def test_an_interrupted_speech_leaves_nothing(gguf: Path, codec: Path, tmp_path: Path) -> None:
     process = start(gguf, codec, tmp_path / "out.wav")
-    rest = interrupt(process, how)
+    rest = interrupt(process, signal.SIGINT)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
 def test_an_interrupted_speech_keeps_what_was_finished_where_asked(
-    gguf: Path, codec: Path, tmp_path: Path, how: signal.Signals
+    gguf: Path, codec: Path, tmp_path: Path
 ) -> None:
     out, codes = tmp_path / "out.wav", tmp_path / "out.npz"
     process = start(gguf, codec, out, "--keep-partial", "--save-codes", str(codes))
-    rest = interrupt(process, how)
+    rest = interrupt(process, signal.SIGTERM)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     seconds = soundfile.info(out).duration
@@ -366,55 +304,18 @@ def test_an_interrupted_speech_keeps_what_was_finished_where_asked(
 
 
 def test_a_second_interrupt_aborts() -> None:
-    # A shell that starts the tests in the background lets them ignore SIGINT.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with stop_on_interrupt(keep=True) as should_stop:
-            assert not should_stop()
+    # A shell's background job ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with stop_on_interrupt(keep=True) as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            assert should_stop()
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def test_a_terminal_shows_frames_seconds_and_the_real_time_factor(
-    gguf: Path, codec: Path, tmp_path: Path
-) -> None:
-    main, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (40, 160))
-    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hello."]
-    command += ["-o", str(tmp_path / "o.wav"), "--codec", str(codec), "--threads", "1"]
-    environment = {**os.environ, "TQDM_MININTERVAL": "0"}
-    process = subprocess.Popen(
-        [*command, "--set", "mode=ar,max_seconds=8", "--temperature", "0"],
-        stderr=terminal,
-        env=environment,
-    )
-    os.close(terminal)
-    shown = b""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            shown += os.read(main, 65_536)
-        except OSError:  # the other end is closed
-            break
-    assert process.wait(timeout=60) == 0
-    os.close(main)
-    text = shown.decode()
-    assert re.search(r"sentence 1, frames: .* of audio, \d+\.\d\d x real time", text)
-    assert "sentence 1, levels" in text
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 # -------------------------------------------------------------------------------- refused
-
-
-def silent(folder: Path) -> Path:
-    path = folder / "silent.wav"
-    soundfile.write(path, np.zeros(RATE), RATE)
-    return path
 
 
 def no_audio(folder: Path) -> Path:
@@ -424,35 +325,20 @@ def no_audio(folder: Path) -> Path:
 
 
 Make = Callable[[Path], list[Any]]
-
+#: What the library's own tests refuse is not all here.
 REFUSED: dict[str, tuple[Make, str]] = {
-    "nothing to say": (lambda _: ["..."], "nothing to say in the text '...'"),
     "empty text": (lambda _: [""], "nothing to say"),
-    "phonemes without a sound": (lambda _: ["ˈː.", "--phonemes"], "nothing to say"),
     "broken Unicode": (lambda _: ["a\udcff"], "not valid Unicode"),
     "broken phonemes": (lambda _: ["a\udcff", "--phonemes"], "not valid Unicode"),
-    "silent voice": (lambda t: ["Hi.", "--voice", silent(t)], "There is no speech in"),
-    "voice that is no audio": (
-        lambda t: ["Hi.", "--voice", no_audio(t)],
-        "cannot be read as audio",
-    ),
+    "no audio": (lambda t: ["Hi.", "--voice", no_audio(t)], "cannot be read as audio"),
     "missing voice": (lambda t: ["Hi.", "--voice", t / "none.wav"], "There is no audio file"),
     "codes that are none": (
         lambda t: ["Hi.", "--codes", shutil.copy(no_audio(t), t / "a.npz")],
         "is no file of codes",
     ),
-    "language": (lambda _: ["Hallo.", "--language", "nl"], "does not speak the language 'nl'"),
     "script": (lambda _: ["Привет."], "the script Cyrillic"),
-    "too long": (lambda _: ["b" * 30_000, "--phonemes"], "made for 22750; give a shorter text"),
     "temperature": (lambda _: ["Hi.", "--temperature", -1], "temperature is -1"),
-    "guidance": (lambda _: ["Hi.", "--set", "guidance_strength=-1"], "guidance is -1"),
-    "seconds": (lambda _: ["Hi.", "--set", "max_seconds=0"], "max-seconds is 0"),
-    "steps": (lambda _: ["Hi.", "--set", "max_steps=0"], "max-steps is 0"),
-    "mode": (lambda _: ["Hi.", "--set", "mode=best"], "expected one of auto, ar, nar-len"),
-    "setting": (lambda _: ["Hi.", "--set", "tempo=2"], "NAME one of mode, max_seconds"),
-    "number": (lambda _: ["Hi.", "--set", "top_p=inf"], "expected a finite number"),
-    "half a step": (lambda _: ["Hi.", "--set", "max_steps=2.5"], "expected a whole number"),
-    "no value": (lambda _: ["Hi.", "--set", "top_k"], "expected NAME=VALUE"),
+    "setting": (lambda _: ["Hi.", "--set", "tempo=2"], "--set tempo=2"),
     "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec folder"),
 }
 
@@ -480,16 +366,7 @@ def test_files_that_are_no_valle_are_refused(
     garbage, cut = tmp_path / "garbage.gguf", tmp_path / "cut.gguf"
     garbage.write_bytes(os.urandom(5000))
     cut.write_bytes(gguf.read_bytes()[:100_000])
-    other = tmp_path / "gemma.gguf"
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(other, "gemma")
-    writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    for path in (garbage, cut, other, tmp_path / "none.gguf", tmp_path):
+    for path in (garbage, cut, tmp_path / "none.gguf", tmp_path):
         for command in (["speak", path, "Hi.", "-o", out], ["transcribe", path, out]):
             assert str(path) in error_of(cli(*command, "--codec", codec), 2)
     assert not out.exists()
@@ -575,24 +452,6 @@ def test_what_does_not_go_together_is_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["soundfile", "soxr", "phonemizer", "espeakng_loader"])
-def test_a_missing_package_is_named_with_its_remedy(
-    gguf: Path, codec: Path, voice: Path, tmp_path: Path, module: str
-) -> None:
-    arguments = ["speak", gguf, "Hi.", "--voice", voice, "-o", tmp_path / "o.wav"]
-    code = (
-        f"import sys\nsys.modules[{module!r}] = None\n"
-        f"sys.argv = {['valle-convert', *map(str, [*arguments, '--codec', codec, *QUICK])]!r}\n"
-        "from valle_convert.cli import main\nmain()"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    message = error_of(Result(result.returncode, result.stdout, result.stderr), 3)
-    assert f"needs the Python package {module}" in message
-    assert "pip install '.[speech]'" in message
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_without_a_network_the_hub_is_named_with_what_to_do(
     converted: Convert, tmp_path: Path
 ) -> None:
@@ -604,18 +463,3 @@ def test_without_a_network_the_hub_is_named_with_what_to_do(
     message = error_of(Result(done_.returncode, done_.stdout, done_.stderr), 3)
     assert "hf download facebook/encodec_24khz --local-dir" in message
     assert not (tmp_path / "o.wav").exists()
-
-
-def test_codes_are_decoded_where_there_is_no_llama_cpp(
-    gguf: Path, codec: Path, speak: Cli, tmp_path: Path
-) -> None:
-    codes, out = tmp_path / "a.npz", tmp_path / "a.wav"
-    done(speak("Hello.", "--save-codes", codes))
-    arguments = ["speak", gguf, "--codes", codes, "-o", out, "--codec", codec]
-    code = (
-        "import sys\nsys.modules['llama_cpp'] = None\n"
-        f"sys.argv = {['valle-convert', *map(str, arguments)]!r}\n"
-        "from valle_convert.cli import main\nmain()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert soundfile.info(out).frames == FRAMES * 320

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 import sentencepiece
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support import Cli, error_of, golden_checkpoint
+from support import Cli, error_of, golden_checkpoint, run_without
 
 from valle_convert.audio import Audio, write_wav
 from valle_convert.gguf_file.read import GgufFile
@@ -85,24 +82,6 @@ def test_a_sentencepiece_model_converts_and_verifies(
     assert shown.code == 0
     assert "sentencepiece" in shown.out
     assert "give that file with --tokenizer" in error_of(cli("tokenize", out, "a"), 2)
-
-
-def test_a_sentencepiece_model_of_another_size_is_refused(
-    without_symmap: Path, sentencepiece_model: Path, tmp_path: Path, cli: Cli
-) -> None:
-    message = error_of(
-        cli(without_symmap, tmp_path / "o.gguf", "--tokenizer", sentencepiece_model), 2
-    )
-    assert "256 phoneme rows, but the tokenizer has 600 ids" in message
-
-
-def test_a_sentencepiece_model_is_refused_for_a_checkpoint_with_another_vocabulary(
-    small_checkpoint: Callable[..., Path], sentencepiece_model: Path, tmp_path: Path, cli: Cli
-) -> None:
-    message = error_of(
-        cli(small_checkpoint(), tmp_path / "o.gguf", "--tokenizer", sentencepiece_model), 2
-    )
-    assert "does not fit the tokenizer phonemes.model" in message
 
 
 def end_swapped_with_begin(document: dict[str, Any]) -> None:
@@ -197,40 +176,17 @@ def test_a_converted_file_with_another_special_id_is_refused_by_every_reader(
     assert fault in verified.out + verified.err
 
 
-def test_a_tokenizer_beside_the_checkpoint_is_taken_and_said_so(
-    small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
-) -> None:
-    path = small_checkpoint("model/ckpt.sft")
-    shutil.copy(BUILT_IN, path.with_name("tokenizer.json"))
-    result = cli(path, tmp_path / "out.gguf")
-    assert result.code == 0
-    assert "tokenizer: tokenizer.json (found beside the checkpoint" in result.err
-    assert GgufFile(tmp_path / "out.gguf").keys["valle.tokenizer.source"] == "tokenizer.json"
-
-
-def run_without_llama_cpp(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line in a Python that has no llama-cpp-python."""
-    code = (
-        "import sys\nsys.modules['llama_cpp'] = None\n"
-        f"sys.argv = {['valle-convert', *map(str, arguments)]!r}\n"
-        "from valle_convert.cli import main\nmain()"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 def test_a_checkpoint_converts_where_llama_cpp_is_not_installed(tmp_path: Path) -> None:
-    out = tmp_path / "out.gguf"
-    done = run_without_llama_cpp(golden_checkpoint("ar-nar-len"), out)
-    assert done.returncode == 0, done.stderr
-    verdict = done.stderr.splitlines()[-1]
+    checkpoint, out = golden_checkpoint("ar-nar-len"), tmp_path / "out.gguf"
+    done = run_without("llama_cpp", checkpoint, out)
+    assert done.code == 0, done.err
+    verdict = done.err.splitlines()[-1]
     assert verdict.startswith("NOT VERIFIED: ")
     assert "structure in part, tokenizer: llama-cpp-python is not installed" in verdict
-    for level in ("full", "quick"):  # what was asked for has to run, the default as far as it can
-        given = ("--verify", level, "--force")
-        asked = run_without_llama_cpp(golden_checkpoint("ar-nar-len"), out, *given)
-        assert asked.returncode == 3, asked.stderr
-        assert asked.stderr.count("NOT VERIFIED: ") == 1
-        assert out.exists()
-    done = run_without_llama_cpp("tokenize", out, "a")
-    assert done.returncode == 3
-    assert "pip install '.[llama]'" in done.stderr
+    # What is asked for has to run, the default as far as it can.
+    asked = run_without("llama_cpp", checkpoint, out, "--verify", "quick", "--force")
+    assert asked.code == 3, asked.err
+    assert asked.err.count("NOT VERIFIED: ") == 1
+    assert out.exists()
+    lacks = run_without("llama_cpp", "tokenize", out, "a")
+    assert "pip install '.[llama]'" in error_of(lacks, 3)

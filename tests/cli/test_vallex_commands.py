@@ -4,54 +4,42 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from audio.small_codec import save_codec
-from support import Cli, error_of, golden_checkpoint
+from support import Cli, error_of
 from vallex_golden import CHECKPOINT, golden
 
-from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.decode import GREEDY
-from valle_convert.families.bundle import open_bundle
 from valle_convert.families.vallex.symbols import symbol_ids
-from valle_convert.speech.results import SpeakOptions, Spoken
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint as a set of files."""
-    path = tmp_path_factory.mktemp("set") / "out.gguf"
-    write_gguf(plan_conversion(CHECKPOINT), path)
-    return path
-
-
-def test_tokenize_knows_the_symbols_and_tells_what_is_none(converted: Path, cli: Cli) -> None:
-    result = cli("tokenize", converted, "ðɛɹ_c.", "--json")
+def test_tokenize_knows_the_symbols_and_tells_what_is_none(vallex: Path, cli: Cli) -> None:
+    result = cli("tokenize", vallex, "ðɛɹ_c.", "--json")
     assert result.code == 0
     found = json.loads(result.out)
     assert found["llama_cpp"]["ids"] == found["bpe"]["ids"] == symbol_ids("ðɛɹ_c.")
     assert "the vocabulary lacks c (U+0063)" in result.err
 
 
-def test_tokenize_takes_no_other_tokenizer_and_no_other_part(converted: Path, cli: Cli) -> None:
-    result = cli("tokenize", converted, "a", "--tokenizer", CHECKPOINT)
+def test_tokenize_takes_no_other_tokenizer_and_no_other_part(vallex: Path, cli: Cli) -> None:
+    result = cli("tokenize", vallex, "a", "--tokenizer", CHECKPOINT)
     assert "one table of symbols" in error_of(result, 2)
-    for other in ("out-nar.gguf", "out-nar-3.gguf"):
-        result = cli("tokenize", converted.with_name(other), "a")
+    for other in ("x-nar.gguf", "x-nar-3.gguf"):
+        result = cli("tokenize", vallex.with_name(other), "a")
         assert "give the file of the AR" in error_of(result, 2)
 
 
 def test_a_set_with_a_file_missing_fails_in_one_sentence(
-    converted: Path, tmp_path: Path, cli: Cli
+    vallex: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    for path in converted.parent.glob("*.gguf"):
+    for path in vallex.parent.glob("*.gguf"):
         if not path.name.endswith("-nar-3.gguf"):
             shutil.copy(path, tmp_path)
-    result = cli("verify", CHECKPOINT, tmp_path / converted.name)
+    result = cli("verify", CHECKPOINT, tmp_path / vallex.name)
     assert result.code == 1
     said = (result.out + result.err).splitlines()
     (line,) = [line for line in said if line.startswith("FAILED")]
@@ -59,9 +47,9 @@ def test_a_set_with_a_file_missing_fails_in_one_sentence(
     assert not line.endswith("?.")
 
 
-def test_inspect_shows_no_row_without_a_value(converted: Path, cli: Cli) -> None:
+def test_inspect_shows_no_row_without_a_value(vallex: Path, cli: Cli) -> None:
     """The golden codec of 64 codes is none that has a rate."""
-    for file in (converted, CHECKPOINT):
+    for file in (vallex, CHECKPOINT):
         shown = cli("inspect", file).out
         assert "codec" in shown
         assert "rate" not in shown
@@ -77,11 +65,6 @@ QUICK = "--temperature 0 --set max_seconds=0.2 --threads 1".split()
 FRAMES = 15  # of 0.2 seconds
 
 
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=64)
-
-
 @pytest.fixture
 def voice(tmp_path: Path) -> Path:
     """A voice file as the model's own project writes them."""
@@ -95,85 +78,26 @@ def voice(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def recording(tmp_path: Path) -> Path:
-    path = tmp_path / "prompt.flac"
-    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((22_050, 2)), 44_100)
-    return path
-
-
-def spoken(
-    path: Path, text: str, voice: Path | None, options: SpeakOptions, *, is_phonemes: bool = False
-) -> Spoken:
-    """What the Python interface speaks."""
-    bundle = open_bundle(path)
-    with bundle.family.speaker(bundle, n_threads=1) as speaker:
-        return speaker.speak(text, voice, options, is_phonemes=is_phonemes)
-
-
 def test_text_and_a_voice_file_become_sound_and_codes(
-    converted: Path, codec: Path, voice: Path, tmp_path: Path, cli: Cli
+    vallex: Path, codec: Path, voice: Path, tmp_path: Path, cli: Cli
 ) -> None:
     out, codes = tmp_path / "hello.wav", tmp_path / "hello.npz"
     given = ["-o", out, "--save-codes", codes, "--voice", voice, "--codec", codec, "--json", *QUICK]
-    result = cli("speak", converted, "[EN]Hello.[EN][ZH]你好。[ZH]", *given)
+    result = cli("speak", vallex, "[EN]Hello.[EN][ZH]你好。[ZH]", *given)
     assert result.code == 0, result.err
     told = json.loads(result.out)
     assert [one["phonemes"] for one in told["sentences"]] == ["hɛˈloʊ.", "ni↓↑xɑʊ↓↑."]
     assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
     assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
-    options = SpeakOptions(sampling=GREEDY, max_seconds=0.2)
-    expected = spoken(converted, "[EN]Hello.[EN][ZH]你好。[ZH]", voice, options)
-    np.testing.assert_array_equal(read_codes(codes).codes, expected.codes)
+    assert len(read_codes(codes).codes) == sum(one["frames"] for one in told["sentences"])
 
 
-def test_codes_alone_need_no_codec(converted: Path, voice: Path, tmp_path: Path, cli: Cli) -> None:
+def test_codes_alone_need_no_codec(vallex: Path, voice: Path, tmp_path: Path, cli: Cli) -> None:
     codes = tmp_path / "hello.npz"
-    result = cli("speak", converted, "Hello.", "--save-codes", codes, "--voice", voice, *QUICK)
+    result = cli("speak", vallex, "Hello.", "--save-codes", codes, "--voice", voice, *QUICK)
     assert result.code == 0, result.err
     assert read_codes(codes).codes.shape == (FRAMES, 8)
     assert "'Hello.' did not end within 0.2 seconds" in result.err
-    # And they are a voice themselves, with what they say.
-    again = tmp_path / "again.npz"
-    given = ["--voice", codes, "--save-codes", again, *QUICK]
-    result = cli("speak", converted, "Hello.", *given)
-    assert "--voice-text" in error_of(result, 2)
-    result = cli("speak", converted, "Hello.", "--voice-text", "Hello.", *given)
-    assert result.code == 0, result.err
-
-
-def test_a_recording_is_a_voice_with_its_transcript(
-    converted: Path, codec: Path, recording: Path, tmp_path: Path, cli: Cli
-) -> None:
-    given = ["-o", tmp_path / "a.wav", "--voice", recording, "--codec", codec, *QUICK]
-    result = cli("speak", converted, "Hello.", *given)
-    assert f"needs the transcript of {recording}" in error_of(result, 2)
-    assert not (tmp_path / "a.wav").exists()
-    result = cli("speak", converted, "Hello.", *given, "--voice-text", "[EN]Hi there.[EN]")
-    assert result.code == 0, result.err
-
-
-def test_its_own_options_and_symbols_are_known(converted: Path, tmp_path: Path, cli: Cli) -> None:
-    codes = tmp_path / "a.npz"
-    drawn = "--set best_of=3,length_penalty=0.5,accent=ja,max_seconds=0.2 --seed 4".split()
-    given = ["--save-codes", codes, "--force", "--threads", "1"]
-    result = cli("speak", converted, "hɛˈloʊ c.", "--phonemes", *drawn, *given)
-    assert result.code == 0, result.err
-    assert "lacks these symbols, which are skipped: c (U+0063)" in result.err
-    options = SpeakOptions(best_of=3, length_penalty=0.5, accent="ja", seed=4, max_seconds=0.2)
-    expected = spoken(converted, "hɛˈloʊ .", None, options, is_phonemes=True)
-    np.testing.assert_array_equal(read_codes(codes).codes, expected.codes)
-
-
-def test_level_0_of_saved_codes_is_kept(
-    converted: Path, voice: Path, tmp_path: Path, cli: Cli
-) -> None:
-    codes, raised = tmp_path / "a.npz", tmp_path / "b.npz"
-    given = ["--voice", voice, *QUICK]
-    assert cli("speak", converted, "Hello.", "--save-codes", codes, *given).code == 0
-    kept = ["--codes", codes, "--save-codes", raised]
-    assert cli("speak", converted, "Hello.", *kept, *given).code == 0
-    np.testing.assert_array_equal(read_codes(raised).codes, read_codes(codes).codes)
 
 
 @pytest.mark.parametrize(
@@ -198,38 +122,23 @@ def test_level_0_of_saved_codes_is_kept(
     ],
 )
 def test_what_it_cannot_do_is_refused_in_one_sentence(
-    converted: Path, tmp_path: Path, cli: Cli, given: str, said: str
+    vallex: Path, tmp_path: Path, cli: Cli, given: str, said: str
 ) -> None:
-    result = cli("speak", converted, "Hi.", "--save-codes", tmp_path / "a.npz", *given.split())
+    result = cli("speak", vallex, "Hi.", "--save-codes", tmp_path / "a.npz", *given.split())
     assert said in error_of(result, 2)
     assert not (tmp_path / "a.npz").exists()
 
 
-def test_no_file_of_the_set_is_overwritten(converted: Path, cli: Cli) -> None:
-    for name in ("out.gguf", "out-nar.gguf", "out-nar-7.gguf"):
-        target = converted.with_name(name)
-        before = target.read_bytes()
-        result = cli("speak", converted, "Hi.", "--save-codes", target, "--force", *QUICK)
-        assert result.code == 2
-        assert target.read_bytes() == before
-
-
 def test_its_options_are_refused_for_other_models(
-    golden_gguf: Path, tmp_path: Path, cli: Cli
+    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:
+    path = converted("ar-nar-len", "f32")
     voice = ["--voice", "a.npz", "--voice-text", "Hi"]
     for given in (["--set", "best_of=1"], voice, ["--set", "accent=en"]):
-        result = cli("speak", golden_gguf, "Hi.", "--save-codes", tmp_path / "a.npz", *given)
+        result = cli("speak", path, "Hi.", "--save-codes", tmp_path / "a.npz", *given)
         assert "does not apply to VALL-E; leave it out." in error_of(result, 2)
 
 
-@pytest.fixture(scope="module")
-def golden_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("v5") / "model.gguf"
-    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32")), path)
-    return path
-
-
-def test_it_does_not_transcribe(converted: Path, voice: Path, cli: Cli) -> None:
-    result = cli("transcribe", converted, voice)
+def test_it_does_not_transcribe(vallex: Path, voice: Path, cli: Cli) -> None:
+    result = cli("transcribe", vallex, voice)
     assert error_of(result, 2) == "transcribe does not support VALL-E X yet."

@@ -195,15 +195,15 @@ def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(
     target = "model.layers.0.self_attn.q_proj"
     draw = np.random.default_rng(0)
     down, up = (draw.standard_normal(size, np.float32) for size in ((4, 32), (32, 4)))
-    save_file({f"{target}.lora_A": down, f"{target}.lora_B": up}, lora)
+    save_file({f"{target}.lora_A": down, f"{target}.lora_B": up}, lora, {"config": '{"alpha": 16}'})
     merged = tmp_path / "merged.gguf"
-    assert cli(other, merged, "--lora", lora, "--lora-alpha", 16).code == 0
+    assert cli(other, merged, "--lora", lora).code == 0
     run = ("evaluate", merged, "--checkpoint", other)
     assert "with --lora" in error_of(cli(*run), 2)
-    assert "with --lora" in error_of(cli(*run, "--lora", lora, "--lora-alpha", 8), 2)
+    assert "with --lora" in error_of(cli(*run, "--lora", f"{lora}@0.5"), 2)
     moved = tmp_path / "renamed.sft"
     lora.rename(moved)
-    result = cli(*run, "--lora", moved, "--lora-alpha", 16, *QUICK)
+    result = cli(*run, "--lora", moved, *QUICK)
     assert result.code == 0, result.err
 
 
@@ -224,7 +224,7 @@ def test_nothing_is_measured_twice_and_runs_join(
     shutil.copy(evaluated / "wide-Q4_0.gguf", evaluated / "wide-Q8_0.gguf")
     again = cli("evaluate", evaluated / "wide-Q8_0.gguf", *run[2:])
     assert "measured wide-Q8_0.gguf" in again.err
-    other = cli("evaluate", evaluated / "wide-Q5_0.gguf", *run[2:], "--seed", 1)
+    other = cli("evaluate", evaluated / "wide-Q5_0.gguf", *run[2:], "--utterances", 2)
     assert "measured wide-Q5_0.gguf" in other.err
 
 
@@ -337,8 +337,8 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
     worse = cli(*again)
     assert worse.code == 1
     assert "allowed" in worse.out
-    assert cli(*again, "--margin", 2.1).code == 0
-    assert "same --data" in error_of(cli(*again, "--seed", 5), 2)
+    assert cli(*again[:-1], f"{earlier}@2.1").code == 0
+    assert "same --data" in error_of(cli(*again, "--utterances", 3), 2)
     new = ["evaluate", evaluated, "--types", "Q8_0", *again[4:]]
     assert "has no measurements of Q8_0" in error_of(cli(*new), 2)
     other = report | {"checkpoint": {"name": "other.sft", "sha256": "0" * 64}}

@@ -177,11 +177,10 @@ def test_the_reference_of_something_else_is_refused(
     run = ("evaluate", *files, "--utterances", 1)
     assert cli(*run, "--save-reference", path).code == 0
     assert "exists" in error_of(cli(*run, "--save-reference", path), 2)
-    for others, what in ((("--seed", 3), "data, seed"), (("--utterances", 2), "data")):
-        found = error_of(cli(*run, *others, "--reference", path), 2)
-        assert f"made with other inputs ({what})" in found
+    found = error_of(cli(*run, "--utterances", 2, "--reference", path), 2)
+    assert "made with other inputs (data)" in found
     flip(path)
-    assert "damaged" in error_of(cli(*run, "--seed", 0, "--reference", path), 2)
+    assert "damaged" in error_of(cli(*run, "--reference", path), 2)
     shutil.copy(checkpoint_256, path)
     assert "no reference of this program" in error_of(cli(*run, "--reference", path), 2)
 

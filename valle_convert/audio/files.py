@@ -226,15 +226,14 @@ class AudioWriter:
 
     A file appears when it is complete, or not at all; memory does not grow with its length. If
     samples exceed full scale, a 16-bit file is made quieter as a whole, just enough. A stream (a
-    pipe, a device, standard output) receives every piece at once, as wav of unknown length or
-    without header; there, a piece above full scale lowers the volume from then on. Nothing is
-    clipped, and the result has the `gain`. 32-bit float files keep every sample.
+    pipe, a device, standard output) receives every piece at once, as wav of unknown length; there,
+    a piece above full scale lowers the volume from then on. Nothing is clipped, and the result has
+    the `gain`. 32-bit float files keep every sample.
 
     Args:
         path: the file; not touched before the first piece.
         force: replace an existing file.
         sample_format: how samples are stored.
-        raw: write no header; only for streams.
         sources: files that are never overwritten.
 
     Raises:
@@ -248,11 +247,10 @@ class AudioWriter:
         *,
         force: bool = False,
         sample_format: SampleFormat = "int16",
-        raw: bool = False,
         sources: Iterable[Path] = (),
     ) -> None:
         self._path, self._force, self._sources = path, force, tuple(sources)
-        self._format, self._raw = sample_format, raw
+        self._format = sample_format
         self._kind, self._subtype = audio_format(path, sample_format)
         self._open = ExitStack()
         self._out: BinaryIO | None = None  # once something was added
@@ -313,13 +311,12 @@ class AudioWriter:
             self._open.enter_context(explained_writes(self._path))
             out = self._open.enter_context(open_stream(self._path))
             self._start = _place(out)
-            if not self._raw:
-                out.write(wav_header(rate, None, self._format))
+            out.write(wav_header(rate, None, self._format))
         self._out = out
 
     def _finish(self, out: BinaryIO) -> None:
         if self._spool is None:
-            if self._start is not None and not self._raw:
+            if self._start is not None:
                 # A file on standard output after all.
                 n_bytes = self._n * self._stored(np.zeros(1, np.float32)).itemsize
                 header = wav_header(self._rate, n_bytes, self._format)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -100,10 +100,6 @@ class LoraScale:
             by_root=bool(config.get("use_rslora")),
         )
 
-    def with_alpha(self, alpha: float | None) -> LoraScale:
-        """The same with another alpha, if one is given."""
-        return self if alpha is None else replace(self, alpha=alpha)
-
 
 @dataclass(frozen=True)
 class LoraFile:
@@ -171,7 +167,6 @@ class LoraPairs:
         self._adapters = adapters
         self.where = scale.where
         self.levels = scale.levels
-        self.alpha = _checked_alpha(scale)
         self.factor = factor
         found: dict[str, dict[str, str]] = {}
         prefix = _prefix(adapted_weights(adapters), specs)
@@ -184,6 +179,7 @@ class LoraPairs:
                 f"{scale.where} holds no *.lora_A and *.lora_B tensors; give a LoRA file, "
                 "or leave out --lora."
             )
+        self.alpha = _checked_alpha(scale)
         faults: list[str] = []
         self.by_target: dict[str, LoraPair] = {}
         for target, sides in found.items():
@@ -285,7 +281,7 @@ class MergedTensors:
             one = given[-1][0]
             raise InputError(
                 f"{one.where}: merging the LoRA makes {worst:g} of a weight of {name}, expected at "
-                f"most {largest:g}; check its alpha, {one.alpha:g} (--lora-alpha)."
+                f"most {largest:g}; its alpha is {one.alpha:g}, so give a smaller @SCALE."
             )
         return merged.astype(weight.dtype)
 
@@ -296,7 +292,6 @@ def merge_loras(
     beside: TensorSource | None,
     config: Mapping[str, Any],
     given: Sequence[LoraFile],
-    alpha: float | None,
     progress: Progress,
 ) -> tuple[TensorSource, str | None, tuple[str, ...]]:
     """Add the checkpoint's own adapter, if it has one, and the given ones.
@@ -307,18 +302,15 @@ def merge_loras(
     if inside is None and has_adapters(tensors.specs):
         inside = tensors
     if inside is None and not given:
-        if alpha is not None:
-            raise InputError(f"--lora-alpha is given, but {path} has no LoRA; add one with --lora.")
         return tensors, None, ()
     base = _without_adapters(tensors)
     adapters: list[LoraPairs] = []
     words, notes = [], []
     if inside is not None:
-        scale = _lora_scale(config, str(path))
-        adapters.append(LoraPairs(inside, scale.with_alpha(alpha), base.specs))
+        adapters.append(LoraPairs(inside, _lora_scale(config, str(path)), base.specs))
         words.append(lora_words("inside the checkpoint", adapters[-1], 1.0))
     for one in given:
-        adapters.append(open_lora(one, base.specs, alpha=alpha, progress=progress))
+        adapters.append(open_lora(one, base.specs, progress=progress))
         words.append(lora_words(one.path.name, adapters[-1], one.factor))
         notes += [f"{one.path.name}: {note}" for note in adapters[-1].notes]
     return MergedTensors(base, adapters), ", ".join(words), tuple(notes)
@@ -334,7 +326,6 @@ def open_lora(
     given: LoraFile,
     specs: Mapping[str, TensorSpec],
     *,
-    alpha: float | None = None,
     kept_apart: bool = False,
     progress: Progress = silent,
 ) -> LoraPairs:
@@ -363,16 +354,17 @@ def open_lora(
             "converted file, and stock llama.cpp applies no adapter to it; merge it when you "
             "convert (--lora)."
         )
-    return LoraPairs(tensors, scale.with_alpha(alpha), specs, given.factor, adapter.notes)
+    return LoraPairs(tensors, scale, specs, given.factor, adapter.notes)
 
 
 def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[str, Any]:
     """The config of an adapter, inside its file or beside it."""
-    said = adapter.extras.get("config")
-    if said is None and _PEFT_CONFIG in tree.files(place.parent):
-        said = read_json_object(tree.get(place.parent / _PEFT_CONFIG), "file", _MAX_JSON_BYTES)
+    said = adapter.extras.get("config") or {}
+    if not {"alpha", "lora_alpha", "lora"} & {*said} and _PEFT_CONFIG in tree.files(place.parent):
+        beside = read_json_object(tree.get(place.parent / _PEFT_CONFIG), "file", _MAX_JSON_BYTES)
+        said = beside | said if isinstance(said, dict) else said
     try:
-        return plain_keys(said or {})[0]
+        return plain_keys(said)[0]
     except ValueError as error:
         raise InputError(f"{tree.name(place)}: its config is rejected: {error}.") from error
 
@@ -403,7 +395,8 @@ def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray
 def _checked_alpha(scale: LoraScale) -> float:
     if scale.alpha is None:
         raise InputError(
-            f"{scale.where} does not contain the LoRA's alpha; give it with --lora-alpha."
+            f"{scale.where} does not contain the LoRA's alpha. Write "
+            f'{{"lora_alpha": NUMBER}} to {_PEFT_CONFIG} beside it, or `lora.alpha` into --config.'
         )
     if not math.isfinite(scale.alpha):
         raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, not a finite number.")

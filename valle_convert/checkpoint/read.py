@@ -47,7 +47,6 @@ def read_checkpoint(
     *,
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
-    lora_alpha: float | None = None,
     progress: Progress = silent,
     headers_only: bool = False,
 ) -> Checkpoint:
@@ -73,9 +72,7 @@ def read_checkpoint(
     companions += said.files
     if not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
-    tensors, merged, more = merge_loras(
-        file, tensors, contents.lora, said.keys, lora, lora_alpha, progress
-    )
+    tensors, merged, more = merge_loras(file, tensors, contents.lora, said.keys, lora, progress)
     companions += [one.path for one in lora]
     hub = tree.origin
     lenient = (*contents.notes, *said.notes, *(() if export is None else export.notes), *more)

@@ -1,10 +1,13 @@
 """The command line: each command reads its arguments, calls the library, and prints the result.
 
-    app        the program: commands, errors, exit codes
+    app        the program: its table of commands, errors, exit codes
     console    the one place that prints: results to stdout, logs and progress to stderr
     streams    standard streams that never raise
     interrupt  Ctrl-C and SIGTERM
-    options    options shared by several commands, and which of them need each other
+    options    how options are declared, and those that several commands share
+    rules      which options need or exclude each other
+    judging    limits and reports of `evaluate` and `merge`
+    speaking   options of `speak` and `serve`
     examples   examples at the end of each --help
     convert, inspect, tokenize, verify, doctor ...   one command each
 

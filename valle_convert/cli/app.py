@@ -15,6 +15,7 @@ import faulthandler
 import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -22,33 +23,30 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import TyperPath
 
 from valle_convert import __version__
-from valle_convert.cli import (
-    codec,
-    compare,
-    console,
-    convert,
-    doctor,
-    evaluate,
-    export,
-    imatrix,
-    inspect,
-    interrupt,
-    lora,
-    merge,
-    publish,
-    quantize,
-    repair,
-    scan,
-    serve,
-    speak,
-    streams,
-    tokenize,
-    transcribe,
-    utterances,
-    verify,
-    voice,
-)
-from valle_convert.cli.examples import epilog_of
+from valle_convert.cli import console, interrupt, rules, streams
+from valle_convert.cli.codec import codec
+from valle_convert.cli.compare import compare
+from valle_convert.cli.convert import convert
+from valle_convert.cli.doctor import doctor
+from valle_convert.cli.evaluate import evaluate
+from valle_convert.cli.examples import EXAMPLES
+from valle_convert.cli.export import export
+from valle_convert.cli.imatrix import imatrix
+from valle_convert.cli.inspect import inspect
+from valle_convert.cli.lora import lora
+from valle_convert.cli.merge import merge
+from valle_convert.cli.options import expanded
+from valle_convert.cli.publish import publish
+from valle_convert.cli.quantize import check_manifest, quantize
+from valle_convert.cli.repair import repair
+from valle_convert.cli.scan import scan
+from valle_convert.cli.serve import serve
+from valle_convert.cli.speak import speak
+from valle_convert.cli.tokenize import tokenize
+from valle_convert.cli.transcribe import transcribe
+from valle_convert.cli.utterances import utterances
+from valle_convert.cli.verify import verify
+from valle_convert.cli.voice import voice
 from valle_convert.errors import (
     EXIT_BAD_INPUT,
     EXIT_ENVIRONMENT,
@@ -94,6 +92,7 @@ class _Command(TyperCommand):
                     # Options by their name, arguments by their metavar.
                     name = param.opts[-1] if param.param_type_name == "option" else param.metavar
                     raise typer.BadParameter(problem, param_hint=name)
+        rules.check(ctx)
         return super().invoke(ctx)
 
 
@@ -164,33 +163,15 @@ def _program(
     """Options of the program itself."""
 
 
-for command in (
-    convert,
-    inspect,
-    export,
-    tokenize,
-    verify,
-    repair,
-    lora,
-    quantize,
-    evaluate,
-    scan,
-    imatrix,
-    compare,
-    merge,
-    publish,
-    utterances,
-    speak,
-    serve,
-    voice,
-    transcribe,
-    codec,
-    doctor,
-):
-    command.register(app)
-for registered in app.registered_commands:
-    registered.cls = _Command
-    registered.epilog = epilog_of(str(registered.name))
+#: In the order of `--help`.
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(convert, inspect, export, tokenize, verify, repair, lora),
+    *(quantize, check_manifest, evaluate, scan, imatrix, compare, merge, publish),
+    *(utterances, speak, serve, voice, transcribe, codec, doctor),
+)
+for command in COMMANDS:
+    name = command.__name__.replace("_", "-")
+    app.command(name, cls=_Command, epilog=f"\b\nExamples:\n{EXAMPLES[name]}")(expanded(command))
 
 
 def run() -> None:

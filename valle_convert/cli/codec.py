@@ -3,60 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import OUTPUT, ForceOption, JsonOption
+from valle_convert.cli.options import FORCE, JSON, OUTPUT, arg, opt
 from valle_convert.wording import plural
-
-CodecType = Literal["f16", "f32"]
-
-
-def register(app: typer.Typer) -> None:
-    app.command("codec")(codec)
 
 
 def codec(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="CODEC",
-            help="EnCodec: a folder with config.json and weights, a name on the Hugging Face hub "
-            "such as facebook/encodec_24khz, or a file (Meta's .th, a .bin or .gguf).",
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT",
-            help="OUT.gguf for this program, or OUT.bin for encodec.cpp and vall_e.cpp.",
-        ),
-    ],
-    out_type: Annotated[
-        CodecType,
-        typer.Option(
-            "--outtype",
-            help="Number format of the matrices. Unpatched encodec.cpp aborts on f32.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "f16",
-    license_: Annotated[
-        str | None,
-        typer.Option(
-            "--license",
-            metavar="ID",
-            help="general.license of OUT.gguf. Default: from the model card.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="general.source.url of OUT.gguf.", rich_help_panel=OUTPUT),
-    ] = None,
-    force: ForceOption = False,
-    json_: JsonOption = False,
+    *,
+    source: str = arg(
+        "CODEC",
+        "EnCodec: a folder with config.json and weights, a name on the Hugging Face hub such as "
+        "facebook/encodec_24khz, or a file (Meta's .th, a .bin or .gguf).",
+    ),
+    out: Path = arg("OUT", "OUT.gguf for this program, or OUT.bin for encodec.cpp and vall_e.cpp."),
+    outtype: Literal["f16", "f32"] = opt(
+        "Number format of the matrices. Unpatched encodec.cpp aborts on f32.",
+        panel=OUTPUT,
+        default="f16",
+    ),
+    license_: str | None = opt(
+        "general.license of OUT.gguf. Default: from the model card.", "ID", OUTPUT
+    ),
+    url: str | None = opt("general.source.url of OUT.gguf.", "URL", OUTPUT),
+    force: bool = FORCE,
+    json_: bool = JSON,
 ) -> None:
     """Convert EnCodec, encoder and decoder, to one file.
 
@@ -73,30 +47,22 @@ def codec(
     check_outputs({"OUT": out}, inputs=[Path(source)], force=force)
     opened, bar = open_encodec(source), console.progress_bar
     if out.suffix == ".bin":
-        written = write_cpp_file(opened, out, out_type=out_type, force=force, progress=bar)
+        written = write_cpp_file(opened, out, out_type=outtype, force=force, progress=bar)
     else:
+        named = {"license_": license_, "url": url}
         written = write_gguf_codec(
-            opened,
-            out,
-            out_type=out_type,
-            license_=license_,
-            url=url,
-            force=force,
-            progress=bar,
+            opened, out, out_type=outtype, force=force, progress=bar, **named
         )
     if json_:
-        console.data_json(_json(written))
-    for note in written.notes:
-        console.log(f"note: {note}")
+        console.data_json(
+            {
+                "file": str(written.path),
+                "bytes": written.n_bytes,
+                "tensors": written.n_tensors,
+                "notes": list(written.notes),
+            }
+        )
+    console.notes(written.notes)
     console.log(
         f"wrote {written.path}: {plural(written.n_tensors, 'tensor')}, {written.n_bytes:,} bytes"
     )
-
-
-def _json(written: Any) -> dict[str, Any]:  # noqa: ANN401 - imported where it is used
-    return {
-        "file": str(written.path),
-        "bytes": written.n_bytes,
-        "tensors": written.n_tensors,
-        "notes": list(written.notes),
-    }

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JsonOption
+from valle_convert.cli.options import JSON, arg, flag
 from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 
-def register(app: typer.Typer) -> None:
-    app.command("compare")(compare)
-
-
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A.gguf")],
-    second: Annotated[Path, typer.Argument(metavar="B.gguf")],
-    exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="End with exit code 1 if the files differ.")
-    ] = False,
-    json_: JsonOption = False,
+    first: Path = arg("A.gguf"),
+    second: Path = arg("B.gguf"),
+    exit_code: bool = flag("End with exit code 1 if the files differ."),
+    json_: bool = JSON,
 ) -> None:
     """Show the differences of two GGUF files, key by key and tensor by tensor.
 

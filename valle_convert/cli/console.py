@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,11 @@ def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
 
 def log(text: str) -> None:
     sys.stderr.write(text + "\n")
+
+
+def notes(texts: Iterable[str]) -> None:
+    for text in texts:
+        log(f"note: {text}")
 
 
 def error(text: str) -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    CHECKPOINT,
+    CODEC_NAME,
+    FORCE,
+    JSON,
     OUTPUT,
-    CheckpointArgument,
-    CodecNameOption,
-    ConfigOption,
-    ForceOption,
-    JsonOption,
-    LoraAlphaOption,
-    LoraOption,
-    OutType,
-    TokenizerOption,
-    is_given,
-    paths_of,
+    TOKENIZER,
+    ReadOptions,
+    arg,
+    flag,
+    opt,
 )
 from valle_convert.wording import plural
 
@@ -35,69 +33,39 @@ if TYPE_CHECKING:
 
 #: How thoroughly a conversion checks its own result.
 VerifyChoice = Literal["quick", "full", "none"]
-VerifyOption = Annotated[
-    VerifyChoice,
-    typer.Option(
-        help="Checks of the result: quick (structure, tensors, tokenizer), full (also the logits "
-        "of every head) or none. If this machine cannot run them, the exit code is 3, or 0 with "
-        "NOT VERIFIED if the option was not given.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-
-
-def register(app: typer.Typer) -> None:
-    app.command("convert")(convert)
+VERIFY = opt(
+    "Checks of the result: quick (structure, tensors, tokenizer), full (also the logits of every "
+    "head) or none. Default: quick, as far as this machine can; if it cannot run the checks that "
+    "you ask for, the exit code is 3.",
+    panel=OUTPUT,
+)
 
 
 def convert(
-    context: typer.Context,
-    checkpoint: CheckpointArgument,
-    out: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT.gguf", help="Output file; optional with --dry-run."),
-    ] = None,
-    out_type: Annotated[
-        OutType,
-        typer.Option(
-            "--outtype",
-            help="Number format of the matrices; auto keeps the checkpoint's. Norms are float32.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "auto",
-    config: ConfigOption = None,
-    lora: LoraOption = None,
-    lora_alpha: LoraAlphaOption = None,
-    tokenizer: TokenizerOption = None,
-    codec: CodecNameOption = None,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help="JSON with values for general.* keys of the GGUF specification: author, license, "
-            "description, source.url, tags, ...",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="general.name. Default: from the file name or the config.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    verify: VerifyOption = "quick",
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Print the plan; read no weights, write nothing.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    *,
+    checkpoint: Path = CHECKPOINT,
+    out: Path | None = arg("OUT.gguf", "Output file; optional with --dry-run.", None),
+    outtype: Literal["auto", "f32", "f16", "bf16", "q8_0"] = opt(
+        "Number format of the matrices; auto keeps the checkpoint's. Norms are float32.",
+        panel=OUTPUT,
+        default="auto",
+    ),
+    reading: ReadOptions,
+    tokenizer: Path | None = TOKENIZER,
+    codec_name: str | None = CODEC_NAME,
+    metadata: Path | None = opt(
+        "JSON with values for general.* keys of the GGUF specification: author, license, "
+        "description, source.url, tags, ...",
+        "FILE.json",
+        OUTPUT,
+    ),
+    name: str | None = opt(
+        "general.name. Default: from the file name or the config.", "TEXT", OUTPUT
+    ),
+    verify: VerifyChoice | None = VERIFY,
+    dry_run: bool = flag("Print the plan; read no weights, write nothing.", OUTPUT),
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Convert a checkpoint to GGUF; the command name may be omitted.
 
@@ -108,7 +76,7 @@ def convert(
     A failed conversion leaves no files. If the result fails its checks, it is kept and the exit
     code is 1.
     """
-    from valle_convert.api import plan_conversion, read_checkpoint
+    from valle_convert.api import plan_conversion
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.metadata import GeneralMetadata
@@ -117,36 +85,28 @@ def convert(
         raise typer.BadParameter(
             "Give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
         )
-    inputs = [checkpoint, config, *paths_of(lora), tokenizer, metadata]
+    inputs = [checkpoint, *reading.files, tokenizer, metadata]
     if out is not None and not dry_run:
         check_outputs({"OUT.gguf": out}, inputs=inputs, force=force)
-    opened = read_checkpoint(
-        checkpoint,
-        config=config,
-        lora=lora or (),
-        lora_alpha=lora_alpha,
-        progress=console.progress_bar,
-    )
+    opened = reading.read(checkpoint)
     general = GeneralMetadata.read(metadata, name)
-    plan = plan_conversion(opened, Choices(out_type, tokenizer, codec, general))
+    plan = plan_conversion(opened, Choices(outtype, tokenizer, codec_name, general))
     if out is None or dry_run:
         _show_plan(plan, out or Path("OUT.gguf"), as_json=json_)
-        return
-    given = is_given(context, "verify")
-    carry_out(plan, out, verify, must_run=given, inputs=inputs, force=force, as_json=json_)
+    else:
+        carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)
 
 
 def carry_out(
     plan: Plan,
     out: Path,
-    verify: VerifyChoice,
+    verify: VerifyChoice | None,
     *,
-    must_run: bool,
     inputs: Sequence[Path | None],
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the planned files, check them, and report; some options require the full check."""
+    """Write the planned files, check them, and report."""
     from valle_convert.api import write_gguf
     from valle_convert.files import check_outputs
 
@@ -159,7 +119,7 @@ def carry_out(
     others = f" and {plural(len(sizes) - 1, 'file')} beside it" if len(sizes) > 1 else ""
     total = sum(sizes.values())
     console.log(f"wrote {out}{others}: {console.n_bytes(total)} in {seconds:.1f} s")
-    report = _verify(plan, out, verify)
+    report = _verify(plan, out, verify or "quick")
     if as_json:
         console.data_json(
             {
@@ -174,7 +134,7 @@ def carry_out(
     if report is not None:
         console.log(report.verdict())
         # The user did not ask for the default, which depends on this machine.
-        if report.failures or (must_run and report.exit_code):
+        if report.failures or (verify and report.exit_code):
             raise typer.Exit(report.exit_code)
 
 
@@ -198,21 +158,19 @@ def _verify(plan: Plan, out: Path, choice: VerifyChoice) -> Report | None:
 def _log_choices(plan: Plan) -> None:
     """Everything that was decided for the user."""
     checkpoint = plan.checkpoint
-    for note in checkpoint.notes:
-        console.log(f"note: {note}")
+    console.notes(checkpoint.notes)
     console.log(f"config: {checkpoint.config_source}")
     tokenizer = plan.tokenizer
     console.log(f"tokenizer: {tokenizer.source} ({tokenizer.reason}; {tokenizer.agreement})")
     if checkpoint.lora:
         console.log(f"LoRA merged: {checkpoint.lora}")
     for assumed in (*checkpoint.assumed, *plan.description.assumed):
-        console.log(f"assumed, since the file lacks it: {assumed} (or give --config)")
+        console.log(f"assumed, since the file lacks it: {assumed} (--config overrides it)")
     for lost in checkpoint.lost:
-        console.log(f"lost in this file, and not in the result: {lost}")
+        console.log(f"missing in this file and in the result: {lost}")
     for dropped in plan.description.dropped:
         console.log(f"left out: {dropped.source} ({dropped.reason})")
-    for note in plan.description.notes:
-        console.log(f"note: {note}")
+    console.notes(plan.description.notes)
 
 
 def _show_plan(plan: Plan, out: Path, *, as_json: bool) -> None:

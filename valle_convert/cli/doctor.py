@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JsonOption
+from valle_convert.cli.options import JSON
 from valle_convert.errors import EXIT_ENVIRONMENT
 from valle_convert.wording import plural
 
@@ -16,11 +16,7 @@ if TYPE_CHECKING:
     from valle_convert.doctor import DoctorReport
 
 
-def register(app: typer.Typer) -> None:
-    app.command("doctor")(doctor)
-
-
-def doctor(json_: JsonOption = False) -> None:
+def doctor(json_: bool = JSON) -> None:
     """Show versions, llama.cpp, the CPU, and what each command lacks.
 
     Exit code 3 if a command lacks something.

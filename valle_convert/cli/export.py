@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import OUTPUT, ForceOption, JsonOption
+from valle_convert.cli.options import FORCE, GGUF, JSON, OUTPUT, arg, opt
 from valle_convert.cli.remote import local_gguf
 
 
-def register(app: typer.Typer) -> None:
-    app.command("export")(export)
-
-
 def export(
-    gguf: Annotated[
-        Path,
-        typer.Argument(metavar="GGUF", help="A converted file, quantized or not."),
-    ],
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Output folder."),
-    ],
-    dtype: Annotated[
-        Literal["auto", "f32", "f16", "bf16"],
-        typer.Option(
-            help="Number format; auto keeps that of the file, and turns quantized types into f32.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "auto",
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    *,
+    gguf: Path = GGUF,
+    folder: Path = arg("DIR", "Output folder, made if it is missing; the file is DIR/fp32.sft."),
+    dtype: Literal["auto", "f32", "f16", "bf16"] = opt(
+        "Number format; auto keeps that of the file, and turns quantized types into f32.",
+        panel=OUTPUT,
+        default="auto",
+    ),
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Convert a GGUF file back to a checkpoint.
 
-    Without quantization, DIR/fp32.sft has the checkpoint's weights, config and vocabulary, bit for
-    bit. A quantized file gives its dequantized weights.
+    DIR/fp32.sft, the training project's own name for an export of any number format, has the
+    checkpoint's weights, config and vocabulary, bit for bit. A quantized GGUF gives its dequantized
+    weights.
     """
     from valle_convert.families.bundle import open_files
 
@@ -50,8 +38,7 @@ def export(
         force=force,
         progress=console.progress_bar,
     )
-    for note in done.notes:
-        console.log(f"note: {note}")
+    console.notes(done.notes)
     console.log(f"wrote {done.path}: {console.n_bytes(done.n_bytes)}")
     if json_:
         console.data_json(

@@ -4,66 +4,49 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import (
-    ConfigOption,
-    JsonOption,
-    LoraAlphaOption,
-    LoraOption,
-    refuse_idle,
-)
+from valle_convert.cli.options import JSON, ReadOptions, arg, refuse_idle
 
 if TYPE_CHECKING:
     from valle_convert.inspect import Summary
 
 
-def register(app: typer.Typer) -> None:
-    app.command("inspect")(inspect)
-
-
 def inspect(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="A checkpoint, a GGUF file, a codec's .bin, or a folder of GGUF files (one line "
-            "each). Of safetensors on the hub, only the header is downloaded.",
-        ),
-    ],
-    config: ConfigOption = None,
-    lora: LoraOption = None,
-    lora_alpha: LoraAlphaOption = None,
-    json_: JsonOption = False,
+    *,
+    file: Path = arg(
+        "FILE",
+        "A checkpoint, a GGUF file, a codec's .bin, or a folder of GGUF files (one line each). Of "
+        "safetensors on the hub, only the header is downloaded.",
+    ),
+    reading: ReadOptions,
+    json_: bool = JSON,
 ) -> None:
     """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
-    from valle_convert.checkpoint.lora import lora_files
     from valle_convert.inspect import inspect_file, is_converted_file, models_in
 
     is_folder = os.path.isdir(file)  # noqa: PTH112 - no exception for a closed folder
     models = models_in(file) if is_folder else []
     if models or is_converted_file(file):
-        given = {"--config": config, "--lora": lora, "--lora-alpha": lora_alpha}
+        given = {"--config": reading.config, "--lora": reading.lora}
         refuse_idle("it is only for checkpoints", given)
     if models:
         _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
         return
     summary = inspect_file(
-        file,
-        config=config,
-        lora=lora_files(lora),
-        lora_alpha=lora_alpha,
-        progress=console.progress_bar,
+        file, config=reading.config, lora=reading.loras, progress=console.progress_bar
     )
     if json_:
         console.data_json(summary.to_json())
-        return
+    else:
+        _show(summary)
+
+
+def _show(summary: Summary) -> None:
     console.data(f"{summary.path}: {summary.kind}, {console.n_bytes(summary.n_bytes)}")
     for title, values in summary.sections():
-        known = [(name, _show(value)) for name, value in values.items() if value is not None]
+        known = [(name, _words(value)) for name, value in values.items() if value is not None]
         if not known:
             continue
         console.data(f"\n{title}")
@@ -95,8 +78,7 @@ def inspect(
             header=("group", "type", "tensors", "weights", "bytes"),
         )
     )
-    for note in summary.notes:
-        console.log(f"note: {note}")
+    console.notes(summary.notes)
 
 
 def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> None:
@@ -121,7 +103,7 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
     console.data(console.table(rows, header=("file", "type", "size", "verdict", "")))
 
 
-def _show(value: Any) -> str:  # noqa: ANN401 - a value of a report
+def _words(value: Any) -> str:  # noqa: ANN401 - a value of a report
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):

@@ -1,278 +1,228 @@
-"""Options that several commands share, each with one spelling and one explanation."""
+"""How options are declared, and those that several commands share.
+
+A command declares its options as default values: `seed: int | None = opt("Random seed.", min=0)`.
+The name is that of the parameter; a trailing `_` only avoids a Python name. A parameter whose type
+is a dataclass stands for its fields, so that a group of options is one object.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
+from valle_convert.cli import console
 from valle_convert.errors import InputError
 
 if TYPE_CHECKING:
+    from valle_convert.checkpoint import Checkpoint
     from valle_convert.checkpoint.lora import LoraFile
 
 #: Panels of `--help` that several commands have.
-VOICE, MODEL, OUTPUT = "Text and voice", "Model", "Output"
+VOICE, MODEL, DECODING, OUTPUT = "Text and voice", "Model", "Decoding", "Output"
+MEASURING = "Measuring"
 
-#: Number formats of `--outtype`.
-OutType = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 
-CheckpointArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A trained checkpoint: a .pth, .pt, .sft or .safetensors file, an index of shards, a "
-        "training folder, or hf:OWNER/REPO/MODEL or hf:OWNER/REPO@REVISION:PATH on the Hugging "
-        "Face hub.",
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="YAML or JSON that overrides the checkpoint's config or replaces a missing one. By "
-        "default, a config.yaml beside a checkpoint without config, or above a training folder, "
-        "is used.",
-        rich_help_panel=MODEL,
-    ),
-]
-LoraOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="FILE[@SCALE]",
-        help="A LoRA to merge into the weights, with an optional scale (a.sft@0.5); repeatable. "
+def arg(metavar: str, help_: str = "", default: object = ...) -> Any:  # noqa: ANN401
+    """An argument; required unless there is a default."""
+    return typer.Argument(default, metavar=metavar, help=help_)
+
+
+def opt(
+    help_: str,
+    metavar: str | None = None,
+    panel: str | None = None,
+    names: tuple[str, ...] = (),
+    default: object = None,
+    **limits: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """An option; `limits` are typer's `min`, `max` and others."""
+    return typer.Option(
+        default, *names, metavar=metavar, help=help_, rich_help_panel=panel, **limits
+    )
+
+
+def flag(help_: str, panel: str | None = None) -> Any:  # noqa: ANN401
+    return opt(help_, panel=panel, default=False)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: every group as its fields, every option with its name."""
+    hints = get_type_hints(command)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for one in inspect.signature(command).parameters.values():
+        group = groups.get(one.name)
+        types = get_type_hints(group) if group else hints
+        defaults = {x.name: x.default for x in fields(group)} if group else {one.name: one.default}
+        parameters += [_parameter(name, types[name], value) for name, value in defaults.items()]
+
+    def run(**given: Any) -> None:  # noqa: ANN401
+        made = {
+            name: group(**{one.name: given.pop(one.name) for one in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _parameter(name: str, type_: object, default: object) -> inspect.Parameter:
+    if isinstance(default, OptionInfo) and not default.param_decls:
+        default = copy(default)
+        default.param_decls = (f"--{name.rstrip('_').replace('_', '-')}",)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type_
+    )
+
+
+# ------------------------------------------------------------------------- shared options
+
+CHECKPOINT = arg(
+    "CHECKPOINT",
+    "A trained checkpoint: a .pth, .pt, .sft or .safetensors file, an index of shards, a training "
+    "folder, or hf:OWNER/REPO/MODEL or hf:OWNER/REPO@REVISION:PATH on the Hugging Face hub.",
+)
+SOURCE = arg(
+    "IN",
+    "A converted .gguf file in F16, BF16 or F32, or a checkpoint, which is first converted.",
+)
+GGUF = arg("GGUF", "A converted file, quantized or not, or hf:OWNER/REPO:NAME.gguf on the hub.")
+CONFIG = opt(
+    "YAML or JSON that overrides the checkpoint's config or replaces a missing one. Default: a "
+    "config.yaml beside a checkpoint without config, or above a training folder.",
+    "FILE",
+    MODEL,
+)
+TOKENIZER = opt(
+    "tokenizer.json or a SentencePiece .model. Default: a tokenizer.json beside the checkpoint, "
+    "else the built-in one of the published models.",
+    "FILE",
+    MODEL,
+)
+CODEC_NAME = opt(
+    "encodec-24khz, dac-44khz, nemo-44khz or world-rvq. Default: detected from the number of "
+    "levels and the codebook size.",
+    "NAME",
+    MODEL,
+)
+BIASES = opt(
+    "The original checkpoint, to take the biases of the heads from; GGUF files of llama.cpp's "
+    "LLaMA converter lack them.",
+    "CHECKPOINT",
+    MODEL,
+)
+CODEC = opt(
+    "The codec: a .gguf, .bin or .th file, a folder with config.json and weights, or a name on the "
+    "Hugging Face hub. Default: facebook/encodec_24khz.",
+    "FILE|DIR|OWNER/REPO",
+    MODEL,
+)
+LANGUAGE = opt(
+    "en, de, fr, ja, zh or ko. Default: detected from the text; for recordings without text, the "
+    "model's first language.",
+    "CODE",
+    VOICE,
+)
+THREADS = opt("Threads for llama.cpp. Default: one per usable core.", "N", MODEL, min=1, max=1024)
+JSON = flag("Print JSON on stdout.", OUTPUT)
+FORCE = flag("Overwrite existing files.", OUTPUT)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a checkpoint is read."""
+
+    config: Path | None = CONFIG
+    lora: list[str] | None = opt(
+        "A LoRA to merge into the weights, with an optional scale (a.sft@0.5); repeatable. "
         "`verify` and `evaluate` also take a GGUF adapter (see `lora`).",
-        rich_help_panel=MODEL,
-    ),
-]
-KeptLoraOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="FILE.gguf[@SCALE]",
-        help="A GGUF adapter (see `lora`) for llama.cpp to apply at run time; repeatable.",
-        rich_help_panel=MODEL,
-    ),
-]
-LoraAlphaOption = Annotated[
-    float | None,
-    typer.Option(
-        "--lora-alpha",
-        metavar="ALPHA",
-        help="Override the alpha stored in the LoRA.",
-        rich_help_panel=MODEL,
-    ),
-]
-BiasesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--biases",
-        metavar="CHECKPOINT",
-        help="The original checkpoint, to take the biases of the heads from; GGUF files of "
-        "llama.cpp's LLaMA converter lack them.",
-        rich_help_panel=MODEL,
-    ),
-]
-TokenizerOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--tokenizer",
-        metavar="FILE",
-        help="tokenizer.json or a SentencePiece .model. By default, a tokenizer.json beside the "
-        "checkpoint is used, else the built-in one of the published models.",
-        rich_help_panel=MODEL,
-    ),
-]
-CodecNameOption = Annotated[
-    str | None,
-    typer.Option(
-        "--codec-name",
-        metavar="NAME",
-        help="encodec-24khz, dac-44khz, nemo-44khz or world-rvq. By default, detected from the "
-        "number of levels and the codebook size.",
-        rich_help_panel=MODEL,
-    ),
-]
-GgufArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="GGUF",
-        help="A converted file, quantized or not, or hf:OWNER/REPO:NAME.gguf on the Hugging Face "
-        "hub.",
-    ),
-]
-CodecOption = Annotated[
-    str | None,
-    typer.Option(
-        "--codec",
-        metavar="FILE|DIR|OWNER/REPO",
-        help="The codec: a .gguf, .bin or .th file, a folder with config.json and weights, or a "
-        "name on the Hugging Face hub. Default: facebook/encodec_24khz.",
-        rich_help_panel=MODEL,
-    ),
-]
-LanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--language",
-        metavar="CODE",
-        help="en, de, fr, ja, zh or ko. Default: detected from the text; for recordings without "
-        "text, the model's first language.",
-        rich_help_panel=VOICE,
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        help="Threads for llama.cpp. Default: one per usable core.",
+        "FILE[@SCALE]",
+        MODEL,
+    )
+
+    @property
+    def files(self) -> list[Path]:
+        return [*([self.config] if self.config else []), *(one.path for one in self.loras)]
+
+    @property
+    def loras(self) -> tuple[LoraFile, ...]:
+        from valle_convert.checkpoint.lora import lora_files
+
+        return lora_files(self.lora)
+
+    def read(self, path: Path) -> Checkpoint:
+        from valle_convert.api import read_checkpoint
+
+        return read_checkpoint(
+            path, config=self.config, lora=self.lora or (), progress=console.progress_bar
+        )
+
+    def split(self) -> tuple[ReadOptions, tuple[LoraFile, ...]]:
+        """The options without GGUF adapters, which are applied and not merged; and the adapters."""
+        from valle_convert.gguf_file.read import is_adapter
+
+        given = list(zip(self.lora or [], self.loras, strict=True))
+        adapters = [one for _, one in given if one.path.is_file() and is_adapter(one.path)]
+        merged = [text for text, one in given if one not in adapters]
+        return replace(self, lora=merged), tuple(adapters)
+
+
+@dataclass(frozen=True)
+class QuantizerOptions(ReadOptions):
+    """What llama-quantize and its importance matrix need."""
+
+    checkpoint: Path | None = opt("The checkpoint that IN was converted from.", "CHECKPOINT", MODEL)
+    threads: int | None = THREADS
+    llama_quantize: str | None = opt(
+        "The llama-quantize to run; `library` for the same routine in llama-cpp-python. Default: "
+        "$LLAMA_QUANTIZE, then PATH, then the build of `make llama-tools`, then the library.",
+        "PATH|library",
+        MODEL,
+    )
+
+    def reference(self, source: Path) -> Checkpoint | None:
+        from valle_convert.gguf_file.read import is_gguf
+
+        path = source if self.checkpoint is None and not is_gguf(source) else self.checkpoint
+        if path is None:
+            refuse_idle("there is no checkpoint", {"--config": self.config, "--lora": self.lora})
+        return None if path is None else self.read(path)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The utterances to measure on."""
+
+    data: Path | None = opt(
+        "Utterances as .npz files; see `utterances`. Default: random ones.", "DIR", MEASURING
+    )
+    utterances: int | None = opt(
+        "Number of utterances, at most. Default: all of --data, or 2 random ones (32 for imatrix).",
+        "N",
+        MEASURING,
         min=1,
-        max=1024,
-        rich_help_panel=MODEL,
-    ),
-]
-TuneChoice = Literal["auto", "off", "again"]
-TuneOption = Annotated[
-    TuneChoice,
-    typer.Option(
-        "--tune",
-        help="auto finds the fastest settings of llama.cpp for this file and CPU once, and keeps "
-        "them; off computes as exactly as verify; again repeats the search.",
-        rich_help_panel=MODEL,
-    ),
-]
-GpuLayersOption = Annotated[
-    int,
-    typer.Option(
-        "--gpu-layers",
-        metavar="N",
-        help="Layers to offload to a GPU, if llama.cpp was built for one; -1 is all.",
-        min=-1,
-        rich_help_panel=MODEL,
-    ),
-]
-TemperatureOption = Annotated[
-    float,
-    typer.Option(
-        "--temperature",
-        help="Of level 0; 0 takes the most likely code.",
-        rich_help_panel="Decoding",
-    ),
-]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE,...",
-        help="Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",
-        rich_help_panel="Decoding",
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=OUTPUT)
-]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        metavar="FILE",
-        help="Also write the report as Markdown.",
-        rich_help_panel=OUTPUT,
-    ),
-]
+    )
 
 
 def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
-    """Refuse options that would have no effect."""
-    # By identity: 0 is a value, and is equal to False.
-    idle = [
-        name
-        for name, value in given.items()
-        if not (value is None or value is False or value in ([], ()))
-    ]
-    if idle:
+    """Refuse options that would have no effect; `given` are their values by name."""
+    if idle := [name for name, value in given.items() if value not in (None, False, [], ())]:
         raise typer.BadParameter(
             f"{reason}, so it has no effect; leave it out.", param_hint=", ".join(idle)
         )
 
 
-def requires(context: typer.Context, table: Mapping[str, str]) -> None:
-    """Refuse an option that has no effect without another one.
-
-    The table lists what each parameter needs: one of some parameters, by their Python names, with
-    any value or with one of several: `{"margin": "no_worse_than", "source": "text task=vc|ns"}`.
-    """
-    for name, needed in table.items():
-        if is_given(context, name) and not any(_holds(context, one) for one in needed.split()):
-            words = " or ".join(_shown(context, one) for one in needed.split())
-            raise typer.BadParameter(
-                f"it has no effect without {words}.", param_hint=_shown(context, name)
-            )
-
-
-def excludes(context: typer.Context, table: Mapping[str, str]) -> None:
-    """Refuse an option beside another one that it contradicts; the table is as in `requires`."""
-    for name, others in table.items():
-        for one in filter(lambda other: _holds(context, other), others.split()):
-            if is_given(context, name):
-                raise typer.BadParameter(
-                    f"it cannot be combined with {_shown(context, one)}.",
-                    param_hint=_shown(context, name),
-                )
-
-
-def is_given(context: typer.Context, parameter: str) -> bool:
-    """Whether the user set a parameter, even to its default."""
-    # click has a class for where a value comes from, which typer does not offer.
-    source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
-    value = context.params.get(parameter)  # 0 is one, and is equal to False
-    return value is not None and value is not False and source not in ("DEFAULT", "DEFAULT_MAP")
-
-
-def _holds(context: typer.Context, condition: str) -> bool:
-    name, _, values = condition.partition("=")
-    if not values:
-        return is_given(context, name)
-    return str(context.params.get(name)) in values.split("|")
-
-
-def _shown(context: typer.Context, condition: str) -> str:
-    """A parameter, with values or without, as the user types it."""
-    name, _, values = condition.partition("=")
-    param = next(one for one in context.command.params if one.name == name)
-    if param.param_type_name == "option":
-        values = values.replace("True", "")  # of a flag, its name says it
-        return " ".join(filter(None, (max(param.opts, key=len), values)))
-    return re.sub(r"[][{}]|\.\.\.", "", str(param.make_metavar(context)))
-
-
-def paths_of(lora: list[str] | None) -> list[Path]:
-    """The files of `--lora`, without their scales."""
-    from valle_convert.checkpoint.lora import lora_files
-
-    return [one.path for one in lora_files(lora)]
-
-
-def split_loras(lora: list[str] | None) -> tuple[list[str], tuple[LoraFile, ...]]:
-    """What is to be merged, as it was given, and the adapters that are kept apart."""
-    from valle_convert.checkpoint.lora import lora_files
-    from valle_convert.gguf_file.read import is_adapter
-
-    given = list(zip(lora or [], lora_files(lora), strict=True))
-    apart = [one.path.is_file() and is_adapter(one.path) for _, one in given]
-    merged = [text for (text, _), is_apart in zip(given, apart, strict=True) if not is_apart]
-    return merged, tuple(one for (_, one), is_apart in zip(given, apart, strict=True) if is_apart)
-
-
 def check_utf8(text: str) -> None:
-    """Refuse a TEXT of the command line with bytes in it that are no UTF-8."""
+    """Refuse a text on the command line with bytes that are not UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")

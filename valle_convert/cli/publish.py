@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import ForceOption, JsonOption, refuse_idle
+from valle_convert.cli.options import FORCE, JSON, arg, flag, opt
+from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+from valle_convert.wording import listing, plural
 
-
-def register(app: typer.Typer) -> None:
-    app.command("publish")(publish)
+if TYPE_CHECKING:
+    from valle_convert.quantize.release import Release
 
 
 def publish(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="What `quantize` wrote."),
-    ],
-    repository: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[OWNER/NAME]",
-            help="A model on the Hugging Face hub, which is there already. Without it, nothing "
-            "leaves this machine.",
-        ),
-    ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", help="Of the model, an SPDX word."),
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OWNER/NAME",
-            help="The model on the hub that was quantized. Without it, what the files say.",
-        ),
-    ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the card only; send nothing.")
-    ] = False,
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    *,
+    folder: Path = arg("DIR", "The result of `quantize`."),
+    repository: str | None = arg(
+        "[OWNER/NAME]",
+        "An existing model on the Hugging Face hub. Without it, nothing leaves this machine.",
+        None,
+    ),
+    license_: str | None = opt(
+        "Licence of the model: an id of the hub, such as mit, which goes into the card unchecked. "
+        "Default: from the files.",
+        "ID",
+    ),
+    base_model: str | None = opt(
+        "The model on the hub that was quantized. Default: from the files.", "OWNER/NAME"
+    ),
+    message: str | None = opt("Message of the commit.", "TEXT"),
+    dry_run: bool = flag("Write the card only; send nothing."),
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Write the card of a folder, and with a repository's name, commit both to the hub.
 
@@ -53,18 +44,13 @@ def publish(
     were made and verified, how to run them, and checksums. After the one commit, the hub's digests
     are compared with those here.
     """
-    from valle_convert.errors import EXIT_FAILED_CHECK, InputError
-    from valle_convert.files import check_outputs, write_text_atomically
     from valle_convert.quantize.identity import Identity, check_repository
-    from valle_convert.quantize.publish import CARD, card_of, files_of, publish_folder
+    from valle_convert.quantize.publish import publish_folder
     from valle_convert.quantize.release import read_release
-    from valle_convert.wording import listing, plural
 
     Identity(base_model=base_model)
     if repository is not None:
         check_repository(repository, repository)
-    else:
-        refuse_idle("no OWNER/NAME is given", {"--message": message})
     read = read_release(folder)
     failed = [one.path.name for one in read.models if one.report.faults]
     if failed and not force:
@@ -72,19 +58,7 @@ def publish(
             f"{listing(failed, 2)} failed the last `evaluate`; leave it out, or give --force."
         )
         raise typer.Exit(EXIT_FAILED_CHECK)
-    text = card_of(read, repository, license_, base_model)
-    path = folder / CARD
-    inputs = [one for name, one in files_of(read).items() if name != CARD]
-    check_outputs([path], force=True, inputs=inputs)
-    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    if old is not None and old != text and not force:
-        raise InputError(
-            f"{path} is there and is another card; give --force to write it anew, or edit and keep "
-            "it by publishing with `hf upload`."
-        )
-    if old != text:
-        write_text_atomically(path, text, force=True)
-    console.log(f"wrote {path}")
+    card = _write_card(read, folder, (repository, license_, base_model), force=force)
     result = None
     if repository is not None and not dry_run:
         result = publish_folder(read, repository, message=message)
@@ -94,10 +68,32 @@ def publish(
     if json_:
         console.data_json(
             {
-                "card": str(path),
+                "card": str(card),
                 "recommended": best.main.name if (best := read.best()) else None,
                 "commit": result.commit if result else None,
                 "url": result.url if result else None,
                 "files": dict(result.files) if result else {},
             }
         )
+
+
+def _write_card(
+    read: Release, folder: Path, said: tuple[str | None, str | None, str | None], *, force: bool
+) -> Path:
+    """Write the card; one that was edited is replaced with `force` only."""
+    from valle_convert.files import check_outputs, write_text_atomically
+    from valle_convert.quantize.publish import CARD, card_of, files_of
+
+    text, path = card_of(read, *said), folder / CARD
+    inputs = [one for name, one in files_of(read).items() if name != CARD]
+    check_outputs([path], force=True, inputs=inputs)
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if old is not None and old != text and not force:
+        raise InputError(
+            f"{path} is another card. Give --force to replace it, or keep it and publish the "
+            "folder with `hf upload`."
+        )
+    if old != text:
+        write_text_atomically(path, text, force=True)
+    console.log(f"wrote {path}")
+    return path

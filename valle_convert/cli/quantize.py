@@ -2,76 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    FORCE,
+    JSON,
     MODEL,
     OUTPUT,
-    ConfigOption,
-    ForceOption,
-    JsonOption,
-    LoraAlphaOption,
-    LoraOption,
-    excludes,
-    paths_of,
-    refuse_idle,
+    SOURCE,
+    QuantizerOptions,
+    arg,
+    flag,
+    opt,
 )
 from valle_convert.cli.remote import local_gguf
-from valle_convert.errors import EXIT_FAILED_CHECK
+from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 
 if TYPE_CHECKING:
-    from valle_convert.checkpoint import Checkpoint
     from valle_convert.quantize.run import MakeReport
 
 _TYPES, _NAMES = "Types", "Names and metadata"
-
-QuantizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH|library",
-        help="The llama-quantize to run; `library` for the same routine in llama-cpp-python. "
-        "Default: $LLAMA_QUANTIZE, then PATH, then the build of `make llama-tools`, then the "
-        "library.",
-        rich_help_panel=MODEL,
-    ),
-]
-QuantizeThreadsOption = Annotated[
-    int,
-    typer.Option(
-        "--threads",
-        help="Threads. Default (0): chosen by llama.cpp.",
-        min=0,
-        max=1024,
-        rich_help_panel=MODEL,
-    ),
-]
-SourceArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="IN",
-        help="A converted .gguf file in F16, BF16 or F32, or a checkpoint, which is first "
-        "converted.",
-    ),
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="CHECKPOINT",
-        help="The checkpoint that IN was converted from.",
-        rich_help_panel=MODEL,
-    ),
-]
-
-
-def register(app: typer.Typer) -> None:
-    app.command("quantize")(quantize)
-    app.command("check-manifest")(check_manifest)
 
 
 def _list_types(given: bool) -> None:
@@ -94,132 +50,50 @@ def _list_types(given: bool) -> None:
 
 
 def quantize(
-    context: typer.Context,
-    source: SourceArgument,
-    out: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUTDIR|OUT.gguf", help="A folder, or one file, which needs a TYPE."
-        ),
-    ],
-    type_: Annotated[
-        str | None, typer.Argument(metavar="[TYPE]", help="The type of OUT.gguf.")
-    ] = None,
-    types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--types",
-            metavar="LIST",
-            help="Types for a folder, such as Q8_0,Q6_K,Q4_K_M; repeatable.",
-            rich_help_panel=_TYPES,
-        ),
-    ] = None,
-    list_types: Annotated[  # noqa: ARG001 - its callback does it
-        bool,
-        typer.Option(
-            "--list-types",
-            callback=_list_types,
-            is_eager=True,
-            help="List the types and exit.",
-            rich_help_panel=_TYPES,
-        ),
-    ] = False,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN=TYPE",
-            help="As in llama-quantize, such as ffn_down=Q8_0; repeatable.",
-            rich_help_panel=_TYPES,
-        ),
-    ] = None,
-    tensor_types: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A file of such pairs, as written by `scan` and read by llama-quantize's "
-            "--tensor-type-file.",
-            rich_help_panel=_TYPES,
-        ),
-    ] = None,
-    pure: Annotated[
-        bool,
-        typer.Option("--pure", help="Give every matrix the type itself.", rich_help_panel=_TYPES),
-    ] = False,
-    allow_requantize: Annotated[
-        bool,
-        typer.Option(
-            "--allow-requantize", help="Accept a quantized input.", rich_help_panel=_TYPES
-        ),
-    ] = False,
-    no_fallback: Annotated[
-        bool,
-        typer.Option(
-            "--no-fallback",
-            help="Reject types whose block size does not divide the rows of some tensor.",
-            rich_help_panel=_TYPES,
-        ),
-    ] = False,
-    checkpoint: CheckpointOption = None,
-    config: ConfigOption = None,
-    lora: LoraOption = None,
-    lora_alpha: LoraAlphaOption = None,
-    imatrix: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|FILE|DIR|none",
-            help="Importance matrix: a file; or a folder of utterances, to make one for all types; "
-            "auto makes one from random codes for the types that need one. Making one needs "
-            "the checkpoint.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "auto",
-    threads: QuantizeThreadsOption = 0,
-    llama_quantize: QuantizeOption = None,
-    name_files: Annotated[
-        Literal["type", "convention"],
-        typer.Option(
-            help="type: NAME-Q8_0.gguf. convention: the GGUF naming convention, also in the "
-            "metadata.",
-            rich_help_panel=_NAMES,
-        ),
-    ] = "type",
-    quantized_by: Annotated[
-        str | None, typer.Option(help="general.quantized_by.", rich_help_panel=_NAMES)
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OWNER/NAME",
-            help="general.base_model.*, a model on the hub. Default: from the input.",
-            rich_help_panel=_NAMES,
-        ),
-    ] = None,
-    license_: Annotated[
-        str | None,
-        typer.Option("--license", help="general.license, an SPDX id.", rich_help_panel=_NAMES),
-    ] = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Save the output of llama-quantize.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Predict types and sizes; write nothing.", rich_help_panel=OUTPUT
-        ),
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Keep the files of the folder that were made in the same way.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    *,
+    source: Path = SOURCE,
+    out: Path = arg("OUTDIR|OUT.gguf", "A folder, or one file, which needs a TYPE."),
+    type_: str | None = arg("[TYPE]", "The type of OUT.gguf.", None),
+    types: list[str] | None = opt(
+        "Types for a folder, such as Q8_0,Q6_K,Q4_K_M; repeatable.", "LIST", _TYPES
+    ),
+    list_types: bool = opt(  # noqa: ARG001 - its callback ends the program
+        "List the types and exit.", panel=_TYPES, default=False, callback=_list_types, is_eager=True
+    ),
+    tensor_types: list[str] | None = opt(
+        "Types of single tensors, such as ffn_down=Q8_0; or a file of such pairs, as `scan` writes "
+        "and llama-quantize's --tensor-type-file reads; repeatable.",
+        "PATTERN=TYPE|FILE",
+        _TYPES,
+        ("--tensor-types", "--tensor-type"),
+    ),
+    pure: bool = flag("Give every matrix the type itself.", _TYPES),
+    allow_requantize: bool = flag("Accept a quantized input.", _TYPES),
+    no_fallback: bool = flag(
+        "Reject types whose block size does not divide the rows of some tensor.", _TYPES
+    ),
+    quantizer: QuantizerOptions,
+    imatrix: str = opt(
+        "Importance matrix: a file; or a folder of utterances, to make one for all types; auto "
+        "makes one from random codes for the types that need one. Making one needs the checkpoint.",
+        "auto|FILE|DIR|none",
+        MODEL,
+        default="auto",
+    ),
+    name_files: Literal["type", "convention"] = opt(
+        "type: NAME-Q8_0.gguf. convention: the GGUF naming convention, also in the metadata.",
+        panel=_NAMES,
+        default="type",
+    ),
+    quantized_by: str | None = opt("general.quantized_by.", "NAME", _NAMES),
+    base_model: str | None = opt(
+        "general.base_model.*, a model on the hub. Default: from the input.", "OWNER/NAME", _NAMES
+    ),
+    log: Path | None = opt("Save the output of llama-quantize.", "FILE", OUTPUT),
+    dry_run: bool = flag("Predict types and sizes; write nothing.", OUTPUT),
+    resume: bool = flag("Keep the files of the folder that were made in the same way.", OUTPUT),
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Quantize with llama-quantize, and compare each file with its source.
 
@@ -229,72 +103,68 @@ def quantize(
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
     from valle_convert.quantize.run import quantize as quantize_files
-    from valle_convert.quantize.types import check_tensor_type, parse_types, read_tensor_types
+    from valle_convert.quantize.types import parse_types
 
-    _check_types(context, out, type_, types)
-    listed = read_tensor_types(tensor_types) if tensor_types else ()
+    _check_types(out, type_, types)
+    patterns, files = _tensor_types(tensor_types or [])
     options = MakeOptions(
         types=parse_types(",".join(types or [type_ or ""])),
-        tool=llama_quantize,
-        tensor_types=(*map(check_tensor_type, tensor_type or []), *listed),
+        tool=quantizer.llama_quantize,
+        tensor_types=patterns,
         allow_requantize=allow_requantize,
         pure=pure,
-        threads=threads,
+        threads=quantizer.threads or 0,
         imatrix=imatrix,
-        identity=Identity(name_files, quantized_by, base_model, license_),
+        identity=Identity(name_files, quantized_by, base_model),
         allow_fallback=not no_fallback,
-        inputs=tuple(one for one in (config, *paths_of(lora), tensor_types) if one),
+        inputs=(*quantizer.files, *files),
     )
-    existing = FolderOptions(resume=resume, force=force, dry_run=dry_run)
     source = local_gguf(source, or_checkpoint=True)
-    read = (source, checkpoint, options.imatrix_path, *options.inputs)
+    read = (source, quantizer.checkpoint, options.imatrix_path, *options.inputs)
     with _kept_log(log, out, read, force=force) as keep:
-        reference = checkpoint_of(source, checkpoint, config, lora, lora_alpha)
-        run = RunLog(console.progress_bar, console.log, keep)
-        result = quantize_files(source, out, options, existing, checkpoint=reference, log=run)
+        result = quantize_files(
+            source,
+            out,
+            options,
+            FolderOptions(resume=resume, force=force, dry_run=dry_run),
+            checkpoint=quantizer.reference(source),
+            log=RunLog(console.progress_bar, console.log, keep),
+        )
         _show(result, as_json=json_)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 
-def _check_types(
-    context: typer.Context, out: Path, type_: str | None, types: list[str] | None
-) -> None:
-    excludes(context, {"types": "type_"})
+def _check_types(out: Path, type_: str | None, types: list[str] | None) -> None:
     if not (type_ or types):
         raise typer.BadParameter("give --types LIST, or one TYPE after OUT.gguf.")
     if type_ is not None and out.suffix != ".gguf":
         raise typer.BadParameter(
-            f"a TYPE goes with one file, and {out} does not end in .gguf; write {out}.gguf {type_} "
-            f"for a file, or {out} --types {type_} for a folder."
+            f"TYPE is for one file, but {out} does not end in .gguf. For a folder, use --types "
+            f"{type_}."
         )
 
 
-def checkpoint_of(
-    source: Path,
-    checkpoint: Path | None,
-    config: Path | None,
-    lora: list[str] | None,
-    lora_alpha: float | None,
-) -> Checkpoint | None:
-    from valle_convert.api import read_checkpoint
-    from valle_convert.gguf_file.read import is_gguf
+def _tensor_types(given: Sequence[str]) -> tuple[tuple[str, ...], list[Path]]:
+    """Pairs of pattern and type, given ones before those of files, and the files."""
+    from valle_convert.quantize.types import check_tensor_type, read_tensor_types
 
-    path = source if checkpoint is None and not is_gguf(source) else checkpoint
-    if path is None:
-        given = {"--config": config, "--lora": lora, "--lora-alpha": lora_alpha}
-        refuse_idle("there is no checkpoint", given)
-        return None
-    return read_checkpoint(
-        path, config=config, lora=lora or (), lora_alpha=lora_alpha, progress=console.progress_bar
-    )
+    pairs = [check_tensor_type(one) for one in given if "=" in one]
+    files = [Path(one) for one in given if "=" not in one]
+    for one in files:
+        if not one.exists():
+            raise InputError(
+                f"--tensor-types {one}: expected PATTERN=TYPE, or a file of such pairs."
+            )
+        pairs += read_tensor_types(one)
+    return tuple(pairs), files
 
 
 @contextmanager
 def _kept_log(
-    log: Path | None, out: Path, read: tuple[Path | None, ...], *, force: bool
+    log: Path | None, out: Path, read: Sequence[Path | None], *, force: bool
 ) -> Iterator[Callable[[list[str]], object]]:
-    """Gives a sink for lines of the tool, which are written at the end in any case."""
+    """Yield a sink for the tool's output, which is written at the end in any case."""
     from valle_convert.files import check_outputs, made_folder, write_text_atomically
     from valle_convert.quantize.manifest import MANIFEST, SUMS
 
@@ -326,16 +196,9 @@ def _show(result: MakeReport, *, as_json: bool) -> None:
 
 
 def check_manifest(
-    path: Annotated[
-        Path, typer.Argument(metavar="DIR|manifest.json", help="The result of `quantize`.")
-    ],
-    require_passed: Annotated[
-        bool,
-        typer.Option(
-            "--require-passed", help="Fail also if the last `evaluate` of a model did not pass."
-        ),
-    ] = False,
-    json_: JsonOption = False,
+    path: Path = arg("DIR|manifest.json", "The result of `quantize`."),
+    require_passed: bool = flag("Fail also if the last `evaluate` of a model did not pass."),
+    json_: bool = JSON,
 ) -> None:
     """Compare the files of a folder with its manifest and SHA256SUMS (exit code 1: they differ)."""
     from valle_convert.quantize.measurements import check_folder

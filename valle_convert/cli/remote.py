@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from valle_convert.cli import console
+from valle_convert.errors import InputError
 
 
 def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
     """The path of a GGUF file, downloaded to the hub's cache if needed, with all its parts."""
     from valle_convert.checkpoint.folder import is_on_hub
-    from valle_convert.errors import InputError
 
     if not is_on_hub(path) or (or_checkpoint and path.suffix != ".gguf"):
         return path

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from valle_convert.cli.convert import VerifyOption, carry_out
-from valle_convert.cli.options import (
-    BiasesOption,
-    ConfigOption,
-    ForceOption,
-    JsonOption,
-    TokenizerOption,
-    is_given,
-)
+from valle_convert.cli.convert import VERIFY, VerifyChoice, carry_out
+from valle_convert.cli.options import BIASES, CONFIG, FORCE, JSON, TOKENIZER, arg
 from valle_convert.cli.remote import local_gguf
 
 
-def register(app: typer.Typer) -> None:
-    app.command("repair")(repair)
-
-
 def repair(
-    context: typer.Context,
-    old: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OLD.gguf",
-            help="A VALL-E that llama.cpp's converter wrote as a `llama` model, quantized or not.",
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="NEW.gguf", help="Output file.")],
-    config: ConfigOption = None,
-    biases: BiasesOption = None,
-    tokenizer: TokenizerOption = None,
-    verify: VerifyOption = "quick",
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    *,
+    old: Path = arg(
+        "OLD.gguf",
+        "A VALL-E that llama.cpp's converter wrote as a `llama` model, quantized or not.",
+    ),
+    out: Path = arg("NEW.gguf", "Output file."),
+    config: Path | None = CONFIG,
+    biases: Path | None = BIASES,
+    tokenizer: Path | None = TOKENIZER,
+    verify: VerifyChoice | None = VERIFY,
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Repair a GGUF file of llama.cpp's LLaMA converter, which loads but generates garbage.
 
@@ -55,5 +38,4 @@ def repair(
     plan = plan_repair(
         local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
     )
-    given = is_given(context, "verify")
-    carry_out(plan, out, verify, must_run=given, inputs=inputs, force=force, as_json=json_)
+    carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)

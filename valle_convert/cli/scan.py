@@ -3,96 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.evaluate import DataOption, SeedOption, UtterancesOption
 from valle_convert.cli.options import (
+    FORCE,
+    JSON,
     MODEL,
-    ConfigOption,
-    ForceOption,
-    JsonOption,
-    LoraAlphaOption,
-    LoraOption,
-    excludes,
-    paths_of,
-    requires,
-)
-from valle_convert.cli.quantize import (
-    CheckpointOption,
-    QuantizeOption,
-    QuantizeThreadsOption,
-    SourceArgument,
-    checkpoint_of,
+    SOURCE,
+    DataOptions,
+    QuantizerOptions,
+    arg,
+    opt,
 )
 from valle_convert.cli.remote import local_gguf
 
 _CHOICE = "Choice"
 
 
-def register(app: typer.Typer) -> None:
-    app.command("scan")(scan)
-
-
 def scan(
-    context: typer.Context,
-    source: SourceArgument,
-    out: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[OUT.txt]",
-            help="The chosen types, for `quantize --tensor-types` and llama-quantize's "
-            "--tensor-type-file.",
-        ),
-    ] = None,
-    types: Annotated[
-        str | None,
-        typer.Option(
-            "--types",
-            metavar="LIST",
-            help="Tensor types to try. Default: Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0.",
-            rich_help_panel=_CHOICE,
-        ),
-    ] = None,
-    target_bits: Annotated[
-        float | None,
-        typer.Option(
-            help="Choose the best mixture with this many bits per weight, over all matrices.",
-            min=1,
-            max=16,
-            rich_help_panel=_CHOICE,
-        ),
-    ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(
-            help="Choose the smallest mixture whose mean KL divergence is at most this, in nats.",
-            min=0,
-            rich_help_panel=_CHOICE,
-        ),
-    ] = None,
-    checkpoint: CheckpointOption = None,
-    config: ConfigOption = None,
-    lora: LoraOption = None,
-    lora_alpha: LoraAlphaOption = None,
-    imatrix: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            dir_okay=False,
-            help="An importance matrix for quantizing.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    threads: QuantizeThreadsOption = 0,
-    llama_quantize: QuantizeOption = None,
-    data: DataOption = None,
-    utterances: UtterancesOption = None,
-    seed: SeedOption = 0,
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    *,
+    source: Path = SOURCE,
+    out: Path | None = arg(
+        "[OUT.txt]",
+        "The chosen types, for `quantize --tensor-types` and llama-quantize's --tensor-type-file.",
+        None,
+    ),
+    types: str | None = opt(
+        "Tensor types to try. Default: Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,Q8_0.", "LIST", _CHOICE
+    ),
+    target_bits: float | None = opt(
+        "Choose the best mixture with this many bits per weight, over all matrices.",
+        "BITS",
+        _CHOICE,
+        min=1,
+        max=16,
+    ),
+    max_kl: float | None = opt(
+        "Choose the smallest mixture whose mean KL divergence is at most this, in nats.",
+        "LIMIT",
+        _CHOICE,
+        min=0,
+    ),
+    quantizer: QuantizerOptions,
+    imatrix: Path | None = opt(
+        "An importance matrix for quantizing.", "FILE", MODEL, dir_okay=False
+    ),
+    dataset: DataOptions,
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Measure the sensitivity of every matrix, and choose a type for each.
 
@@ -104,19 +62,19 @@ def scan(
     from valle_convert.quantize.scan import Aim
     from valle_convert.quantize.scan import scan as scan_matrices
 
-    requires(context, {"out": "target_bits max_kl"})
-    excludes(context, {"max_kl": "target_bits"})
     source = local_gguf(source, or_checkpoint=True)
-    read = [source, checkpoint, config, *paths_of(lora), imatrix, data]
+    read = [source, quantizer.checkpoint, *quantizer.files, imatrix, dataset.data]
     check_outputs({"OUT.txt": out}, inputs=read, force=force)
     result = scan_matrices(
         source,
-        checkpoint_of(source, checkpoint, config, lora, lora_alpha),
+        quantizer.reference(source),
         Aim(tuple(filter(None, map(str.strip, (types or "").split(",")))), target_bits, max_kl),
         MakeOptions(
-            tool=llama_quantize, threads=threads, imatrix=NONE if imatrix is None else str(imatrix)
+            tool=quantizer.llama_quantize,
+            threads=quantizer.threads or 0,
+            imatrix=NONE if imatrix is None else str(imatrix),
         ),
-        MeasureOptions(data, utterances, seed),
+        MeasureOptions(dataset.data, dataset.utterances),
         log=RunLog(console.progress_bar, console.log),
     )
     if json_:

@@ -41,8 +41,7 @@ class Report:
 def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
     if not spoken.is_whole:
         _note_kept(spoken, written, codes)
-    for notice in spoken.notices:
-        console.log(f"note: {notice}")
+    console.notes(spoken.notices)
     if written is not None:
         _log_written(written)
     if codes is not None:

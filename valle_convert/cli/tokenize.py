@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JsonOption, check_utf8
+from valle_convert.cli.options import GGUF, JSON, arg, check_utf8, flag, opt
 from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 from valle_convert.wording import plural
@@ -21,42 +21,30 @@ if TYPE_CHECKING:
     from valle_convert.tokenizer.check import TokenizerReport
 
 
-def register(app: typer.Typer) -> None:
-    app.command("tokenize")(tokenize)
-
-
 def tokenize(
-    gguf: Annotated[
-        Path,
-        typer.Argument(metavar="GGUF", help="A converted file."),
-    ],
-    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Phonemes or symbols.")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", metavar="FILE", help="Read one text per line."),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The tokenizer.json or .model of the conversion, checked by its hash. Default: "
-            "the built-in one.",
-        ),
-    ] = None,
-    special: Annotated[bool, typer.Option(help="Add <bos> and </eos>.")] = True,
-    parse_special: Annotated[
-        bool, typer.Option(help="Parse special tokens such as <mask> in the text.")
-    ] = False,
-    json_: JsonOption = False,
+    *,
+    gguf: Path = GGUF,
+    text: str | None = arg("TEXT", "Phonemes or symbols.", None),
+    file: Path | None = opt("Read one text per line.", "FILE"),
+    tokenizer: Path | None = opt(
+        "The tokenizer.json or .model of the conversion, checked by its hash. Default: the "
+        "built-in one.",
+        "FILE",
+    ),
+    no_special: bool = flag("Add no <bos> and </eos>."),
+    parse_special: bool = flag(
+        "Read special tokens such as <mask> in the text as one token each. Without it they are "
+        "plain text, as in speech."
+    ),
+    json_: bool = JSON,
 ) -> None:
     """Tokenize with stock llama.cpp, and compare with the tokenizer's own library.
 
     Exit code 1 if they differ.
     """
-    if (text is None) == (file is None):
-        raise typer.BadParameter("Give either TEXT or --file FILE.", param_hint="TEXT")
-    if text is not None:
-        check_utf8(text)
+    if text is None and file is None:
+        raise typer.BadParameter("give TEXT or --file FILE.", param_hint="TEXT")
+    check_utf8(text or "")
     from valle_convert.families.bundle import open_bundle
     from valle_convert.text import listed, unknown_phonemes
     from valle_convert.tokenizer.check import compare
@@ -67,11 +55,10 @@ def tokenize(
     bundle = open_bundle(gguf)
     source = bundle.family.recorded_tokenizer(bundle.main, tokenizer)
     kind, oracle = source.kind, source.oracle()
-    setting = Setting(special, parse_special)
+    setting = Setting(not no_special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
-            "A SentencePiece model parses no special pieces, so there is nothing to "
-            "compare --parse-special with; leave it out."
+            "SentencePiece models do not parse special tokens; leave out --parse-special."
         )
     true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with LlamaTokenizer(gguf) as llama:
@@ -81,7 +68,7 @@ def tokenize(
             _show_report(report, time.perf_counter() - start, as_json=json_)
             agree = report.ok
         else:
-            ids = llama.encode(str(text), add_special=special, parse_special=parse_special)
+            ids = llama.encode(str(text), add_special=not no_special, parse_special=parse_special)
             (expected,) = oracle.encode_batch([str(text)], setting)
             one = _OneText(str(text), llama.show(ids), ids, [true_ids[i] for i in ids], expected)
             one.show(kind, as_json=json_)

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import (
-    CodecOption,
-    GgufArgument,
-    JsonOption,
-    LanguageOption,
-    ThreadsOption,
-)
+from valle_convert.cli.options import CODEC, GGUF, JSON, LANGUAGE, THREADS, arg, opt
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
     from valle_convert.speech.results import Heard
 
 
-def register(app: typer.Typer) -> None:
-    app.command("transcribe")(transcribe)
-
-
 def transcribe(
-    gguf: GgufArgument,
-    speech: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SPEECH..",
-            help="Recordings (wav, flac, ogg, mp3) or saved codes (.npz). With several, each line "
-            "is the path, a tab and the phonemes; with --json, a list.",
-        ),
-    ],
-    codec: CodecOption = None,
-    language: LanguageOption = None,
-    max_phonemes: Annotated[int, typer.Option(help="Longest transcript.", min=1, max=20_000)] = 900,
-    threads: ThreadsOption = None,
-    json_: JsonOption = False,
+    *,
+    gguf: Path = GGUF,
+    speech: list[Path] = arg(
+        "SPEECH..",
+        "Recordings (wav, flac, ogg, mp3) or saved codes (.npz). With several, each line is the "
+        "path, a tab and the phonemes; with --json, a list.",
+    ),
+    codec: str | None = CODEC,
+    language: str | None = LANGUAGE,
+    max_phonemes: int = opt("Longest transcript.", "N", default=900, min=1, max=20_000),
+    threads: int | None = THREADS,
+    json_: bool = JSON,
 ) -> None:
     """Transcribe recordings to phonemes."""
     from valle_convert.audio import open_codec
@@ -76,15 +62,12 @@ def transcribe(
 
 
 def _heard_json(heard: Heard, loaded: float) -> dict[str, Any]:
+    seconds = {"load": loaded, "voice": heard.voice_seconds, "decode": heard.decode_seconds}
     return {
         "phonemes": heard.phonemes,
         "ids": list(heard.ids),
         "language": heard.language,
         "end": heard.end,
         "notices": list(heard.notices),
-        "timings": {
-            "load": round(loaded, 4),
-            "voice": round(heard.voice_seconds, 4),
-            "decode": round(heard.decode_seconds, 4),
-        },
+        "timings": {stage: round(value, 4) for stage, value in seconds.items()},
     }

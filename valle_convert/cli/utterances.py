@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    CODEC,
+    FORCE,
+    JSON,
+    LANGUAGE,
     MODEL,
     VOICE,
-    CodecOption,
-    ForceOption,
-    JsonOption,
-    LanguageOption,
+    arg,
     check_utf8,
-    excludes,
+    flag,
+    opt,
 )
 from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import InputError
@@ -28,67 +30,37 @@ if TYPE_CHECKING:
     from valle_convert.audio.recorded import Recorded
 
 
-def register(app: typer.Typer) -> None:
-    app.command("utterances")(utterances)
-
-
 def utterances(
-    context: typer.Context,
-    audio: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[AUDIO]...", help="Recordings (wav, flac, ogg, mp3), or codes (.npz)."
-        ),
-    ] = None,
     *,
-    out: Annotated[
-        Path,
-        typer.Argument(metavar="OUTDIR", help="Output folder, one .npz file per utterance."),
-    ],
-    model: Annotated[
-        Path,
-        typer.Option(
-            "--model",
-            metavar="GGUF",
-            help="A converted file; its tokenizer, levels and languages are used.",
-            rich_help_panel=MODEL,
-        ),
-    ],
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--text",
-            metavar="TEXT",
-            help="Transcript of a recording; once per AUDIO, in the same order.",
-            rich_help_panel=VOICE,
-        ),
-    ] = None,
-    list_: Annotated[
-        Path | None,
-        typer.Option(
-            "--list",
-            metavar="FILE.tsv",
-            help="Instead of AUDIO and --text: one path, tab and transcript per line; paths are "
-            "relative to this file.",
-            rich_help_panel=VOICE,
-        ),
-    ] = None,
-    voice: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Voice prompt for all utterances: a recording or saved codes. Default: none.",
-            rich_help_panel=VOICE,
-        ),
-    ] = None,
-    codec: CodecOption = None,
-    phonemes: Annotated[
-        bool,
-        typer.Option("--phonemes", help="The texts are IPA.", rich_help_panel=VOICE),
-    ] = False,
-    language: LanguageOption = None,
-    json_: JsonOption = False,
-    force: ForceOption = False,
+    audio: list[Path] | None = arg(
+        "[AUDIO]...", "Recordings (wav, flac, ogg, mp3), or codes (.npz).", None
+    ),
+    out: Path = arg("OUTDIR", "Output folder, one .npz file per utterance."),
+    model: Path = opt(
+        "A converted file; its tokenizer, levels and languages are used.",
+        "GGUF",
+        MODEL,
+        default=...,
+    ),
+    text: list[str] | None = opt(
+        "Transcript of a recording; once per AUDIO, in the same order.", "TEXT", VOICE
+    ),
+    list_: Path | None = opt(
+        "Instead of AUDIO and --text: one path, tab and transcript per line; paths are relative to "
+        "this file.",
+        "FILE.tsv",
+        VOICE,
+    ),
+    voice: Path | None = opt(
+        "Voice prompt for all utterances: a recording or saved codes. Default: none.",
+        "FILE",
+        VOICE,
+    ),
+    codec: str | None = CODEC,
+    phonemes: bool = flag("The texts are IPA.", VOICE),
+    language: str | None = LANGUAGE,
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
     """Turn recordings and transcripts into data for --data of evaluate and imatrix.
 
@@ -97,7 +69,6 @@ def utterances(
     """
     from valle_convert.families.bundle import open_bundle
 
-    excludes(context, {"list_": "audio text"})
     recorded = _recorded(audio or [], text or [], list_)
     _check_recordings([*(one.path for one in recorded), *([voice] if voice else [])])
     bundle = open_bundle(local_gguf(model))
@@ -168,7 +139,6 @@ def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None
             console.data(
                 f"{one.name}: {plural(ids, 'id')}, {plural(frames, 'frame')} ({one.said.language})"
             )
-    for notice in (notice for one in made for notice in one.notices):
-        console.log(f"note: {notice}")
+    console.notes(notice for one in made for notice in one.notices)
     if others:
         console.log(f"note: {out} has {plural(others, 'other .npz file')}, which --data reads too")

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CodecOption, ForceOption
+from valle_convert.cli.options import CODEC, FORCE, arg, opt
 from valle_convert.cli.remote import local_gguf
 from valle_convert.wording import plural
 
 
-def register(app: typer.Typer) -> None:
-    app.command("voice")(voice)
-
-
 def voice(
-    recording: Annotated[
-        Path, typer.Argument(metavar="RECORDING", help="The voice: wav, flac, ogg or mp3.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Its codes.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="GGUF",
-            help="The model that will speak, which decides the length. Without it, three "
-            "seconds of eight levels, as in the published models.",
-        ),
-    ] = None,
-    codec: CodecOption = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(help="Length of the recording to use, from its first sound on.", min=0.1),
-    ] = None,
-    force: ForceOption = False,
+    *,
+    recording: Path = arg("RECORDING", "The voice: wav, flac, ogg or mp3."),
+    out: Path = arg("OUT.npz", "Its codes."),
+    model: Path | None = opt(
+        "The model that will speak, which decides the length. Without it, three seconds of eight "
+        "levels, as in the published models.",
+        "GGUF",
+    ),
+    codec: str | None = CODEC,
+    seconds: float | None = opt(
+        "Length of the recording to use, from its first sound on.", "N", min=0.1
+    ),
+    force: bool = FORCE,
 ) -> None:
     """Encode a voice once, for --voice of speak and --voices of serve."""
     from valle_convert.audio import (
@@ -62,7 +50,6 @@ def voice(
     audio, notices = prompt_audio(heard, seconds, str(recording))
     codes = SavedCodes(opened.encode(audio), opened.description, opened.codebook_size)
     write_codes(out, codes, force=force, sources=[recording])
-    for notice in notices:
-        console.log(f"note: {notice}")
+    console.notes(notices)
     frames, levels = codes.codes.shape
     console.log(f"wrote {out}: {plural(frames, 'frame')} of {plural(levels, 'level')}")

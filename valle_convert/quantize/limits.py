@@ -167,7 +167,7 @@ class Gates:
         if earlier.sequences != utterances:
             raise InputError(
                 f"{earlier.name} was measured over {earlier.sequences}, and this run over "
-                f"{utterances}; give the same --data, --utterances and --seed."
+                f"{utterances}; give the same --data and --utterances."
             )
 
 

@@ -271,11 +271,10 @@ def plan_bundles(
         plans.append(BundlePlan(kind, row, paths, known))
     falling = {plan.kind.name: plan.fallbacks for plan in plans if plan.fallbacks}
     if falling and not options.allow_fallback:
-        shown = "; ".join(f"{kind}: {describe_fallbacks(one)}" for kind, one in falling.items())
+        kind, found = next(iter(falling.items()))
         raise InputError(
-            f"Not every tensor can have the given type, and --no-fallback was given: "
-            f"{shown}. Choose types whose block size divides the rows (Q8_0, Q5_0, Q4_0: 32; "
-            "K and IQ types: 256)."
+            f"--no-fallback was given, but for {kind} {describe_fallbacks(found)}. Choose a type "
+            "whose blocks (32 for Q8_0, Q5_0 and Q4_0, else 256) divide the rows."
         )
     return plans
 

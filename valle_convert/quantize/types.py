@@ -80,8 +80,8 @@ def file_type(name: str) -> FileType:
     found = FILE_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
-            f"There is no type {name.strip()!r}{_nearest(name, FILE_TYPES)} llama-quantize has "
-            f"{', '.join(FILE_TYPES)}."
+            f"There is no type {name.strip()!r:.40}{_nearest(name, FILE_TYPES)} "
+            "`quantize --list-types` lists all."
         )
     return found
 

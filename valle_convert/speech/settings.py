@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -103,7 +104,9 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
         name, equals, text = one.partition("=")
         setting = settings().get(name.strip().replace("-", "_"))
         if setting is None or not equals:
-            raise InputError(f"--set {one}: expected NAME=VALUE, NAME one of {', '.join(HELP)}.")
+            near = get_close_matches(name.strip(), HELP, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "docs/commands.md lists the names."
+            raise InputError(f"--set {one:.60}: expected NAME=VALUE with a known name. {hint}")
         found[setting.name] = setting.parse(text.strip())
     return found
 

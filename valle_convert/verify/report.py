@@ -136,7 +136,7 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values; docs/report-schema.md describes them."""
+        """The report as plain values; docs/verdict.md describes them."""
         return {
             "schema_version": REPORT_SCHEMA_VERSION,
             "passed": self.passed,

@@ -106,7 +106,7 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
     elif not are_same_loras(lora, checkpoint.lora):
         fault = (
             f"{file.path.name} was made with {lora or 'no LoRA'} merged, but the checkpoint has "
-            f"{checkpoint.lora or 'none'}; give the same with --lora and --lora-alpha"
+            f"{checkpoint.lora or 'none'}; give the same with --lora"
         )
     return Check(
         "source",

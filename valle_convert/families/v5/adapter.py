@@ -222,12 +222,11 @@ def write_lora(
     target: Path,
     *,
     out_type: str = "f32",
-    alpha: float | None = None,
     force: bool = False,
 ) -> Adapter:
     """Write a LoRA as an adapter of a model, and read it back; see `api.write_lora`."""
     fits, kind, source = AdapterBase.of(base), _TYPES[out_type], lora.path
-    pairs = open_lora(lora, fits.specs, alpha=alpha, kept_apart=True)
+    pairs = open_lora(lora, fits.specs, kept_apart=True)
     inputs = [base.path, source]
     check_outputs([target], force=force, inputs=inputs)
     data: dict[str, NDArray[np.generic]] = {}
@@ -251,7 +250,7 @@ def _keys(base: AdapterBase, pairs: LoraPairs, source: Path, kind: GgmlType) -> 
     if not abs(alpha) <= LARGEST_WEIGHT:
         raise InputError(
             f"{source}: its alpha is {alpha:g}, expected at most {LARGEST_WEIGHT:g}; "
-            "check --lora-alpha and its scale."
+            "give a smaller @SCALE."
         )
     keys = [
         Key("general.architecture", ARCHITECTURE, "string"),

@@ -1,0 +1,38 @@
+"""What `--help` promises, and the rules of options, hold for every command."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import typer
+from support import Cli
+
+from valle_convert.cli.app import app
+from valle_convert.cli.examples import EXAMPLES
+from valle_convert.cli.rules import EXCLUDES, NEEDS
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_examples_that_parse(name: str, cli: Cli) -> None:
+    shown = cli(name, "--help").out
+    for line in EXAMPLES[name].splitlines():
+        assert f"{line}\n" in shown
+        program, *words = shlex.split(line.split(" | ")[0].split(" < ")[0], comments=True)
+        command = words.pop(0) if words[0] in COMMANDS else "convert"
+        assert program == "valle-convert"
+        COMMANDS[command].make_context(command, words)  # a usage error where it does not parse
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_has_more_options_than_one_can_read(name: str) -> None:
+    assert len([one for one in COMMANDS[name].params if one.opts[0][0] == "-"]) <= 24
+
+
+def test_every_rule_is_of_parameters_that_there_are() -> None:
+    for command, rules in (*NEEDS.items(), *EXCLUDES.items()):
+        known = {one.name for one in COMMANDS[command].params}
+        named = {word.partition("=")[0] for text in rules.values() for word in text.split()}
+        assert {*rules, *named} <= known, command

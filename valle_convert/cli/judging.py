@@ -1,0 +1,144 @@
+"""Limits and reports, which `evaluate` and `merge` share."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from valle_convert.cli import console
+from valle_convert.cli.options import FORCE, JSON, OUTPUT, opt
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK, ValleConvertError
+
+if TYPE_CHECKING:
+    from valle_convert.quantize.limits import Gates
+    from valle_convert.quantize.report import EvaluationReport
+
+_LIMITS = "Limits (exit code 1 beyond them)"
+#: By how much a run may be worse than an earlier one.
+_FACTOR = 1.1
+
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """The loss that the user allows."""
+
+    max_kl: list[str] | None = opt(
+        "Mean KL divergence, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2. Limits are repeatable.",
+        "LIMIT|TYPE=LIMIT,...",
+        _LIMITS,
+    )
+    min_agreement: list[str] | None = opt("Top-1 agreement: 0.97.", "PART|TYPE=PART,...", _LIMITS)
+    max_nll: list[str] | None = opt(
+        "How much less likely the true codes may be than for F16, in nats per code.",
+        "LIMIT|TYPE=LIMIT,...",
+        _LIMITS,
+    )
+    min_retrieval: list[str] | None = opt(
+        "Part of the sentences that are closest to their own recording.",
+        "PART|TYPE=PART,...",
+        _LIMITS,
+    )
+    max_wer: list[str] | None = opt("Word error rate.", "RATE|TYPE=RATE,...", _LIMITS)
+    no_worse_than: str | None = opt(
+        "The results of an earlier run as limits; divergence and the part of changed codes may be "
+        "FACTOR (1.1) times as large.",
+        "REPORT.json[@FACTOR]",
+        _LIMITS,
+    )
+
+    @property
+    def earlier(self) -> tuple[Path | None, float]:
+        """The report of an earlier run, and the factor."""
+        given = self.no_worse_than
+        if given is None:
+            return None, _FACTOR
+        name, at, number = given.rpartition("@")
+        if not at or Path(given).exists():
+            return Path(given), _FACTOR
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = math.nan
+        if not 1 <= factor < math.inf:
+            raise typer.BadParameter(
+                f"the factor is {number}, expected at least 1.", param_hint="--no-worse-than"
+            )
+        return Path(name), factor
+
+    def gates(self) -> Gates:
+        from valle_convert.quantize.limits import gates_of
+
+        limits = {name: text for name, text in vars(self).items() if name != "no_worse_than"}
+        return gates_of(limits, *self.earlier)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where the results go."""
+
+    report: list[Path] | None = opt(
+        "Write the report as .json, .md or .html; repeatable.", "FILE", OUTPUT
+    )
+    json_: bool = JSON
+    force: bool = FORCE
+
+    def check(self, inputs: Sequence[Path | None]) -> None:
+        """Refuse reports that cannot be written, before an hour of work."""
+        from valle_convert.files import check_outputs
+        from valle_convert.quantize.forms import check_reports
+
+        check_reports(self.report or [])
+        targets = {f"--report {one}": one for one in self.report or []}
+        check_outputs(targets, inputs=inputs, force=self.force)
+
+    def finish(self, result: EvaluationReport) -> None:
+        """Print a result, write its reports, and exit with its code unless that is 0."""
+        if self.json_:
+            console.data_json(result.to_json())
+        else:
+            _show(result)
+        code = self._write(result)
+        if result.exit_code or code:
+            raise typer.Exit(result.exit_code or code)
+
+    def _write(self, result: EvaluationReport) -> int:
+        """Write every report that can be written; returns the exit code."""
+        from valle_convert.quantize.forms import write_report
+
+        code = EXIT_OK
+        for one in self.report or []:
+            try:
+                write_report(result, one, force=self.force)
+            except ValleConvertError as error:
+                console.error(str(error))
+                code = EXIT_ENVIRONMENT
+        return code
+
+
+def command_line() -> str:
+    """What the user ran, for reports."""
+    return shlex.join(["valle-convert", *sys.argv[1:]])
+
+
+def _show(result: EvaluationReport) -> None:
+    from valle_convert.quantize.tables import fitting, heard, summary
+
+    # A pipe gets all columns, a terminal the first ones that fit.
+    width = shutil.get_terminal_size().columns
+    header, rows = fitting(result, width) if sys.stdout.isatty() else summary(result)
+    console.data(console.table(rows, header=header))
+    for title, (columns, cells) in list(heard(result))[:1]:  # a report has all of them
+        console.log(f"{title}:\n{console.table(cells, header=columns)}")
+    for line in result.facts():
+        console.log(line)
+    if result.recommendation():
+        console.data(result.recommendation())
+    console.data(result.verdict())

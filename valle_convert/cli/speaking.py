@@ -1,0 +1,101 @@
+"""Options that `speak` and `serve` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from valle_convert.cli import console
+from valle_convert.cli.options import CODEC, DECODING, MODEL, THREADS, opt
+from valle_convert.errors import InputError
+from valle_convert.wording import plural
+
+if TYPE_CHECKING:
+    from valle_convert.families.bundle import Bundle
+    from valle_convert.families.family import AnyFamily
+    from valle_convert.speech.results import SpeakOptions
+    from valle_convert.speech.speaker import AnySpeaker
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The codec, and how llama.cpp runs the model."""
+
+    codec: str | None = CODEC
+    threads: int | None = THREADS
+    tune: Literal["auto", "off", "again"] = opt(
+        "auto finds the fastest settings of llama.cpp for this file and CPU once, and keeps them; "
+        "off computes exactly as verify does; again repeats the search.",
+        panel=MODEL,
+        default="auto",
+    )
+    gpu_layers: int = opt(
+        "Layers to offload to a GPU, if llama.cpp was built for one; -1 is all.",
+        "N",
+        MODEL,
+        default=0,
+        min=-1,
+    )
+
+    def speaker(
+        self, bundle: Bundle, adapters: Sequence[str] | None = None, *, needs_codec: bool = True
+    ) -> AnySpeaker:
+        from valle_convert.audio import open_codec
+        from valle_convert.checkpoint.lora import lora_files
+        from valle_convert.llama.context import Settings
+        from valle_convert.llama.cpu import usable_cores
+
+        cores = usable_cores()
+        if self.threads is not None and self.threads > cores:
+            console.log(
+                f"note: {self.threads} threads on {plural(cores, 'usable core')} wait for each "
+                f"other; --threads {cores} is faster"
+            )
+        return bundle.family.speaker(
+            bundle,
+            codec=open_codec(self.codec, bundle.model) if needs_codec else None,
+            n_threads=self.threads,
+            settings=Settings(n_gpu_layers=self.gpu_layers),
+            tune=self.tune,
+            adapters=lora_files(adapters),
+        )
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How codes are drawn."""
+
+    temperature: float = opt(
+        "Of level 0; 0 takes the most likely code.", "N", DECODING, default=1.0
+    )
+    set_: list[str] | None = opt(
+        "Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",
+        "NAME=VALUE,...",
+        DECODING,
+    )
+
+    def options(
+        self,
+        family: AnyFamily,
+        foreign: Sequence[str] = (),
+        **others: Any,  # noqa: ANN401
+    ) -> SpeakOptions:
+        """All options of speaking; refuses `foreign` ones and what the family does not use."""
+        from valle_convert.decode import SamplingOptions
+        from valle_convert.speech.results import SpeakOptions
+        from valle_convert.speech.settings import parse_settings, settings, with_settings
+
+        values = parse_settings(self.set_ or [])
+        given = SpeakOptions(sampling=SamplingOptions(self.temperature), **others)
+        options = with_settings(given, values)
+        unused = [*foreign]
+        unused += [
+            f"--set {name}" for name in values if settings()[name].field not in family.speaks_with
+        ]
+        if unused:
+            verb, them = ("does", "it") if len(unused) == 1 else ("do", "them")
+            raise InputError(
+                f"{', '.join(unused)} {verb} not apply to {family.title}; leave {them} out."
+            )
+        return options
