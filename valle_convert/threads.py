@@ -1,8 +1,30 @@
-"""How the threads of torch and llama.cpp wait for each other."""
+"""How threads wait for each other: those of torch and llama.cpp, and one in the background."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Held by work in the background, which would disturb measurements of time.
+BACKGROUND = Lock()
+
+
+def in_background(run: Callable[[], T]) -> Future[T]:
+    """Start a function in a thread."""
+
+    def running() -> T:
+        with BACKGROUND:
+            return run()
+
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(running)
+    pool.shutdown(wait=False)
+    return future
 
 
 def limit_openmp_spinning() -> None:

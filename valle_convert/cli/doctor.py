@@ -108,10 +108,10 @@ def _show(report: DoctorReport) -> None:
 
 def _choice(found: Choice) -> tuple[str, str]:
     """Settings in words, and milliseconds with them and with the exact ones."""
-    from valle_convert.llama.tuning import settings_in_words
+    from valle_convert.llama.tuning import words_of
 
     seconds = f"{found.seconds * 1e3:.3g} ({found.exact_seconds * 1e3:.3g})"
-    return settings_in_words(found.settings), seconds
+    return words_of(found.settings), seconds
 
 
 def _plain(value: object) -> object:

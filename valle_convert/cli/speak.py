@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -326,6 +327,7 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
     from valle_convert.files import check_outputs, is_stream
     from valle_convert.llama.context import Settings
     from valle_convert.speech.speaker import Watch
+    from valle_convert.threads import in_background
 
     inputs = [*bundle.paths, *request.recordings, *([request.codes] if request.codes else [])]
     opened = [*([Path(request.codec)] if request.codec else []), *paths_of(request.lora)]
@@ -348,7 +350,10 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
     console.log(f"loading {bundle.path}" + (" and the codec" if needs_codec else ""))
     with bundle.family.speaker(
         bundle,
-        codec=open_codec(request.codec, bundle.model) if needs_codec else None,
+        # It imports torch; meanwhile, llama.cpp loads the model.
+        codec=in_background(partial(open_codec, request.codec, bundle.model))
+        if needs_codec
+        else None,
         n_threads=request.threads,
         settings=Settings(n_gpu_layers=request.gpu_layers),
         tune=request.tune,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -381,7 +382,7 @@ class Family(ABC, Generic[M, N]):
         self,
         bundle: Bundle,
         *,
-        codec: AudioCodec | None = None,
+        codec: AudioCodec | Future[AudioCodec] | None = None,
         n_threads: int | None = None,
         settings: Settings | None = None,
         tune: Tune = "off",
@@ -391,7 +392,7 @@ class Family(ABC, Generic[M, N]):
 
         Args:
             bundle: the files.
-            codec: between audio and codes; None speaks codes only.
+            codec: between audio and codes, or a thread that opens it; None speaks codes only.
             n_threads: None for the cores that this process may use.
             settings: how llama.cpp computes; None for the exact way.
             tune: whether to find the fastest settings for these files on this machine.
@@ -406,6 +407,8 @@ class Family(ABC, Generic[M, N]):
                 bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
             )
             opened.callback(network.close)
+            if isinstance(codec, Future):
+                codec = codec.result()
             return self.speaker_on(network, bundle, codec, opened)
 
     @abstractmethod

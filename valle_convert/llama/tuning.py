@@ -40,6 +40,7 @@ from valle_convert.llama.cpu import busy_seconds, cpu_name, usable_cores
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import cache_folder, fingerprint, prove_library
 from valle_convert.metrics import nmse
+from valle_convert.threads import BACKGROUND
 
 Tune = Literal["auto", "off", "again"]
 #: Seconds of a pass over a sentence, and of a step after it.
@@ -105,7 +106,8 @@ def tuned_settings(
     kept_at = cache_folder() / f"tuned-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.json"
     found = None if mode == "again" else _read(kept_at, machine)
     if found is None:
-        choices = search(path, base, rows, rounding, others)
+        with BACKGROUND:
+            choices = search(path, base, rows, rounding, others)
         if choices is None:
             return None
         found = Fastest(file, *choices)
@@ -122,7 +124,16 @@ def kept_settings() -> list[Fastest]:
     return sorted((one for one in found if one is not None), key=lambda one: str(one.file))
 
 
-def settings_in_words(settings: Settings) -> str:
+def ways(base: Settings) -> list[Settings]:
+    """All combinations that are searched, except for threads; the exact ones come first."""
+    return [
+        replace(base, repack=repack, cache_type=cache, flash_attention=flash)
+        for repack in ((True, False) if base.repack else (False,))
+        for cache, flash in _CACHES
+    ]
+
+
+def words_of(settings: Settings) -> str:
     """The differences from the exact settings, in words."""
     words = ["flash attention"] if settings.flash_attention else []
     words += [] if settings.cache_type == "f32" else [f"{settings.cache_type} cache"]
@@ -214,14 +225,14 @@ def _time_products(
     """
     found: dict[Settings, Seconds] = {}
     for n_threads in _halves(base.n_threads or usable_cores()):
-        ways = [replace(base, repack=repack, n_threads=n_threads) for repack in models]
+        both = [replace(base, repack=repack, n_threads=n_threads) for repack in models]
         fastest = np.min([*found.values(), np.full(2, np.inf)], axis=0)
         with ExitStack() as held:
             contexts = {
-                how: held.enter_context(_open(models[how.repack], how, len(rows))) for how in ways
+                how: held.enter_context(_open(models[how.repack], how, len(rows))) for how in both
             }
             found |= _best_of(contexts, rows, _ROUNDS if not found else 1)
-        if base.n_threads or not np.any(np.min([found[how] for how in ways], axis=0) < fastest):
+        if base.n_threads or not np.any(np.min([found[how] for how in both], axis=0) < fastest):
             break
     return {how: seconds * [SENTENCE / _ROWS, 1] for how, seconds in found.items()}
 
@@ -245,12 +256,12 @@ def _time_attention(model: LlamaModel, base: Settings) -> dict[tuple[CacheType, 
         path = Path(folder) / "layer.gguf"
         write_gemma(path, shape, random_weights(shape, seed=0))
         layer = held.enter_context(LlamaModel(model.library, path, settings=base))
-        ways = {
+        kinds = {
             (cache, flash): replace(base, cache_type=cache, flash_attention=flash)
             for cache, flash in _CACHES
         }
         contexts = {
-            kind: held.enter_context(_open(layer, how, len(rows))) for kind, how in ways.items()
+            kind: held.enter_context(_open(layer, how, len(rows))) for kind, how in kinds.items()
         }
         found = _best_of(contexts, rows, _ROUNDS)
     exact = found[_CACHES[0]]
