@@ -1,12 +1,12 @@
-"""Cost against the length of the speech, the number of sentences, depth and width: docs/scale.png.
+"""Cost against the length of the speech, the number of sentences, depth and width: docs/speed.png.
 
     python benchmarks/bench_scale.py [--folder DIR] [--seconds 1,3,10,30,60] [--write]
 
 Random weights, with `--tune auto`. For each point: milliseconds of a NAR pass and of an AR step,
 beside those of the model's arithmetic. A pass multiplies every weight with every position, and
 every position with every other; a step reads every weight, cached key and value once. The machine's
-speed is that of numpy: a matrix product in float32, and a sum over 256 MB. `--write` puts scale.csv
-and scale.png beside docs/performance.md.
+speed is that of numpy: a matrix product in float32, and a sum over 256 MB. `--write` puts speed.csv
+and speed.png beside docs/performance.md.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", default="1,3,10,30,60")
     parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
-    parser.add_argument("--write", action="store_true", help="write scale.csv and scale.png")
+    parser.add_argument("--write", action="store_true", help="write speed.csv and speed.png")
     arguments = parser.parse_args(argv)
     seconds = [float(one) for one in arguments.seconds.split(",")]
     points = []
@@ -85,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
     rows += [[one if isinstance(one, str) else f"{one:.4g}" for one in astuple(p)] for p in points]
     csv.writer(sys.stdout).writerows(rows)
     if arguments.write:
-        with PAGE.with_name("scale.csv").open("w", newline="") as file:
+        with PAGE.with_name("speed.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
-        plot(points).savefig(PAGE.with_name("scale.png"), dpi=110)
+        plot(points).savefig(PAGE.with_name("speed.png"), dpi=110)
     return points
 
 

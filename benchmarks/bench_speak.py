@@ -41,7 +41,7 @@ from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import load_library
-from valle_convert.llama.tuning import ways, words_of
+from valle_convert.llama.tuning import settings_words, ways
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
@@ -175,7 +175,7 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
         add(TUNED, tune="again")
         network = add(WHOLE_HEAD, settings=EXACT)
         for settings in ways(Settings(own_head=True)):
-            add(words_of(settings), settings=settings)
+            add(settings_words(settings), settings=settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)
         runs[BARE] = (lambda: bare.pass_ms(inputs), bare.step_ms)

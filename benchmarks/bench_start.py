@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-TEXT = "Hello world."
+TEXT, MEMORY = "Hello world.", "memory"
 #: Functions of llama.cpp that take more than a millisecond.
 SLOW = ("llama_model_load_from_file", "llama_init_from_model", "llama_decode")
 
@@ -43,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         codec = arguments.codec or make_codec(Path(folder) / "codec")
         runs = [in_child(model, codec) for _ in range(arguments.runs + 1)][1:]
     stages = {stage: [median(run[stage][i] for run in runs) for i in range(2)] for stage in runs[0]}
+    memory = stages.pop(MEMORY)[0]
     stages["all"] = [sum(one[i] for one in stages.values()) for i in range(2)]
     print("| stage | seconds | outside of llama.cpp |\n|---|---:|---:|")
     for stage, (whole, outside) in stages.items():
         print(f"| {stage} | {whole:.2f} | {outside:.2f} |")
+    print(f"\n{memory:.0f} MB of memory at most.")
     return stages
 
 
@@ -135,6 +138,7 @@ def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
     network = seconds.level_0 + seconds.levels
     stages["codes"] = [network, network - (whole - outside)]
     stages["decode the codes"] = [seconds.codec] * 2
+    stages[MEMORY] = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, 0.0]
     return stages
 
 

@@ -50,7 +50,7 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
     facts = FileFacts("F32", 1, SHAPE.n_layer, SHAPE.n_embd)
 
     def tuned(mode: Tune, others: float = QUIET) -> Fastest | None:
-        return tuned_settings(path, facts, EXACT, rows_of(path), 1e-2, mode, others)
+        return tuned_settings([path], facts, EXACT, rows_of(path), 1e-2, mode, others)
 
     assert tuned("auto", BUSY) is None
     assert kept_settings() == []

@@ -108,10 +108,10 @@ def _show(report: DoctorReport) -> None:
 
 def _choice(found: Choice) -> tuple[str, str]:
     """Settings in words, and milliseconds with them and with the exact ones."""
-    from valle_convert.llama.tuning import words_of
+    from valle_convert.llama.tuning import settings_words
 
     seconds = f"{found.seconds * 1e3:.3g} ({found.exact_seconds * 1e3:.3g})"
-    return words_of(found.settings), seconds
+    return settings_words(found.settings), seconds
 
 
 def _plain(value: object) -> object:

@@ -20,7 +20,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,7 +86,7 @@ class Fastest:
 
 
 def tuned_settings(
-    path: Path,
+    paths: Sequence[Path],
     file: FileFacts,
     base: Settings,
     rows: FloatArray,
@@ -97,6 +97,7 @@ def tuned_settings(
     """The fastest settings for a file; searched once, then kept in the cache folder.
 
     Args:
+        paths: the file, or the parts of a split one.
         rows: [n, n_embd], likely inputs.
         rounding: the normalized mean square error of a weight in the file's type.
         others: the part of the machine that other processes may take; beyond it, None.
@@ -107,7 +108,7 @@ def tuned_settings(
     found = None if mode == "again" else _read(kept_at, machine)
     if found is None:
         with BACKGROUND:
-            choices = search(path, base, rows, rounding, others)
+            choices = search(paths, base, rows, rounding, others)
         if choices is None:
             return None
         found = Fastest(file, *choices)
@@ -133,7 +134,7 @@ def ways(base: Settings) -> list[Settings]:
     ]
 
 
-def words_of(settings: Settings) -> str:
+def settings_words(settings: Settings) -> str:
     """The differences from the exact settings, in words."""
     words = ["flash attention"] if settings.flash_attention else []
     words += [] if settings.cache_type == "f32" else [f"{settings.cache_type} cache"]
@@ -157,7 +158,7 @@ class _Neighbors:
 
 
 def search(
-    path: Path, base: Settings, rows: FloatArray, rounding: float, others: float
+    paths: Sequence[Path], base: Settings, rows: FloatArray, rounding: float, others: float
 ) -> tuple[Choice, Choice] | None:
     """The fastest settings for passes and for steps that are exact enough; None if disturbed."""
     prove_library()
@@ -166,7 +167,12 @@ def search(
     with ExitStack() as held:
         models = {
             repack: held.enter_context(
-                LlamaModel(library, path, settings=replace(base, repack=repack))
+                LlamaModel(
+                    library,
+                    paths[0],
+                    further_parts=paths[1:],
+                    settings=replace(base, repack=repack),
+                )
             )
             for repack in ((True, False) if base.repack else (False,))
         }

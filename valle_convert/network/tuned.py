@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -32,8 +33,14 @@ def tuned_for(
     settings: Settings | None,
     n_threads: int | None,
     tune: Tune,
+    first: Path | None = None,
 ) -> Tuned:
-    """Given settings, or the fastest that are exact enough; `rows` are likely inputs."""
+    """Given settings, or the fastest that are exact enough.
+
+    Args:
+        rows: likely inputs.
+        first: the first part, if `file` is the second.
+    """
     base = replace(settings or EXACT, n_threads=n_threads)
     sizes: Counter[GgmlType] = Counter()
     for tensor in file.tensors.values():
@@ -42,10 +49,11 @@ def tuned_for(
     if tune == "off" or sizes.total() < SMALL_MODEL:
         return Tuned(base, base)
     kind = sizes.most_common(1)[0][0]
-    n_layer = sum(name.endswith(".attn_norm.weight") for name in file.tensors)
+    n_layer = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
     facts = FileFacts(kind.name, sizes.total(), n_layer, file.tensors[TOKEN_EMBEDDING].shape[1])
     inputs = np.stack(list(rows.values()))
-    found = tuned_settings(file.path, facts, base, inputs, rounding_of(kind), tune)
+    paths = [first, file.path] if first else [file.path]
+    found = tuned_settings(paths, facts, base, inputs, rounding_of(kind), tune)
     # For a step, the callback for every node of the graph costs more than the rows of the head do.
     passes, steps = (found.passes.settings, found.steps.settings) if found else (base, base)
     return Tuned(replace(passes, own_head=True), steps)
