@@ -6,7 +6,8 @@ On the production-size random model (12 x 1024): a NAR pass of 701 positions wit
 embedding and sorting included, and an AR step after 400 positions, sampling included. Compared with
 bare llama.cpp, its C functions and nothing else, and for the pass with PyTorch in float32. All rows
 of a file take turns, so that they meet the same noise; the times are the best of all rounds.
-`--write` puts the tables into the page. `--folder` keeps the files for the next run.
+`--write` puts the tables into the page. `--folder` keeps the files for the next run. With BUSY=1 in the
+environment, on a machine with other work: the processor time of one thread, and no search.
 """
 
 # ruff: noqa: ANN401 - the binding has no types.
@@ -55,6 +56,9 @@ BARE, WHOLE_HEAD, TUNED = "bare llama.cpp", "exact, whole head", "tuned"
 N_PHONEMES, N_PROMPT, N_FRAMES, LEVEL = 170, 225, 300, 4
 DEPTH = N_PHONEMES + N_PROMPT + 6
 STEPS = 15
+BUSY = bool(os.environ.get("BUSY"))
+clock = time.thread_time if BUSY else time.perf_counter
+N_THREADS = 1 if BUSY else usable_cores()
 #: The stop code of random weights comes at random; this keeps it away.
 LENGTH_PENALTY = 3.0
 
@@ -96,8 +100,8 @@ def tables(files: dict[str, Any], pytorch: float, load: float) -> Iterator[str]:
     """A table of passes and one of steps."""
     features = [one for one in ("avx2", "avx512f", "avx512_vnni") if one in cpu_features()]
     yield (
-        f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, load {load:.1f} at the "
-        "start."
+        f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, "
+        + ("processor time of one thread." if BUSY else f"load {load:.1f} at the start.")
     )
     for which, title, unit in ((0, "NAR pass", ".0f"), (1, "AR step", ".1f")):
         beside = f"; PyTorch float32 takes {pytorch:.0f}" if which == 0 else ""
@@ -105,7 +109,7 @@ def tables(files: dict[str, Any], pytorch: float, load: float) -> Iterator[str]:
             (name, *(f"{one[name][which]:{unit}}" for one in files.values()))
             for name in next(iter(files.values()))
         ]
-        for other in (WHOLE_HEAD, BARE):
+        for other in (WHOLE_HEAD, BARE) if not BUSY else ():
             ratios = (one[TUNED][which] / one[other][which] for one in files.values())
             rows.append((f"tuned over {other}", *(f"{ratio:.2f}" for ratio in ratios)))
         yield f"\n{title}, milliseconds{beside}:\n"
@@ -168,11 +172,14 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
     with ExitStack() as held:
 
         def add(name: str, **how: Any) -> Network:
-            network: Network = held.enter_context(bundle.family.open(bundle, **how))
+            network: Network = held.enter_context(
+                bundle.family.open(bundle, n_threads=1 if BUSY else None, **how)
+            )
             runs[name] = (lambda: pass_ms(network), lambda: step_ms(network))
             return network
 
-        add(TUNED, tune="again")
+        if not BUSY:
+            add(TUNED, tune="again")
         network = add(WHOLE_HEAD, settings=EXACT)
         for settings in ways(Settings(own_head=True)):
             add(settings_words(settings), settings=settings)
@@ -192,7 +199,7 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
 
 def pass_ms(network: Network, n_frames: int = N_FRAMES) -> float:
     """A NAR pass, as `decode_nar` does it."""
-    begin = time.perf_counter()
+    begin = clock()
     inputs = nar_inputs(network, n_frames)
     network.step(
         inputs.embeddings,
@@ -200,7 +207,7 @@ def pass_ms(network: Network, n_frames: int = N_FRAMES) -> float:
         head=f"nar.{LEVEL}",
         outputs=slice(inputs.last, None),
     )
-    return (time.perf_counter() - begin) * 1e3
+    return (clock() - begin) * 1e3
 
 
 def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
@@ -208,7 +215,7 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
     marks: list[float] = []
 
     def mark() -> bool:
-        marks.append(time.perf_counter())
+        marks.append(clock())
         return False
 
     options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
@@ -224,7 +231,7 @@ def pytorch_pass_ms(checkpoint: Path, rounds: int) -> float:
 
     import torch
 
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(N_THREADS)
     return min(pass_ms(network) for _ in range(rounds + 1))
 
 
@@ -238,7 +245,7 @@ class Bare(Closing):
         )
         context = api.llama_context_default_params()
         context.n_ctx = context.n_batch = context.n_ubatch = 1024
-        context.n_threads = context.n_threads_batch = usable_cores()
+        context.n_threads = context.n_threads_batch = N_THREADS
         context.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context.type_k = context.type_v = api.GGML_TYPE_F32
         self._context = api.llama_init_from_model(self._model, context)
@@ -280,11 +287,11 @@ class Bare(Closing):
         self._api.llama_set_causal_attn(self._context, causal)
 
     def _decode(self, batch: Any) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         if self._api.llama_decode(self._context, batch) != 0:
             raise SystemExit("llama_decode failed")
         self._api.llama_get_logits(self._context)
-        return (time.perf_counter() - begin) * 1e3
+        return (clock() - begin) * 1e3
 
 
 if __name__ == "__main__":

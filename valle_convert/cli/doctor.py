@@ -87,7 +87,7 @@ def _show(report: DoctorReport) -> None:
         from valle_convert.llama.tuning import SENTENCE
 
         console.data(f"\nfastest settings (a pass has {SENTENCE} positions, a step follows them)")
-        rows = [
+        found = [
             (
                 f"{one.file.n_layer} x {one.file.n_embd}",
                 f"{one.file.n_weights / 1e6:.0f} M, mostly {one.file.type}",
@@ -97,7 +97,7 @@ def _show(report: DoctorReport) -> None:
             for one in report.tuned
         ]
         header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)")
-        console.data(console.table(rows, header=header))
+        console.data(console.table(found, header=header))
     console.data("\ncommands")
     console.data(
         console.table(

@@ -54,9 +54,8 @@ def tuned_for(
     inputs = np.stack(list(rows.values()))
     paths = [first, file.path] if first else [file.path]
     found = tuned_settings(paths, facts, base, inputs, rounding_of(kind), tune)
-    # For a step, the callback for every node of the graph costs more than the rows of the head do.
     passes, steps = (found.passes.settings, found.steps.settings) if found else (base, base)
-    return Tuned(replace(passes, own_head=True), steps)
+    return Tuned(replace(passes, own_head=True), replace(steps, own_head=True))
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:
