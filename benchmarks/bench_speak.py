@@ -6,8 +6,8 @@ On the production-size random model (12 x 1024): a NAR pass of 701 positions wit
 embedding and sorting included, and an AR step after 400 positions, sampling included. Compared with
 bare llama.cpp, its C functions and nothing else, and for the pass with PyTorch in float32. All rows
 of a file take turns, so that they meet the same noise; the times are the best of all rounds.
-`--write` puts the tables into the page. `--folder` keeps the files for the next run. With BUSY=1 in the
-environment, on a machine with other work: the processor time of one thread, and no search.
+`--write` puts the tables into the page. `--folder` keeps the files for the next run. With BUSY=1 in
+the environment, for a machine with other work: the processor time of one thread, and no search.
 """
 
 # ruff: noqa: ANN401 - the binding has no types.
