@@ -2,11 +2,11 @@
 
     python benchmarks/bench_scale.py [--folder DIR] [--seconds 1,3,10,30,60] [--write]
 
-Random weights, with `--tune auto`. For each point: milliseconds of a NAR pass and of an AR step,
-beside those of the model's arithmetic. A pass multiplies every weight with every position, and
-every position with every other; a step reads every weight, cached key and value once. The machine's
-speed is that of numpy: a matrix product in float32, and a sum over 256 MB. `--write` puts speed.csv
-and speed.png beside docs/performance.md.
+Random weights, with flash attention and a cache in f16. For each point: milliseconds of a NAR pass
+and of an AR step, beside those of the model's arithmetic. A pass multiplies every weight with every
+position, and every position with every other; a step reads every weight, cached key and value once.
+The machine's speed is that of numpy: a matrix product in float32, and a sum over 256 MB. `--write`
+puts speed.csv and speed.png beside docs/performance.md. BUSY=1 is that of bench_speak.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import argparse
 import csv
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 from bench_speak import (
+    BUSY,
     DEPTH,
     N_FRAMES,
     N_PHONEMES,
@@ -29,6 +29,7 @@ from bench_speak import (
     PAGE,
     PRODUCTION,
     Shape,
+    clock,
     make_file,
     make_source,
     pass_ms,
@@ -37,13 +38,14 @@ from bench_speak import (
 from matplotlib.figure import Figure
 
 from valle_convert.families.bundle import open_bundle
+from valle_convert.llama.context import Settings
 from valle_convert.llama.cpu import cpu_name, usable_cores
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.settings import with_settings
 
 FRAMES_A_SECOND = 75
 LAYERS, WIDTHS = (3, 6, 12, 24), (256, 512, 1024, 1536)
-SENTENCES = (1, 10, 50, 200)
+FAST = Settings("f16", flash_attention=True, own_head=True)
 #: Of the model that speaks many sentences.
 SMALL = replace(PRODUCTION, dim=256, heads=4, layers=4)
 
@@ -72,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
     """Measure, print, and give the points."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", default="1,3,10,30,60")
+    parser.add_argument("--sentences", default="1,10,50,200")
     parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
     parser.add_argument("--write", action="store_true", help="write speed.csv and speed.png")
     arguments = parser.parse_args(argv)
-    seconds = [float(one) for one in arguments.seconds.split(",")]
     points = []
     with tempfile.TemporaryDirectory() as temporary:
-        for point in measure(arguments.folder or Path(temporary), seconds):
+        for point in measure(arguments, arguments.folder or Path(temporary)):
             print(asdict(point), file=sys.stderr, flush=True)
             points.append(point)
     rows = [[field.name for field in fields(Point)]]
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
     return points
 
 
-def measure(folder: Path, seconds: Sequence[float]) -> Iterator[Point]:
+def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Point]:
     """All points, the cheap ones first."""
     machine = Machine(flop_a_second(), bytes_a_second())
     for layers in LAYERS:
@@ -100,10 +102,10 @@ def measure(folder: Path, seconds: Sequence[float]) -> Iterator[Point]:
     for width in WIDTHS:
         shape = replace(PRODUCTION, dim=width, heads=width // 64)
         yield of_model("width", width, folder / f"w{width}", shape, machine)
-    yield from of_sentences(folder / "small")
+    yield from of_sentences(folder / "small", map(int, arguments.sentences.split(",")))
     folder = folder / str(PRODUCTION.layers)
     path = make_file(*make_source(folder), "Q4_K_M")
-    for n in seconds:
+    for n in map(float, arguments.seconds.split(",")):
         yield of_file("seconds", n, path, round(n * FRAMES_A_SECOND), machine)
 
 
@@ -124,8 +126,8 @@ def of_file(varied: str, value: float, path: Path, n_frames: int, machine: Machi
     n_weights = sum(one.n_elements for one in layers.values())
     flop = 2 * n * n_weights + 4 * n * n * width * n_layer
     depth = DEPTH if varied != "seconds" else DEPTH + n_frames
-    read = sum(one.n_bytes for one in tensors.values()) + 2 * 4 * depth * width * n_layer
-    with bundle.family.open(bundle, tune="auto") as network:
+    read = sum(one.n_bytes for one in tensors.values()) + 2 * 2 * depth * width * n_layer
+    with bundle.family.open(bundle, settings=FAST, n_threads=1 if BUSY else None) as network:
         passes = min(pass_ms(network, n_frames) for _ in range(1 if n > 1000 else 2))
         steps = step_ms(network, depth - N_PHONEMES - 6)
     return Point(
@@ -133,16 +135,16 @@ def of_file(varied: str, value: float, path: Path, n_frames: int, machine: Machi
     )
 
 
-def of_sentences(folder: Path) -> Iterator[Point]:
+def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
     """Texts of many sentences, half a second each; all passes and steps together."""
     folder.mkdir(exist_ok=True, parents=True)
     bundle = open_bundle(make_source(folder, SMALL)[1])
     options = with_settings(SpeakOptions(language="en", seed=1), {"mode": "ar", "max_seconds": 0.5})
-    with bundle.family.speaker(bundle) as speaker:
-        for n in SENTENCES:
-            begin = time.perf_counter()
+    with bundle.family.speaker(bundle, n_threads=1 if BUSY else None) as speaker:
+        for n in numbers:
+            begin = clock()
             speaker.speak("He went home. " * n, None, options, keep_audio=False)
-            whole = (time.perf_counter() - begin) * 1e3
+            whole = (clock() - begin) * 1e3
             yield Point("sentences", n, whole, float("nan"), float("nan"), float("nan"))
 
 
@@ -161,9 +163,9 @@ def bytes_a_second() -> float:
 def _best(run: Callable[[], object]) -> float:
     times = []
     for _ in range(4):
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return min(times)
 
 
@@ -195,7 +197,8 @@ def plot(points: Sequence[Point]) -> Figure:
         axes.minorticks_off()
         axes.grid(color="#e2e8f0")
         axes.legend(fontsize=8)
-    figure.suptitle(f"{cpu_name()}, {usable_cores()} cores", fontsize=10)
+    threads = "one thread, processor time" if BUSY else f"{usable_cores()} threads"
+    figure.suptitle(f"{cpu_name()}, {threads}", fontsize=10)
     return figure
 
 

@@ -280,7 +280,8 @@ class Bare(Closing):
         return min(self._decode(self._tokens(1)) for _ in range(STEPS))
 
     def _tokens(self, n: int) -> Any:
-        return self._api.llama_batch_get_one((ctypes.c_int32 * n)(*range(n)), n)
+        self._given = (ctypes.c_int32 * n)(*range(n))  # the batch has its address only
+        return self._api.llama_batch_get_one(self._given, n)
 
     def _clear(self, *, causal: bool) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
