@@ -32,6 +32,7 @@ from valle_convert.llama.cpu import (
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import ProbeResult, prove_library
 from valle_convert.llama.programs import PROGRAMS, Program, find_program
+from valle_convert.llama.tuning import Fastest, kept_settings
 
 DISTRIBUTION = "valle-convert"
 LLAMA = "llama.cpp"  # the library, as a requirement of commands
@@ -111,7 +112,7 @@ class LlamaReport:
         path: the shared library; None if not found.
         binding_version: the version of llama-cpp-python; None if not installed.
         system_info: llama.cpp's build features; None if not loaded.
-        devices: what it can compute on.
+        devices: what it can compute on; a BLAS library is one.
         probe: result of the self-test; None if it failed or could not run.
         problem: why it cannot be used, and the remedy; None if it works.
         graphs: by title of a family, why its models cannot run; None if they can. Empty if the
@@ -146,7 +147,12 @@ class CommandReport:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Everything about this machine; `install` is the command that installs what is missing."""
+    """Everything about this machine.
+
+    Attributes:
+        install: the command that installs what is missing.
+        tuned: the fastest settings that were found for files on it.
+    """
 
     version: str
     python: str
@@ -159,6 +165,7 @@ class DoctorReport:
     programs: tuple[ProgramReport, ...]
     commands: tuple[CommandReport, ...]
     install: str
+    tuned: tuple[Fastest, ...]
 
     @property
     def ok(self) -> bool:
@@ -188,6 +195,7 @@ def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
         programs=programs,
         commands=examine_commands(packages, llama),
         install=f'CMAKE_ARGS="{" ".join(cmake_args())}" {install("llama", "speech")}',
+        tuned=tuple(kept_settings()),
     )
 
 

@@ -1,14 +1,31 @@
-"""Work ahead in another thread, and how the threads of torch and llama.cpp wait for each other."""
+"""Work in other threads, and how the threads of torch and llama.cpp wait for each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import TypeVar
 
 T = TypeVar("T")
 _END = object()
+
+#: Held by work in the background, which would disturb measurements of time.
+BACKGROUND = Lock()
+
+
+def in_background(run: Callable[[], T]) -> Future[T]:
+    """Start a function in a thread."""
+
+    def running() -> T:
+        with BACKGROUND:
+            return run()
+
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(running)
+    pool.shutdown(wait=False)
+    return future
 
 
 def limit_openmp_spinning() -> None:

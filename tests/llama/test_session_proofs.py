@@ -112,7 +112,8 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
     file_type: str, rounding: float, causal: bool, models: Path
 ) -> None:
     path = models / f"{file_type}.gguf"
-    x = np.random.default_rng(3).standard_normal((5, SHAPE.n_embd), np.float32)
+    places = np.r_[0:15, 0:9]
+    x = np.random.default_rng(3).standard_normal((len(places), SHAPE.n_embd), np.float32)
     found = []
     for own_head in (False, True):
         how = Settings(own_head=own_head)
@@ -122,8 +123,9 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
             assert (session._output == "normed") == own_head
             found.append(
                 [
-                    session.step(x, SEGMENTS, causal=causal, outputs=[4, 1], columns=columns)
+                    session.step(x, places, causal=causal, outputs=outputs, columns=columns)
                     for columns in (slice(0, 40), slice(100, 300))
+                    for outputs in ([4, 1], slice(None))
                     for _ in [session.reset()]
                 ]
             )

@@ -14,6 +14,7 @@ from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.doctor import DoctorReport
+    from valle_convert.llama.tuning import Choice
 
 
 def doctor(json_: bool = JSON) -> None:
@@ -78,12 +79,35 @@ def _show(report: DoctorReport) -> None:
     console.data(f"install for this CPU: {report.install}")
     if llama.problem:
         console.data(llama.problem)
+    if report.tuned:
+        from valle_convert.llama.tuning import SENTENCE
+
+        console.data(f"\nfastest settings (a pass has {SENTENCE} positions, a step follows them)")
+        found = [
+            (
+                f"{one.file.n_layer} x {one.file.n_embd}",
+                f"{one.file.n_weights / 1e6:.0f} M, mostly {one.file.type}",
+                *_choice(one.passes),
+                *_choice(one.steps),
+            )
+            for one in report.tuned
+        ]
+        header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)")
+        console.data(console.table(found, header=header))
     console.data("\ncommands")
     console.data(
         console.table(
             [(c.name, "; ".join(c.missing) if c.missing else "ready") for c in report.commands]
         )
     )
+
+
+def _choice(found: Choice) -> tuple[str, str]:
+    """Settings in words, and milliseconds with them and with the exact ones."""
+    from valle_convert.llama.tuning import settings_words
+
+    seconds = f"{found.seconds * 1e3:.3g} ({found.exact_seconds * 1e3:.3g})"
+    return settings_words(found.settings), seconds
 
 
 def _plain(value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from valle_convert.cli import console
@@ -45,6 +46,7 @@ class EngineOptions:
         from valle_convert.checkpoint.lora import lora_files
         from valle_convert.llama.context import Settings
         from valle_convert.llama.cpu import usable_cores
+        from valle_convert.threads import in_background
 
         cores = usable_cores()
         if self.threads is not None and self.threads > cores:
@@ -54,7 +56,10 @@ class EngineOptions:
             )
         return bundle.family.speaker(
             bundle,
-            codec=open_codec(self.codec, bundle.model) if needs_codec else None,
+            # It imports torch; meanwhile, llama.cpp loads the model.
+            codec=in_background(partial(open_codec, self.codec, bundle.model))
+            if needs_codec
+            else None,
             n_threads=self.threads,
             settings=Settings(n_gpu_layers=self.gpu_layers),
             tune=self.tune,

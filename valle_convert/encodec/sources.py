@@ -320,10 +320,10 @@ def _open_tensors(path: Path) -> TensorSource:
 
 def _license_in_card(card: Path) -> str | None:
     """The license in a model card."""
-    from huggingface_hub import ModelCard
-
     try:
         text = read_small_file(card, "model card", _MAX_JSON_BYTES).decode()
+        from huggingface_hub import ModelCard  # slow, and most folders have no card
+
         found = ModelCard(text, ignore_metadata_errors=True).data.get("license")
     except Exception:  # untrusted text, and only a hint
         return None

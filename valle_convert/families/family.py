@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -387,7 +388,7 @@ class Family(ABC, Generic[M, N]):
         self,
         bundle: Bundle,
         *,
-        codec: AudioCodec | None = None,
+        codec: AudioCodec | Future[AudioCodec] | None = None,
         n_threads: int | None = None,
         settings: Settings | None = None,
         tune: Tune = "off",
@@ -396,7 +397,12 @@ class Family(ABC, Generic[M, N]):
         """A speaker on the network that `open` gives for the other arguments.
 
         Args:
-            codec: between audio and codes; None speaks codes only.
+            bundle: the files.
+            codec: between audio and codes, or a thread that opens it; None speaks codes only.
+            n_threads: None for the cores that this process may use.
+            settings: how llama.cpp computes; None for the exact way.
+            tune: whether to find the fastest settings for these files on this machine.
+            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the codec is not the model's, or as `open`.
@@ -406,6 +412,8 @@ class Family(ABC, Generic[M, N]):
                 bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
             )
             opened.callback(network.close)
+            if isinstance(codec, Future):
+                codec = codec.result()
             return self.speaker_on(network, bundle, codec, opened)
 
     @abstractmethod

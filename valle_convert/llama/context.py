@@ -51,6 +51,7 @@ class Settings:
         repack: copy weights into the order that suits the CPU's kernels best.
         n_gpu_layers: layers to offload; -1 for all.
         own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
+        n_threads: None for one per usable core, or one alone for a small model.
     """
 
     cache_type: CacheType = "f32"
@@ -58,6 +59,7 @@ class Settings:
     repack: bool = True
     n_gpu_layers: int = 0
     own_head: bool = False
+    n_threads: int | None = None
 
 
 #: llama.cpp's own head and f32 caches, for verdicts.

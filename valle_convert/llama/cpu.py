@@ -77,6 +77,16 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
+def busy_seconds() -> float:
+    """Processor time of all processes since the machine started; 0 if unknown."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+        user, nice, system, _idle, _waiting, *others = map(int, first.split()[1:9])
+        return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
 def cmake_args(features: Collection[str] | None = None) -> list[str]:
     """The CMAKE_ARGS that select instructions for this x86 CPU, or those of any CPU."""
     if features is None:

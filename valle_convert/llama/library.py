@@ -171,7 +171,8 @@ class Library:
                 bytes(get(device)).decode(errors="replace")
                 for get in (base.ggml_backend_dev_name, base.ggml_backend_dev_description)
             )
-            found.append(f"{name}: {words}, {total.value / 2**30:.0f} GiB")
+            memory = f", {total.value / 2**30:.0f} GiB" if total.value else ""  # none of BLAS
+            found.append(f"{name}: {words}{memory}")
         return found
 
 

@@ -1,172 +1,329 @@
 """Measures which of llama.cpp's settings are fastest for a file on this machine, once.
 
 The best setting depends on the CPU and the type: weights that are not repacked gain 25 % on one
-machine and lose 25 % on another. So a few passes and steps are timed on the loaded file. A setting
-that rounds more than the exact ones must cost less precision than the file's type.
+machine and lose 25 % on another. The two parts of a network are timed apart, since a whole sentence
+would take seconds for each setting:
+
+* the matrix products on the file itself, for a few rows: repacked or not, and how many threads;
+* attention at the length of a sentence, in one random layer of the same width: the type of the
+  cache, and flash attention.
+
+A setting that rounds more than the exact ones must cost less precision than the file's type.
+
+On a busy machine the times mean nothing (one thread beats two), so nothing is searched or kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from valle_convert.errors import EnvironmentFault
-from valle_convert.llama.context import CacheType, FloatArray, Settings
-from valle_convert.llama.cpu import cpu_name, usable_cores
-from valle_convert.llama.library import find_library
-from valle_convert.llama.probe import cache_folder, fingerprint
-from valle_convert.llama.session import Session
+from valle_convert.llama.context import (
+    CacheType,
+    Context,
+    FloatArray,
+    LlamaModel,
+    Settings,
+)
+from valle_convert.llama.cpu import busy_seconds, cpu_name, usable_cores
+from valle_convert.llama.library import find_library, load_library
+from valle_convert.llama.probe import cache_folder, fingerprint, prove_library
 from valle_convert.metrics import nmse
+from valle_convert.threads import BACKGROUND
 
 Tune = Literal["auto", "off", "again"]
+#: Seconds of a pass over a sentence, and of a step after it.
+Seconds = NDArray[np.float64]
+_Way = TypeVar("_Way")
 
-VERSION = 1  # increment it when the trials change
-#: Rows of a trial: as many as take about this long, but not more than a sentence has.
-_SECONDS, _LEAST_ROWS, _MOST_ROWS = 0.25, 32, 512
-_STEPS, _REPEATS = 6, 2
+VERSION = 2  # increment it when the search changes
+SENTENCE = 512  # positions
+_CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))
+_ROWS, _STEPS, _ROUNDS = 32, 4, 3
 #: A setting must be this much faster than the exact one, since timings are noisy.
 _GAIN = 0.97
+#: The part of all cores that other processes may take during a search.
+_OTHERS = 0.15
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """Settings for passes in both directions, and for steps of one row."""
+class FileFacts:
+    """What the fastest settings depend on, besides the machine: the commonest type, and sizes."""
 
-    passes: Settings
-    steps: Settings
+    type: str
+    n_weights: int
+    n_layer: int
+    n_embd: int
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A setting, the seconds of a pass and of a step, and whether it is exact enough."""
+class Choice:
+    """The fastest settings, and their estimated seconds beside those of the exact ones."""
 
     settings: Settings
-    seconds: tuple[float, float]
-    is_exact_enough: bool
+    seconds: float
+    exact_seconds: float
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """The answer of a search: for passes over a sentence in both directions, and for steps."""
+
+    file: FileFacts
+    passes: Choice
+    steps: Choice
 
 
 def tuned_settings(
-    open_session: Callable[[Settings], Session],
+    paths: Sequence[Path],
+    file: FileFacts,
     base: Settings,
     rows: FloatArray,
-    *,
     rounding: float,
-    about: Sequence[object],
     mode: Tune,
-) -> Tuned:
-    """The fastest settings for a file.
+    others: float = _OTHERS,
+) -> Fastest | None:
+    """The fastest settings for a file; searched once, then kept in the cache folder.
 
     Args:
+        paths: the file, or the parts of a split one.
         rows: [n, n_embd], likely inputs.
         rounding: the normalized mean square error of a weight in the file's type.
-            about: what the result depends on besides the library and the CPU: type and sizes.
+        others: the part of the machine that other processes may take; beyond it, None.
     """
-    path = _kept_at(about, base)
-    kept = None if mode == "again" else _read(path)
-    if kept is None:
-        kept = choose(try_settings(open_session, base, rows, rounding))
+    machine = _machine()
+    facts = json.dumps([machine, asdict(file), asdict(base)])
+    kept_at = cache_folder() / f"tuned-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.json"
+    found = None if mode == "again" else _read(kept_at, machine)
+    if found is None:
+        with BACKGROUND:
+            choices = search(paths, base, rows, rounding, others)
+        if choices is None:
+            return None
+        found = Fastest(file, *choices)
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(kept)), encoding="utf-8")
-    return kept
+            kept_at.parent.mkdir(parents=True, exist_ok=True)
+            kept_at.write_text(json.dumps({"machine": machine, **asdict(found)}), encoding="utf-8")
+    return found
 
 
-def candidates(base: Settings) -> list[Settings]:
-    """The settings to try, the exact ones first."""
-    caches: list[tuple[CacheType, bool]] = [("f32", False), ("f16", False), ("f16", True)]
+def kept_settings() -> list[Fastest]:
+    """All answers that are kept for this library on this CPU."""
+    machine = _machine()
+    found = [_read(path, machine) for path in sorted(cache_folder().glob("tuned-*.json"))]
+    return sorted((one for one in found if one is not None), key=lambda one: str(one.file))
+
+
+def ways(base: Settings) -> list[Settings]:
+    """All combinations that are searched, except for threads; the exact ones come first."""
     return [
         replace(base, repack=repack, cache_type=cache, flash_attention=flash)
         for repack in ((True, False) if base.repack else (False,))
-        for cache, flash in caches
+        for cache, flash in _CACHES
     ]
 
 
-def try_settings(
-    open_session: Callable[[Settings], Session],
-    base: Settings,
-    rows: FloatArray,
-    rounding: float,
-) -> list[Trial]:
-    """Time a pass and some steps with each candidate.
+def settings_words(settings: Settings) -> str:
+    """The differences from the exact settings, in words."""
+    words = ["flash attention"] if settings.flash_attention else []
+    words += [] if settings.cache_type == "f32" else [f"{settings.cache_type} cache"]
+    words += [] if settings.repack else ["not repacked"]
+    words += [f"{settings.n_threads} threads"] if settings.n_threads else []
+    return ", ".join(words) or "exact"
 
-    A setting may change the results as much as rounding the inputs to the file's type once.
+
+# ---------------------------------------------------------------------------------- the search
+
+
+class _Neighbors:
+    """Measures how much of the machine other processes take from now on."""
+
+    def __init__(self) -> None:
+        self._start, self._own, self._all = time.time(), time.process_time(), busy_seconds()
+
+    def take(self) -> float:
+        seconds = busy_seconds() - self._all - (time.process_time() - self._own)
+        return seconds / (time.time() - self._start) / (os.cpu_count() or 1)
+
+
+def search(
+    paths: Sequence[Path], base: Settings, rows: FloatArray, rounding: float, others: float
+) -> tuple[Choice, Choice] | None:
+    """The fastest settings for passes and for steps that are exact enough; None if disturbed."""
+    prove_library()
+    library = load_library()
+    rows = np.resize(rows, (_ROWS + _STEPS, rows.shape[1]))
+    with ExitStack() as held:
+        models = {
+            repack: held.enter_context(
+                LlamaModel(
+                    library,
+                    paths[0],
+                    further_parts=paths[1:],
+                    settings=replace(base, repack=repack),
+                )
+            )
+            for repack in ((True, False) if base.repack else (False,))
+        }
+        neighbors = _Neighbors()
+        products = _time_products(models, base, rows)
+        if neighbors.take() > others:
+            return None
+        attention = _time_attention(models[base.repack], base)
+        times = {
+            replace(one, cache_type=cache, flash_attention=flash): seconds + more
+            for one, seconds in products.items()
+            for (cache, flash), more in attention.items()
+        }
+        if neighbors.take() > others:
+            return None
+        is_exact_enough = exactness(models, next(iter(times)), rows, rounding)
+        return choose(times, 0, is_exact_enough), choose(times, 1, is_exact_enough)
+
+
+def exactness(
+    models: Mapping[bool, LlamaModel], exact: Settings, rows: FloatArray, rounding: float
+) -> Callable[[Settings], bool]:
+    """Whether settings change the logits less than rounding the inputs to the file's type does."""
+
+    def logits(settings: Settings, inputs: FloatArray = rows) -> FloatArray:
+        with _open(models[settings.repack], settings, len(inputs)) as context:
+            return _run(context, inputs)[1]
+
+    expected = logits(exact)
+    size = np.sqrt(np.square(rows).mean(-1, keepdims=True) * np.float32(rounding))
+    noise = np.random.default_rng(0).standard_normal(rows.shape, np.float32)
+    allowed = nmse(expected, logits(exact, rows + size * noise))
+    return lambda settings: nmse(expected, logits(settings)) <= allowed
+
+
+def choose(
+    times: Mapping[Settings, Seconds], which: int, is_exact_enough: Callable[[Settings], bool]
+) -> Choice:
+    """The fastest settings that are exact enough and clearly faster than the first, exact ones."""
+    exact, exact_seconds = next((one, float(seconds[which])) for one, seconds in times.items())
+    for settings in sorted(times, key=lambda one: float(times[one][which])):
+        seconds = float(times[settings][which])
+        if seconds >= _GAIN * exact_seconds:
+            break
+        if is_exact_enough(settings):
+            return Choice(settings, seconds, exact_seconds)
+    return Choice(exact, exact_seconds, exact_seconds)
+
+
+def _time_products(
+    models: Mapping[bool, LlamaModel], base: Settings, rows: FloatArray
+) -> dict[Settings, Seconds]:
+    """Times without the attention to a sentence, by settings; the exact ones come first.
+
+    Half the threads are tried as long as they are faster: two threads of one core gain nothing.
     """
-    exact, *others = candidates(base)
-    n_rows = _LEAST_ROWS
-    with open_session(exact) as session:
-        while n_rows < _MOST_ROWS and _time(session, rows, n_rows)[0][0] < _SECONDS:
-            n_rows *= 2
-        seconds, expected = _best(session, rows, n_rows)
-        noise = np.random.default_rng(0).standard_normal(rows.shape, np.float32)
-        size = np.sqrt(np.square(rows).mean(-1, keepdims=True) * np.float32(rounding))
-        allowed = nmse(expected, _time(session, rows + size * noise, n_rows)[1])
-    trials = [Trial(exact, seconds, is_exact_enough=True)]
-    for settings in others:
-        with suppress(EnvironmentFault), open_session(settings) as session:
-            seconds, found = _best(session, rows, n_rows)
-            trials.append(Trial(settings, seconds, nmse(expected, found) <= allowed))
-    return trials
+    found: dict[Settings, Seconds] = {}
+    for n_threads in _halves(base.n_threads or usable_cores()):
+        both = [replace(base, repack=repack, n_threads=n_threads) for repack in models]
+        fastest = np.min([*found.values(), np.full(2, np.inf)], axis=0)
+        with ExitStack() as held:
+            contexts = {
+                how: held.enter_context(_open(models[how.repack], how, len(rows))) for how in both
+            }
+            found |= _best_of(contexts, rows, _ROUNDS if not found else 1)
+        if base.n_threads or not np.any(np.min([found[how] for how in both], axis=0) < fastest):
+            break
+    return {how: seconds * [SENTENCE / _ROWS, 1] for how, seconds in found.items()}
 
 
-def _best(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, float], FloatArray]:
-    runs = [_time(session, rows, n) for _ in range(_REPEATS)]
-    return (min(run[0][0] for run in runs), min(run[0][1] for run in runs)), runs[0][1]
+def _halves(n: int) -> Iterator[int]:
+    while n:
+        yield n
+        n //= 2
 
 
-def _time(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, float], FloatArray]:
-    """Seconds of a pass over n rows and of a step after it, and their results."""
-    given = np.resize(rows, (n + _STEPS, rows.shape[1]))
-    places, ids = np.arange(n + _STEPS, dtype=np.int32), np.zeros(n + _STEPS, np.int32)
-    columns = slice(0, min(session.n_vocab, 1024))
-    session.forget()
+def _time_attention(model: LlamaModel, base: Settings) -> dict[tuple[CacheType, bool], Seconds]:
+    """What each kind of attention takes longer than the exact one, in all layers."""
+    from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 
-    def decode(part: slice, outputs: int, *, causal: bool) -> tuple[float, FloatArray]:
-        wanted = np.arange(part.stop - part.start) >= part.stop - part.start - outputs
+    api = model.library.api
+    heads = api.llama_model_n_head(model.handle), api.llama_model_n_head_kv(model.handle)
+    shape = GemmaShape(model.n_embd, *heads, n_layer=1, n_ff=32, n_vocab=32)
+    rows = np.random.default_rng(0).standard_normal((SENTENCE + _STEPS, model.n_embd), np.float32)
+    with ExitStack() as held:
+        folder = held.enter_context(tempfile.TemporaryDirectory())
+        path = Path(folder) / "layer.gguf"
+        write_gemma(path, shape, random_weights(shape, seed=0))
+        layer = held.enter_context(LlamaModel(model.library, path, settings=base))
+        kinds = {
+            (cache, flash): replace(base, cache_type=cache, flash_attention=flash)
+            for cache, flash in _CACHES
+        }
+        contexts = {
+            kind: held.enter_context(_open(layer, how, len(rows))) for kind, how in kinds.items()
+        }
+        found = _best_of(contexts, rows, _ROUNDS)
+    exact = found[_CACHES[0]]
+    return {kind: (seconds - exact) * model.n_layer for kind, seconds in found.items()}
+
+
+def _open(model: LlamaModel, settings: Settings, n: int) -> Context:
+    n_threads = settings.n_threads or usable_cores()
+    return Context(model, n_ctx=n, n_ubatch=n, n_seq=1, n_threads=n_threads, settings=settings)
+
+
+def _best_of(
+    contexts: Mapping[_Way, Context], rows: FloatArray, rounds: int
+) -> dict[_Way, Seconds]:
+    """The best times of some rounds, in which all take turns, so that all meet the same noise."""
+    runs = [{way: _run(one, rows)[0] for way, one in contexts.items()} for _ in range(rounds)]
+    return {way: np.min([run[way] for run in runs], axis=0) for way in contexts}
+
+
+def _run(context: Context, rows: FloatArray) -> tuple[Seconds, FloatArray]:
+    """A pass over all rows but the last ones, steps over those, and all their logits."""
+    n = len(rows) - _STEPS
+    places, ids = np.arange(len(rows), dtype=np.int32), np.zeros(len(rows), np.int32)
+    wanted = places >= n // 2
+    context.clear()
+
+    def decode(part: slice, *, causal: bool) -> tuple[float, FloatArray]:
         start = time.perf_counter()
-        found = session.decode(
-            given[part], places[part], ids[part], wanted, causal=causal, columns=columns
-        )
-        return time.perf_counter() - start, found
+        found = context.decode(rows[part], places[part], ids[part], wanted[part], causal=causal)
+        return time.perf_counter() - start, found.copy()
 
-    seconds, logits = decode(slice(0, n), n // 2, causal=False)
-    steps = [decode(slice(n + i, n + i + 1), 1, causal=True) for i in range(_STEPS)]
-    session.forget()
-    return (seconds, median(time for time, _ in steps)), np.concatenate(
-        [logits, *(found for _, found in steps)]
-    )
+    seconds, logits = decode(slice(n), causal=False)
+    steps = [decode(slice(n + i, n + i + 1), causal=True) for i in range(_STEPS)]
+    logits = np.concatenate([logits, *(found for _, found in steps)])
+    return np.array([seconds, min(time for time, _ in steps)]), logits
 
 
-def choose(trials: Sequence[Trial]) -> Tuned:
-    exact = trials[0]
-    usable = [one for one in trials if one.is_exact_enough]
-
-    def fastest(i: int) -> Settings:
-        best = min(usable, key=lambda one: one.seconds[i])
-        return (best if best.seconds[i] < _GAIN * exact.seconds[i] else exact).settings
-
-    return Tuned(fastest(0), fastest(1))
+# ------------------------------------------------------------------------------------- keeping
 
 
-def _kept_at(about: Sequence[object], base: Settings) -> Path:
+def _machine() -> list[object]:
+    """What an answer depends on besides the file."""
     library = find_library()
-    built = fingerprint(library) if library else ""
-    facts = json.dumps([VERSION, built, cpu_name(), usable_cores(), asdict(base), *about])
-    return cache_folder() / f"tuned-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.json"
+    return [VERSION, fingerprint(library) if library else "", cpu_name(), usable_cores()]
 
 
-def _read(path: Path) -> Tuned | None:
-    """The stored settings; None if missing or unreadable."""
+def _read(path: Path, machine: list[object]) -> Fastest | None:
+    """A kept answer; None if it is missing, unreadable, or of another machine."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return Tuned(Settings(**kept["passes"]), Settings(**kept["steps"]))
+        if kept["machine"] != machine:
+            return None
+        choices = (kept["passes"], kept["steps"])
+        passes, steps = (
+            Choice(**one | {"settings": Settings(**one["settings"])}) for one in choices
+        )
+        return Fastest(FileFacts(**kept["file"]), passes, steps)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,36 +14,48 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES, GgmlType
 from valle_convert.llama.context import EXACT, FloatArray, Settings
-from valle_convert.llama.session import SMALL_MODEL, Session
-from valle_convert.llama.tuning import Tune, Tuned, tuned_settings
+from valle_convert.llama.session import SMALL_MODEL
+from valle_convert.llama.tuning import FileFacts, Tune, tuned_settings
 from valle_convert.metrics import nmse
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Settings for passes in both directions, and for steps of one row."""
+
+    passes: Settings
+    steps: Settings
 
 
 def tuned_for(
     file: GgufFile,
-    open_session: Callable[[Settings], Session],
     rows: Mapping[int, FloatArray],
     settings: Settings | None,
+    n_threads: int | None,
     tune: Tune,
+    first: Path | None = None,
 ) -> Tuned:
-    """Settings for passes and for steps: given ones, or the fastest that are exact enough."""
-    base = settings or EXACT
+    """Given settings, or the fastest that are exact enough.
+
+    Args:
+        rows: likely inputs.
+        first: the first part, if `file` is the second.
+    """
+    base = replace(settings or EXACT, n_threads=n_threads)
     sizes: Counter[GgmlType] = Counter()
     for tensor in file.tensors.values():
         sizes[tensor.ggml_type] += tensor.n_elements
     # A small model speaks in less time than the search takes.
     if tune == "off" or sizes.total() < SMALL_MODEL:
         return Tuned(base, base)
-    found = tuned_settings(
-        open_session,
-        base,
-        np.stack(list(rows.values())),
-        rounding=rounding_of(sizes.most_common(1)[0][0]),
-        about=sorted((name, one.ggml_type.name, *one.shape) for name, one in file.tensors.items()),
-        mode=tune,
-    )
-    # For a step, the callback for every node of the graph costs more than the rows of the head do.
-    return replace(found, passes=replace(found.passes, own_head=True))
+    kind = sizes.most_common(1)[0][0]
+    n_layer = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
+    facts = FileFacts(kind.name, sizes.total(), n_layer, file.tensors[TOKEN_EMBEDDING].shape[1])
+    inputs = np.stack(list(rows.values()))
+    paths = [first, file.path] if first else [file.path]
+    found = tuned_settings(paths, facts, base, inputs, rounding_of(kind), tune)
+    passes, steps = (found.passes.settings, found.steps.settings) if found else (base, base)
+    return Tuned(replace(passes, own_head=True), replace(steps, own_head=True))
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:

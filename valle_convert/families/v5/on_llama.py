@@ -58,14 +58,14 @@ class GgufNetwork(Closing):
                 self.file.path,
                 n_ctx=n_ctx,
                 n_seq=2,  # guidance grows two
-                n_threads=n_threads,
+                n_threads=how.n_threads,
                 settings=how,
                 probe_rows=probe_rows,
                 head_rows=head_rows(self.file),
                 adapters=[one.path for one in self.adapters],
             )
 
-        tuned = tuned_for(self.file, open_session, probe_rows, settings, tune)
+        tuned = tuned_for(self.file, probe_rows, settings, n_threads, tune)
         with ExitStack() as opened:
             self.session = opened.enter_context(open_session(tuned.steps))
             self._passes = self.session

@@ -59,12 +59,12 @@ class VersionSevenGguf(AllLevelsNetwork):
             return GemmaSession(
                 self._main.path,
                 probe_rows=probe_rows,
-                n_threads=n_threads,
+                n_threads=how.n_threads,
                 settings=how,
                 last_norm=self._last_norm,
             )
 
-        tuned = tuned_for(self._main, open_session, probe_rows, settings, tune)
+        tuned = tuned_for(self._main, probe_rows, settings, n_threads, tune)
         self.session = open_session(tuned.passes)
 
     @property

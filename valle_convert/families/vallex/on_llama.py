@@ -77,10 +77,11 @@ class VallexGguf(ComposedNetwork):
         is_ar = first is self._files.ar
         tuned = tuned_for(
             first if is_ar else self._files.body,
-            lambda one: self._open(first, one),
             self._probe_rows(first),
             settings,
+            self._n_threads,
             tune,
+            first=None if is_ar else first.path,
         )
         return self._open(first, tuned.steps if is_ar else tuned.passes, **how)
 
@@ -103,7 +104,7 @@ class VallexGguf(ComposedNetwork):
             [] if is_ar else [self._files.body.path],
             probe_rows=self._probe_rows(first),
             activation_factor=self._model.activation_factor,
-            n_threads=self._n_threads,
+            n_threads=settings.n_threads,
             settings=settings,
             head_rows=head_rows(first if is_ar else self._files.body),
             exchangeable=exchangeable,

@@ -1,0 +1,206 @@
+"""Cost against the length of the speech, the number of sentences, depth and width: docs/speed.png.
+
+    python benchmarks/bench_scale.py [--folder DIR] [--seconds 1,3,10,30,60] [--write]
+
+Random weights, with flash attention and a cache in f16. For each point: milliseconds of a NAR pass
+and of an AR step, beside those of the model's arithmetic. A pass multiplies every weight with every
+position, and every position with every other; a step reads every weight, cached key and value once.
+The machine's speed is that of numpy: a matrix product in float32, and a sum over 256 MB. `--write`
+puts speed.csv and speed.png beside docs/performance.md. BUSY=1 is that of bench_speak.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from bench_speak import (
+    BUSY,
+    DEPTH,
+    N_FRAMES,
+    N_PHONEMES,
+    N_PROMPT,
+    PAGE,
+    PRODUCTION,
+    Shape,
+    clock,
+    make_file,
+    make_source,
+    pass_ms,
+    step_ms,
+)
+from matplotlib.figure import Figure
+
+from valle_convert.families.bundle import open_bundle
+from valle_convert.llama.context import Settings
+from valle_convert.llama.cpu import cpu_name, usable_cores
+from valle_convert.speech.results import SpeakOptions
+from valle_convert.speech.settings import with_settings
+
+FRAMES_A_SECOND = 75
+LAYERS, WIDTHS = (3, 6, 12, 24), (256, 512, 1024, 1536)
+FAST = Settings("f16", flash_attention=True, own_head=True)
+#: Of the model that speaks many sentences.
+SMALL = replace(PRODUCTION, dim=256, heads=4, layers=4)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was varied, and milliseconds: measured, and by the arithmetic."""
+
+    varied: str
+    value: float
+    pass_ms: float
+    pass_by_flop_ms: float
+    step_ms: float
+    step_by_bytes_ms: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine manages in a second."""
+
+    flop: float
+    bytes: float
+
+
+def main(argv: Sequence[str] | None = None) -> list[Point]:
+    """Measure, print, and give the points."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", default="1,3,10,30,60")
+    parser.add_argument("--sentences", default="1,10,50,200")
+    parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
+    parser.add_argument("--write", action="store_true", help="write speed.csv and speed.png")
+    arguments = parser.parse_args(argv)
+    points = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for point in measure(arguments, arguments.folder or Path(temporary)):
+            print(asdict(point), file=sys.stderr, flush=True)
+            points.append(point)
+    rows = [[field.name for field in fields(Point)]]
+    rows += [[one if isinstance(one, str) else f"{one:.4g}" for one in astuple(p)] for p in points]
+    csv.writer(sys.stdout).writerows(rows)
+    if arguments.write:
+        with PAGE.with_name("speed.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        plot(points).savefig(PAGE.with_name("speed.png"), dpi=110)
+    return points
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Point]:
+    """All points, the cheap ones first."""
+    machine = Machine(flop_a_second(), bytes_a_second())
+    for layers in LAYERS:
+        shape = replace(PRODUCTION, layers=layers)
+        yield of_model("layers", layers, folder / f"{layers}", shape, machine)
+    for width in WIDTHS:
+        shape = replace(PRODUCTION, dim=width, heads=width // 64)
+        yield of_model("width", width, folder / f"w{width}", shape, machine)
+    yield from of_sentences(folder / "small", map(int, arguments.sentences.split(",")))
+    folder = folder / str(PRODUCTION.layers)
+    path = make_file(*make_source(folder), "Q4_K_M")
+    for n in map(float, arguments.seconds.split(",")):
+        yield of_file("seconds", n, path, round(n * FRAMES_A_SECOND), machine)
+
+
+def of_model(varied: str, value: float, folder: Path, shape: Shape, machine: Machine) -> Point:
+    """A pass and a step of a model of another size, in F16."""
+    folder.mkdir(exist_ok=True, parents=True)
+    return of_file(varied, value, make_source(folder, shape)[1], N_FRAMES, machine)
+
+
+def of_file(varied: str, value: float, path: Path, n_frames: int, machine: Machine) -> Point:
+    """A pass over so many frames, and a step after as many."""
+    bundle = open_bundle(path)
+    tensors = bundle.files[next(iter(bundle.files))].tensors
+    layers = {name: one for name, one in tensors.items() if name.startswith("blk.")}
+    n_layer = 1 + max(int(name.split(".")[1]) for name in layers)
+    width = tensors["token_embd.weight"].shape[1]
+    n = N_PHONEMES + N_PROMPT + 6 + n_frames
+    n_weights = sum(one.n_elements for one in layers.values())
+    flop = 2 * n * n_weights + 4 * n * n * width * n_layer
+    depth = DEPTH if varied != "seconds" else DEPTH + n_frames
+    read = sum(one.n_bytes for one in tensors.values()) + 2 * 2 * depth * width * n_layer
+    with bundle.family.open(bundle, settings=FAST, n_threads=1 if BUSY else None) as network:
+        passes = min(pass_ms(network, n_frames) for _ in range(1 if n > 1000 else 2))
+        steps = step_ms(network, depth - N_PHONEMES - 6)
+    return Point(
+        varied, value, passes, flop / machine.flop * 1e3, steps, read / machine.bytes * 1e3
+    )
+
+
+def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
+    """Texts of many sentences, half a second each; all passes and steps together."""
+    folder.mkdir(exist_ok=True, parents=True)
+    bundle = open_bundle(make_source(folder, SMALL)[1])
+    options = with_settings(SpeakOptions(language="en", seed=1), {"mode": "ar", "max_seconds": 0.5})
+    with bundle.family.speaker(bundle, n_threads=1 if BUSY else None) as speaker:
+        for n in numbers:
+            begin = clock()
+            speaker.speak("He went home. " * n, None, options, keep_audio=False)
+            whole = (clock() - begin) * 1e3
+            yield Point("sentences", n, whole, float("nan"), float("nan"), float("nan"))
+
+
+def flop_a_second() -> float:
+    """Of a matrix product in float32."""
+    a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 4096), np.float32)
+    return 2 * 1024 * 1024 * 4096 / _best(lambda: a @ b)
+
+
+def bytes_a_second() -> float:
+    """Of a sum, which one core may limit."""
+    a = np.ones(64 << 20, np.float32)
+    return a.nbytes / _best(lambda: np.add.reduce(a))
+
+
+def _best(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(4):
+        begin = clock()
+        run()
+        times.append(clock() - begin)
+    return min(times)
+
+
+def plot(points: Sequence[Point]) -> Figure:
+    """Four panels on logarithmic axes."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    labels = {
+        "seconds": f"seconds of speech (12 x 1024, Q4_K_M, after {N_PROMPT} frames of prompt)",
+        "sentences": f"sentences of half a second ({SMALL.layers} x {SMALL.dim}, F16)",
+        "layers": "layers of 1024 (F16)",
+        "width": "width of 12 layers (F16)",
+    }
+    for axes, (varied, label) in zip(figure.subplots(2, 2).flat, labels.items(), strict=True):
+        chosen = [one for one in points if one.varied == varied]
+        values = [one.value for one in chosen]
+        if varied == "sentences":
+            axes.loglog(values, [one.pass_ms for one in chosen], "o-", label="the whole text")
+        else:
+            for name, computed, color in (
+                ("pass", "pass_by_flop_ms", "#2b6cb0"),
+                ("step", "step_by_bytes_ms", "#c53030"),
+            ):
+                measured = [getattr(one, f"{name}_ms") for one in chosen]
+                axes.loglog(values, measured, "o-", color=color, label=name)
+                by = [getattr(one, computed) for one in chosen]
+                axes.loglog(values, by, "--", color=color, label=f"{name}, by the arithmetic")
+        axes.set(xlabel=label, ylabel="milliseconds")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.grid(color="#e2e8f0")
+        axes.legend(fontsize=8)
+    threads = "one thread, processor time" if BUSY else f"{usable_cores()} threads"
+    figure.suptitle(f"{cpu_name()}, {threads}", fontsize=10)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""From the start of `speak` to the first sample of a short sentence, by stage.
+
+    python benchmarks/bench_start.py [--runs 3] [--model GGUF --codec FOLDER]
+
+Each run is a process of its own, which does what the command does, in its order: random production
+weights in Q4_K_M, EnCodec's published architecture, a recording of three seconds, half a second of
+speech. For each stage: all of its seconds, and those outside of llama.cpp's functions; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+TEXT, MEMORY = "Hello world.", "memory"
+#: Functions of llama.cpp that take more than a millisecond.
+SLOW = ("llama_model_load_from_file", "llama_init_from_model", "llama_decode")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the numbers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--model", type=Path, help="a converted model; else one is made")
+    parser.add_argument("--codec", type=Path, help="a codec; else one is made")
+    parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.measure is not None:
+        found = measure(arguments.measure, arguments.model, arguments.codec)
+        print(json.dumps(found))
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.model or make_model(Path(folder))
+        codec = arguments.codec or make_codec(Path(folder) / "codec")
+        runs = [in_child(model, codec) for _ in range(arguments.runs + 1)][1:]
+    stages = {stage: [median(run[stage][i] for run in runs) for i in range(2)] for stage in runs[0]}
+    memory = stages.pop(MEMORY)[0]
+    stages["all"] = [sum(one[i] for one in stages.values()) for i in range(2)]
+    print("| stage | seconds | outside of llama.cpp |\n|---|---:|---:|")
+    for stage, (whole, outside) in stages.items():
+        print(f"| {stage} | {whole:.2f} | {outside:.2f} |")
+    print(f"\n{memory:.0f} MB of memory at most.")
+    return stages
+
+
+def make_model(folder: Path) -> Path:
+    """Random weights of production size in Q4_K_M."""
+    from bench_speak import make_file, make_source
+
+    return make_file(*make_source(folder), "Q4_K_M")
+
+
+def make_codec(folder: Path) -> Path:
+    """EnCodec's published architecture with random weights."""
+    from transformers import EncodecConfig, EncodecModel
+
+    EncodecModel(EncodecConfig()).save_pretrained(folder)
+    return folder
+
+
+def in_child(model: Path, codec: Path) -> dict[str, list[float]]:
+    """The stages of a new process."""
+    command = [sys.executable, __file__, "--model", str(model), "--codec", str(codec)]
+    done = subprocess.run(
+        [*command, "--measure", repr(time.time())], stdout=subprocess.PIPE, check=True
+    )
+    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
+    """By stage, all seconds and those outside of llama.cpp."""
+    stages: dict[str, list[float]] = {}
+    inside = 0.0
+
+    def done(stage: str) -> None:
+        nonlocal begin, inside
+        whole = time.time() - begin
+        stages[stage] = [whole, whole - inside]
+        begin, inside = time.time(), 0.0
+
+    from typer.main import get_command
+
+    from valle_convert.cli.app import app
+
+    get_command(app)
+    done("Python and the command line")
+
+    from valle_convert.audio import Audio, open_codec
+    from valle_convert.families.bundle import open_bundle
+    from valle_convert.speech.results import SpeakOptions
+    from valle_convert.speech.settings import with_settings
+
+    bundle = open_bundle(model)
+    done("open the file")
+    from valle_convert.threads import in_background
+
+    future = in_background(partial(open_codec, str(codec), bundle.model))
+
+    from valle_convert.llama.library import load_library
+
+    api = load_library().api
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:  # noqa: ANN401
+            nonlocal inside
+            start = time.perf_counter()
+            found = function(*given)
+            inside += time.perf_counter() - start
+            return found
+
+        return run
+
+    for name in SLOW:
+        setattr(api, name, timed(getattr(api, name)))
+    with bundle.family.speaker(bundle, codec=future, tune="auto") as speaker:
+        done("load the model; open the codec, import torch")
+        import numpy as np
+
+        noise = 0.1 * np.random.default_rng(0).standard_normal(72_000).astype(np.float32)
+        options = with_settings(SpeakOptions(seed=1), {"mode": "ar", "max_seconds": 0.5})
+        piece = next(speaker.pieces(TEXT, Audio(noise, 24_000), options))
+        done("speak")
+    whole, outside = stages.pop("speak")
+    seconds = piece.seconds
+    stages["text to phonemes"] = [seconds.text] * 2
+    stages["encode the voice"] = [seconds.voice] * 2
+    network = seconds.level_0 + seconds.levels
+    stages["codes"] = [network, network - (whole - outside)]
+    stages["decode the codes"] = [seconds.codec] * 2
+    stages[MEMORY] = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, 0.0]
+    return stages
+
+
+if __name__ == "__main__":
+    main()
