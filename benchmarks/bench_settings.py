@@ -78,7 +78,7 @@ def pass_ms(network: Any) -> float:  # noqa: ANN401 - of version 5
 
 def step_ms(network: Any) -> float:  # noqa: ANN401 - of version 5
     """The fastest of some AR steps."""
-    network.reset()
+    network.forget(0)
     rows = network.look_up("response.ar", np.arange(DEPTH + STEPS) % 1000)
 
     def step(begin: int, end: int) -> float:

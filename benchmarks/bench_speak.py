@@ -227,7 +227,6 @@ def measure_settings(
 def nar_pass(network: Network) -> None:
     """One pass, as `decode_nar` does it."""
     inputs = nar_inputs(network)
-    network.reset()
     network.step(
         inputs.embeddings,
         inputs.positions,
@@ -418,8 +417,8 @@ def measure_reference(checkpoint: Path, n_threads: int, plan: Plan) -> dict[str,
         inputs = assemble(model, segments, network.look_up)
 
         def whole(inputs: Inputs = inputs) -> None:
-            network.reset()
             network.step(inputs.embeddings, inputs.positions, head="ar", outputs=[len(inputs) - 1])
+            network.forget(0)
 
         whole()
         times = [_timed(whole) for _ in range(plan.reference_passes)]

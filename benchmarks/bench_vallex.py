@@ -31,6 +31,7 @@ from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path ab
 
 from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402
 from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402
+from valle_convert.decode.batch import Element  # noqa: E402
 from valle_convert.families.family import Choices  # noqa: E402
 from valle_convert.families.vallex.composed import VallexText  # noqa: E402
 
@@ -100,7 +101,8 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
             place = np.array([n + 1 + i], np.int32)
             bare.append(milliseconds(context.decode, row, place, zero, one, causal=True))
             context.remove(0, start=n + 1 + i)
-            steps.append(milliseconds(network.step_ar, [0], codes[i : i + 1, 0]))
+            element = Element(0, codes[i, 0], 1 + len(codes) + i)
+            steps.append(milliseconds(network.append_codes, [element]))
         results = {
             "ar_step_ms": statistics.median(steps),
             "ar_step_over_llama": statistics.median(steps) / statistics.median(bare),

@@ -17,6 +17,7 @@ BENCHMARKS = tuple(
         "quantize",
         "speak",
         "settings",
+        "parallel",
         "serve",
         "codec",
         "vallex",

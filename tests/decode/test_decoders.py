@@ -434,7 +434,7 @@ def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
     while len(expected) <= 25:
         segments = transcript_segments(network.model, speech, np.array(expected), language)
         inputs = assemble(network.model, segments, network.look_up)
-        network.reset()
+        network.forget(0)
         logits = network.step(inputs.embeddings, inputs.positions, head="stt", outputs=[-1])
         expected.append(int(np.argmax(logits)))
         if expected[-1] == EOS_PHONEME:

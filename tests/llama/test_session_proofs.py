@@ -124,7 +124,7 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
                 [
                     session.step(x, SEGMENTS, causal=causal, outputs=[4, 1], columns=columns)
                     for columns in (slice(0, 40), slice(100, 300))
-                    for _ in [session.reset()]
+                    for _ in [session.forget(0)]
                 ]
             )
     for whole, wanted in zip(*found, strict=True):

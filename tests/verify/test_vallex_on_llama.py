@@ -15,6 +15,7 @@ from vallex_golden import golden
 from vallex_shapes import random_inputs, random_vallex
 
 from valle_convert import open_network, plan_conversion, write_gguf
+from valle_convert.decode.batch import Element
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, open_bundle, open_files
 from valle_convert.families.family import Choices
@@ -45,11 +46,15 @@ def test_copies_of_a_sequence_go_on_by_themselves_and_make_room(golden_set: Conv
     with open_network(golden_set("f32"), n_threads=1) as network:
         reference = open_reference(golden_checkpoint(GOLDEN_VALLEX))
         for one in (network, reference):
-            one.begin_ar(given.text, given.prompt[:, 0], n_copies=3)
+            one.begin_ar(given.text, given.prompt[:, 0], "abc")
         for i in range(300):
-            copies = [0, 1, 2] if i < 100 else [0, 2]
-            codes = draw.integers(0, 64, len(copies), dtype=np.int32)
-            logits = [one.step_ar(copies, codes) for one in (reference, network)]
+            if i == 100:
+                network.forget("b")
+            elements = [
+                Element(copy, int(draw.integers(0, 64)), 1 + len(given.prompt) + i)
+                for copy in ("abc" if i < 100 else "ca")
+            ]
+            logits = [one.append_codes(elements) for one in (reference, network)]
             assert nmse(*logits) <= MAX_NMSE["f32"], i
 
 
@@ -66,7 +71,10 @@ def check(seed: int, folder: Path) -> None:
             ar = [one.continued(text, prompt[:, 0], codes[:, 0]) for one in (reference, network)]
             assert nmse(*ar) <= MAX_NMSE["f32"], (shape, dtype)
             steps = [network.begin_ar(text, prompt[:, 0])]
-            steps += [network.step_ar([0], code[:1]) for code in codes]
+            steps += [
+                network.append_codes([Element(0, code, n)])
+                for n, code in enumerate(codes[:, 0], 1 + len(prompt))
+            ]
             assert nmse(ar[0], np.concatenate(steps)) <= MAX_NMSE["f32"], (shape, dtype)
             for level in range(1, network.n_levels):
                 nar = [one.pass_nar(text, prompt, codes[:, :level]) for one in (reference, network)]

@@ -156,6 +156,18 @@ GpuLayersOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+ParallelOption = Annotated[
+    int,
+    typer.Option(
+        "--parallel",
+        metavar="N",
+        help="Sentences to decode side by side, in one batch of llama.cpp, by a model with an AR; "
+        "guidance and best-of need several places for one.",
+        min=1,
+        max=64,
+        rich_help_panel=MODEL,
+    ),
+]
 TemperatureOption = Annotated[
     float,
     typer.Option(

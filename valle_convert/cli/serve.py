@@ -13,6 +13,7 @@ from valle_convert.cli.options import (
     GgufArgument,
     GpuLayersOption,
     LanguageOption,
+    ParallelOption,
     SettingsOption,
     TemperatureOption,
     ThreadsOption,
@@ -76,11 +77,13 @@ def serve(
     settings: SettingsOption = None,
     threads: ThreadsOption = None,
     tune: TuneOption = "auto",
+    parallel: ParallelOption = 1,
     gpu_layers: GpuLayersOption = 0,
 ) -> None:
     """Serve a converted model as OpenAI's POST /v1/audio/speech, with a page at /.
 
-    Sound is sent sentence by sentence. One thread speaks; requests take turns after each sentence.
+    Sound is sent sentence by sentence. One thread speaks; requests take turns after each sentence,
+    or with --parallel, their sentences are decoded side by side.
     The options of speaking are the defaults for requests without them.
     """
     from valle_convert.audio import open_codec
@@ -126,13 +129,15 @@ def serve(
     )
 
     def open_speaker() -> AnySpeaker:
-        return bundle.family.speaker(
+        speaker = bundle.family.speaker(
             bundle,
             codec=open_codec(codec, bundle.model),
             n_threads=threads,
-            settings=Settings(n_gpu_layers=gpu_layers),
+            settings=Settings(n_gpu_layers=gpu_layers, n_parallel=parallel),
             tune=tune,
         )
+        speaker.check_parallel(served.defaults)
+        return speaker
 
     server = SpeechServer(served, open_speaker)
     with bind(host, port) as listening:

@@ -23,6 +23,7 @@ from valle_convert.cli.options import (
     JsonOption,
     KeptLoraOption,
     LanguageOption,
+    ParallelOption,
     SettingsOption,
     TemperatureOption,
     ThreadsOption,
@@ -55,7 +56,7 @@ _NEEDS = {
     "voice_text": "voice",
     "source": "task=vc|ns|sr",
     **dict.fromkeys(("save_codes", "keep_partial", "language", "temperature", "seed"), _SPEAKS),
-    **dict.fromkeys(("settings", "lora", "threads", "tune", "gpu_layers"), _SPEAKS),
+    **dict.fromkeys(("settings", "lora", "threads", "tune", "parallel", "gpu_layers"), _SPEAKS),
     **dict.fromkeys(("float_", "raw"), "out"),
 }
 _EXCLUDES = {"codes": "task=vc|ns|sr", "voice": "task=ns|sr", "json_": "out=-"}
@@ -84,6 +85,7 @@ class _Request:
     lora: list[str] | None
     threads: int | None
     tune: TuneChoice
+    parallel: int
     gpu_layers: int
 
     @property
@@ -171,6 +173,7 @@ def speak(
     lora: KeptLoraOption = None,
     threads: ThreadsOption = None,
     tune: TuneOption = "auto",
+    parallel: ParallelOption = 1,
     gpu_layers: GpuLayersOption = 0,
     temperature: TemperatureOption = 1.0,
     seed: Annotated[
@@ -232,7 +235,7 @@ def speak(
     if out is not None and str(out) == "-":
         out = Path("/dev/stdout")
     request = _Request(
-        task, text, phonemes, voice, source, codes, codec, lora, threads, tune, gpu_layers
+        task, text, phonemes, voice, source, codes, codec, lora, threads, tune, parallel, gpu_layers
     )
     target = _Target(out, save_codes, float_, raw, force, keep_partial)
     _check(request, target)
@@ -350,7 +353,7 @@ def _carry_out(bundle: Bundle, request: _Request, target: _Target, options: Spea
         bundle,
         codec=open_codec(request.codec, bundle.model) if needs_codec else None,
         n_threads=request.threads,
-        settings=Settings(n_gpu_layers=request.gpu_layers),
+        settings=Settings(n_gpu_layers=request.gpu_layers, n_parallel=request.parallel),
         tune=request.tune,
         adapters=lora_files(request.lora),
     ) as speaker:

@@ -150,7 +150,6 @@ def decode_masked(
         response = np.concatenate([spoken, shown])
         segments = speech_segments(network.model, given, 0, response, masked=True)
         inputs = assemble_within_context(network, segments)
-        network.reset()
         outputs = slice(len(inputs) - n_frames, None)
         return network.step(inputs.embeddings, inputs.positions, head="mask", outputs=outputs)
 

@@ -84,7 +84,6 @@ def _pass(network: Network, condition: Condition, level: int, response: Codes) -
     inputs = assemble_within_context(
         network, speech_segments(network.model, condition, level, response)
     )
-    network.reset()
     return network.step(
         inputs.embeddings,
         inputs.positions,

@@ -406,7 +406,10 @@ class Family(ABC, Generic[M, N]):
                 bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
             )
             opened.callback(network.close)
-            return self.speaker_on(network, bundle, codec, opened)
+            speaker = self.speaker_on(network, bundle, codec, opened)
+        if settings is not None:
+            speaker.batch.width = settings.n_parallel
+        return speaker
 
     @abstractmethod
     def speaker_on(

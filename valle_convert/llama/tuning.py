@@ -125,21 +125,21 @@ def _best(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, floa
 def _time(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, float], FloatArray]:
     """Seconds of a pass over n rows and of a step after it, and their results."""
     given = np.resize(rows, (n + _STEPS, rows.shape[1]))
-    places, ids = np.arange(n + _STEPS, dtype=np.int32), np.zeros(n + _STEPS, np.int32)
+    places = np.arange(n + _STEPS, dtype=np.int32)
     columns = slice(0, min(session.n_vocab, 1024))
-    session.forget()
+    session.forget_all()
 
     def decode(part: slice, outputs: int, *, causal: bool) -> tuple[float, FloatArray]:
         wanted = np.arange(part.stop - part.start) >= part.stop - part.start - outputs
         start = time.perf_counter()
         found = session.decode(
-            given[part], places[part], ids[part], wanted, causal=causal, columns=columns
+            given[part], places[part], [0], wanted, causal=causal, columns=columns
         )
         return time.perf_counter() - start, found
 
     seconds, logits = decode(slice(0, n), n // 2, causal=False)
     steps = [decode(slice(n + i, n + i + 1), 1, causal=True) for i in range(_STEPS)]
-    session.forget()
+    session.forget_all()
     return (seconds, median(time for time, _ in steps)), np.concatenate(
         [logits, *(found for _, found in steps)]
     )

@@ -5,8 +5,9 @@ with bundle.family.speaker(bundle, codec=EncodecCodec()) as speaker:
     spoken = speaker.speak("Hello world.", "prompt.wav")
     write_wav(Path("hello.wav"), spoken.audio)
 
-Long texts are spoken sentence by sentence; `pieces` yields each one when it is done. Nothing here
-prints: remarks for the user are `notices` of the result.
+Long texts are spoken sentence by sentence; `pieces` yields each one when it is done. With
+`settings=Settings(n_parallel=4)`, four of them are decoded side by side. Nothing here prints:
+remarks for the user are `notices` of the result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,7 +35,8 @@ from valle_convert.audio.codes import (
 from valle_convert.audio.files import Audio, read_audio
 from valle_convert.audio.voice import prompt_audio
 from valle_convert.closing import Closing
-from valle_convert.decode import ShouldStop, Speech, never
+from valle_convert.decode import Batch, Decoding, ShouldStop, Speech, Steps, never
+from valle_convert.decode.batch import Append
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.progress import Progress, silent
@@ -107,8 +110,12 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
 
     Args:
         model: the model of the codes.
+        append: grows sequences of the network, for `batch`.
         codec: converts between audio and codes; None works with codes only.
         opened: resources to close with the speaker.
+
+    Attributes:
+        batch: the sentences that are being decoded.
 
     Raises:
         InputError: the codec does not fit the model.
@@ -116,14 +123,21 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
 
     #: Advice if the model generates nothing.
     remedies: ClassVar[str] = "try another --seed, --temperature or --voice"
+    #: The rest of the advice where `--parallel` does not apply.
+    stepwise: ClassVar[str] = ""
 
     def __init__(
-        self, model: CodeFormat, codec: AudioCodec | None, opened: ExitStack | None = None
+        self,
+        model: CodeFormat,
+        append: Append,
+        codec: AudioCodec | None,
+        opened: ExitStack | None = None,
     ) -> None:
         if codec is not None:
             check_codec_fits(codec, model)
         self._format = model
         self._codec = codec
+        self.batch = Batch(append)
         self._opened = ExitStack() if opened is None else opened.pop_all()
 
     def close(self) -> None:
@@ -155,6 +169,15 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         """A voice for the network, and remarks for the user."""
 
     @abstractmethod
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        """Sequences that a sentence has in `batch`; 0 if all its frames are decoded at once."""
+
+    def _follows(self, voice: VoiceT | None, options: SpeakOptions) -> bool:
+        """Whether a sentence is decoded after the codes of earlier ones, so that it waits."""
+        del voice
+        return options.context_history > 0
+
+    @abstractmethod
     def _decode(
         self,
         line: Line[RowsT],
@@ -164,13 +187,25 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         rng: np.random.Generator,
         watch: Watch,
         level_0: Codes | None = None,
-    ) -> Speech:
+    ) -> Steps[Speech]:
         """Decode one sentence, after the earlier ones.
 
         With `level_0`, [frames], only the other levels are decoded.
         """
 
     # ------------------------------------------------------------------------- speaking
+
+    def check_parallel(self, options: SpeakOptions) -> None:
+        """Reject `Settings.n_parallel` where it changes nothing.
+
+        Raises:
+            InputError: with these options, all frames of a sentence are decoded at once.
+        """
+        if self.batch.width > 1 and not self._n_sequences(options):
+            raise InputError(
+                "This model decodes all frames of a sentence at once, so --parallel does not apply;"
+                f" leave it out{self.stepwise}."
+            )
 
     def pieces(
         self,
@@ -198,29 +233,78 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
                 not usable, or the text is too long.
             EnvironmentFault: a package is missing.
         """
+        for piece in self.turns(text, voice, options, is_phonemes=is_phonemes, watch=watch):
+            if piece is None:
+                self.batch.step()
+            else:
+                yield piece
+
+    def turns(
+        self,
+        text: str,
+        voice: SourceT | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        watch: Watch = UNWATCHED,
+    ) -> Iterator[Piece | None]:
+        """As `pieces`, for several texts at once: None means that `batch` has to step first."""
         options = seeded(options)
+        self.check_parallel(options)
         begin = time.perf_counter()
         lines = self._lines(text, options, is_phonemes=is_phonemes, whole=is_phonemes)
         text_done = time.perf_counter()
         prompt, notices = self._voice(voice, options)
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         watch.on_sentences([line.phonemes for line in lines])
-        rng = np.random.default_rng(options.seed)
+        n_sequences = max(1, self._n_sequences(options))
+        n_ahead = 1 if self._follows(prompt, options) else max(1, self.batch.width // n_sequences)
+        left = deque(enumerate(lines))
+        begun: deque[tuple[Line[RowsT], Decoding[Speech]]] = deque()
+        said: list[tuple[Line[RowsT], Speech]] = []
+        try:
+            while left or begun:
+                while left and sum(not one.is_done for _, one in begun) < n_ahead:
+                    n, line = left.popleft()
+                    shown = replace(watch, progress=silent) if begun else watch
+                    steps = self._sentence(line, n, prompt, said, options, shown)
+                    decoding = self.batch.add(steps, n_sequences=n_sequences, is_first=n == 0)
+                    begun.append((line, decoding))
+                line, decoding = begun[0]
+                if not decoding.is_done:
+                    yield None
+                    continue
+                begun.popleft()
+                speech = decoding.result()
+                if len(speech.codes):
+                    said.append((line, speech))
+                if len(speech.codes) or speech.end == "stop":
+                    yield self._piece(line, speech, decoding.seconds, notices, seconds)
+                    notices, seconds = (), Timings()
+                if speech.end == "interrupted":
+                    return
+        finally:
+            for _, decoding in begun:
+                decoding.close()
+
+    def _sentence(
+        self,
+        line: Line[RowsT],
+        n: int,
+        voice: VoiceT | None,
+        said: Sequence[tuple[Line[RowsT], Speech]],
+        options: SpeakOptions,
+        watch: Watch,
+    ) -> Steps[Speech]:
+        """Decode the sentence of number `n`, again if nothing comes of it."""
+        rng = np.random.default_rng([options.seed, n])
         # At temperature 0 the result would be the same.
         n_draws = MAX_DRAWS if options.sampling.temperature > 0 else 1
-        said: list[tuple[Line[RowsT], Speech]] = []
-        for line in lines:
-            for _ in range(n_draws):
-                speech = self._decode(line, prompt, said, options, rng, watch)
-                if len(speech.codes) or speech.end != "stop":
-                    break
-            if len(speech.codes):
-                said.append((line, speech))
-            if len(speech.codes) or speech.end == "stop":
-                yield self._piece(line, speech, notices, seconds)
-                notices, seconds = (), Timings()
-            if speech.end == "interrupted":
-                return
+        for _ in range(n_draws):
+            speech = yield from self._decode(line, voice, said, options, rng, watch)
+            if len(speech.codes) or speech.end != "stop":
+                break
+        return speech
 
     def speak(
         self,
@@ -286,8 +370,8 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         prompt, notices = self._voice(voice, options)
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         rng = np.random.default_rng(options.seed)
-        speech = self._decode(line, prompt, (), options, rng, watch, level_0)
-        return self._at_once(self._piece(line, speech, notices, seconds), options, watch)
+        steps = self._decode(line, prompt, (), options, rng, watch, level_0)
+        return self._at_once(line, steps, notices, seconds, options, watch)
 
     def decode(self, codes: Codes | SavedCodes | str | Path) -> Audio:
         """Decode codes [frames, levels or fewer], or a file of codes, to audio.
@@ -361,9 +445,14 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
     # ----------------------------------------------------------------------- the pieces
 
     def _piece(
-        self, line: Line[RowsT], speech: Speech, notices: tuple[str, ...], seconds: Timings
+        self,
+        line: Line[RowsT],
+        speech: Speech,
+        decoded: float,
+        notices: tuple[str, ...],
+        seconds: Timings,
     ) -> Piece:
-        """A sentence with its audio, and with notices and times of the steps before."""
+        """A sentence with its audio, the seconds of decoding it, and what came before."""
         begin = time.perf_counter()
         audio = self._audio_of(speech.codes)
         notices = line.notices + notices
@@ -389,7 +478,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             seconds=replace(
                 seconds,
                 length=stages.length,
-                level_0=stages.level_0,
+                level_0=decoded - stages.length - stages.levels,
                 levels=stages.levels,
                 codec=time.perf_counter() - begin,
             ),
@@ -405,7 +494,18 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             return Audio(np.zeros(0, np.float32), self._codec.description.sample_rate)
         return self._codec.decode(codes)
 
-    def _at_once(self, piece: Piece, options: SpeakOptions, watch: Watch) -> Spoken:
+    def _at_once(
+        self,
+        line: Line[RowsT],
+        steps: Steps[Speech],
+        notices: tuple[str, ...],
+        seconds: Timings,
+        options: SpeakOptions,
+        watch: Watch,
+    ) -> Spoken:
+        """Decode a text of one sentence."""
+        decoding = self.batch.run(steps)
+        piece = self._piece(line, decoding.result(), decoding.seconds, notices, seconds)
         watch.on_piece(piece)
         return self._spoken([piece], options, is_whole=piece.end != "interrupted")
 

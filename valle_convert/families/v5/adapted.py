@@ -7,7 +7,7 @@ of its head's level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,12 @@ class AdaptedNetwork(Closing):
         """Rows of an input table, which no adapter changes."""
         return self._of("ar").look_up(table, rows)
 
-    def reset(self) -> None:
+    def make_room(self, n_seq: int) -> None:
+        """PyTorch needs no preparation."""
+
+    def forget(self, sequence: Hashable) -> None:
         for network in self._networks.values():
-            network.reset()
+            network.forget(sequence)
 
     def close(self) -> None:
         """PyTorch frees everything by itself."""
@@ -79,20 +82,20 @@ class AdaptedNetwork(Closing):
         *,
         head: str,
         outputs: Outputs,
-        sequence: int = 0,
+        sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `Network.step`."""
         return self._of(head).step(
             embeddings, positions, head=head, outputs=outputs, sequence=sequence
         )
 
-    def step_many(
+    def append(
         self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
+        sequences: Sequence[Hashable],
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences; see `Network.step_many`."""
-        return self._of(head).step_many(embeddings, positions, head=head, outputs=outputs)
+    ) -> NDArray[np.float32]:
+        """Grow several causal sequences; see `Network.append`."""
+        return self._of(head).append(sequences, embeddings, positions, head=head)

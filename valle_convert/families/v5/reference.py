@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class ReferenceNetwork(Backbone, Closing):
             block.first_row: block for block in contents.rows if block.label.startswith("head.")
         }
         self._biases = {bias.head: bias for bias in contents.biases}
-        self._caches: dict[int, Cache] = {}
+        self._caches: dict[Hashable, Cache] = {}
 
     @property
     def model(self) -> Model:
@@ -50,8 +50,11 @@ class ReferenceNetwork(Backbone, Closing):
         found: NDArray[np.float32] = self._rows(self._tables[table]).numpy()[rows]
         return found
 
-    def reset(self) -> None:
-        self._caches.clear()
+    def make_room(self, n_seq: int) -> None:
+        """PyTorch needs no preparation."""
+
+    def forget(self, sequence: Hashable) -> None:
+        self._caches.pop(sequence, None)
 
     @torch.inference_mode()
     def step(
@@ -61,12 +64,10 @@ class ReferenceNetwork(Backbone, Closing):
         *,
         head: str,
         outputs: Outputs,
-        sequence: int = 0,
+        sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `Network.step`."""
         causal = self._model.is_causal(head)
-        if not causal:
-            self.reset()
         cache = self._caches.setdefault(sequence, []) if causal else []
         x = self.run_layers(embeddings, positions, cache, causal=causal)
         index = outputs if isinstance(outputs, slice) else torch.as_tensor(np.asarray(outputs))
@@ -80,20 +81,23 @@ class ReferenceNetwork(Backbone, Closing):
         ).numpy()
         return logits
 
-    def step_many(
+    def append(
         self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
+        sequences: Sequence[Hashable],
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences one after the other; see `Network.step_many`."""
-        given = zip(embeddings, positions, outputs, strict=True)
-        return [
-            self.step(one, places, head=head, outputs=wanted, sequence=i)
-            for i, (one, places, wanted) in enumerate(given)
-        ]
+    ) -> NDArray[np.float32]:
+        """Run several causal sequences one after the other; see `Network.append`."""
+        return np.concatenate(
+            [
+                self.step(
+                    embeddings[[i]], positions[[i]], head=head, outputs=[0], sequence=sequence
+                )
+                for i, sequence in enumerate(sequences)
+            ]
+        )
 
     def _rows(self, block: RowBlock) -> Tensor:
         return self.weight(block.source).reshape(-1, self._config.n_embd)[: block.n_rows]

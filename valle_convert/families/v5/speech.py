@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,9 +18,12 @@ from valle_convert.decode import (
     NarOptions,
     Speech,
     SpeechOptions,
+    Steps,
     TranscribeOptions,
-    decode_speech,
+    append_codes,
+    choose_mode,
     decode_transcript,
+    speech_steps,
 )
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
@@ -46,6 +50,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
     """A version 5 or 6 model that speaks, answers recordings and transcribes them."""
 
     remedies = f"{PhonemeSpeaker.remedies}, or --set mode=nar-len"
+    stepwise = ", or add --set mode=ar"
 
     def __init__(
         self,
@@ -56,11 +61,17 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
+        append = partial(append_codes, network)
+        super().__init__(network.model, append, tokenize=tokenize, codec=codec, opened=opened)
         self._network = network
         self._detokenize = detokenize
 
     # ------------------------------------------------------------------------- speaking
+
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        if choose_mode(self._network.model, options.mode) != "ar":
+            return 0
+        return 2 if options.guidance.is_on else 1
 
     def _decode(
         self,
@@ -71,8 +82,8 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         rng: np.random.Generator,
         watch: Watch,
         level_0: Codes | None = None,
-    ) -> Speech:
-        return decode_speech(
+    ) -> Steps[Speech]:
+        return speech_steps(
             self._network,
             Condition(phonemes=line.rows, language=line.language_id, prompt=voice),
             self._decoding(options),
@@ -130,7 +141,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         recording, notices = self._prompt(source, None, "the recording")
         prompt, of_voice = self._voice(voice, options) if task == "vc" else (recording, ())
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
-        speech = decode_speech(
+        steps = speech_steps(
             self._network,
             Condition(
                 phonemes=line.rows,
@@ -144,8 +155,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             progress=watch.progress,
             should_stop=watch.should_stop,
         )
-        piece = self._piece(line, speech, notices + of_voice, seconds)
-        return self._at_once(piece, options, watch)
+        return self._at_once(line, steps, notices + of_voice, seconds, options, watch)
 
     # ------------------------------------------------------------------------ listening
 

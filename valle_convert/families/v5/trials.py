@@ -81,14 +81,16 @@ class NetworkPass:
 
     def __call__(self, network: Network) -> Prediction:
         """The logits, [n_outputs, rows of the head]."""
-        network.reset()
         inputs = assemble(network.model, self.segments, network.look_up)
-        if not self.stepwise:
+        if self.stepwise:
+            logits = np.concatenate(list(_stepwise(network, self.head, inputs)))
+        else:
             first = len(inputs) - self.n_outputs
-            return network.step(
+            logits = network.step(
                 inputs.embeddings, inputs.positions, head=self.head, outputs=slice(first, None)
             )
-        return np.concatenate(list(_stepwise(network, self.head, inputs)))
+        network.forget(0)
+        return logits
 
 
 def utterances(model: Model, n: int, *, seed: int = 0) -> Iterator[Utterance]:
@@ -208,14 +210,11 @@ def measure_speed(network: Network) -> Speed:
         network.step(inputs.embeddings[part], inputs.positions[part], head=head, outputs=outputs)
         return 1000 * (time.perf_counter() - begin)
 
-    network.reset()
     first = len(spoken) - _SPEED_STEPS
     edges = [0, spoken.last, first, *range(first + 1, len(spoken) + 1)]
     steps = [run(spoken, start, stop, "ar", stop - 1) for start, stop in pairwise(edges)]
-    passes = []
-    for _ in range(_SPEED_PASSES):
-        network.reset()
-        passes.append(run(passed, 0, len(passed), at_once, passed.last))
+    network.forget(0)
+    passes = [run(passed, 0, len(passed), at_once, passed.last) for _ in range(_SPEED_PASSES)]
     return Speed(
         ar_step=statistics.median(steps[-_SPEED_STEPS:]),
         nar_pass=statistics.median(passes),

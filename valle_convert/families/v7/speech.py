@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds
+from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds, Steps
+from valle_convert.decode.batch import no_steps
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
@@ -38,8 +39,12 @@ class VersionSevenSpeaker(PhonemeSpeaker):
                 f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, "
                 "expected len."
             )
-        super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
+        super().__init__(network.model, no_steps, tokenize=tokenize, codec=codec, opened=opened)
         self._network = network
+
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        del options
+        return 0
 
     def _decode(
         self,
@@ -50,7 +55,8 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         rng: np.random.Generator,
         watch: Watch,
         level_0: Codes | None = None,
-    ) -> Speech:
+    ) -> Steps[Speech]:
+        yield from ()  # no steps
         condition = Condition(phonemes=line.rows, language=line.language_id, prompt=voice)
         begin = time.perf_counter()
         max_frames = self._frames(options.max_seconds or MAX_SECONDS)

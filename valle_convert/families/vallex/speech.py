@@ -16,10 +16,10 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
-from valle_convert.decode import Speech
+from valle_convert.decode import Speech, Steps
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
+from valle_convert.families.vallex.decode import VallexOptions, vallex_steps
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.families.vallex.text import (
     SpelledText,
@@ -54,7 +54,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(network.model, codec, opened)
+        super().__init__(network.model, network.append_codes, codec, opened)
         self._network = network
 
     # ------------------------------------------------------------------------- speaking
@@ -68,25 +68,35 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         rng: np.random.Generator,
         watch: Watch,
         level_0: Codes | None = None,
-    ) -> Speech:
+    ) -> Steps[Speech]:
         text, prompt = self._before(voice, said)
-        seconds, penalty = options.max_seconds, options.length_penalty
-        return decode_vallex(
+        return vallex_steps(
             self._network,
             text + line.rows,
             prompt,
-            VallexOptions(
-                sampling=options.sampling,
-                nar_sampling=options.nar_sampling,
-                best_of=options.best_of,
-                length_penalty=1.0 if penalty is None else penalty,
-                max_frames=None if seconds is None else self._frames(seconds),
-            ),
+            self._decoding(options),
             rng,
             level_0=level_0,
             progress=watch.progress,
             should_stop=watch.should_stop,
         )
+
+    def _decoding(self, options: SpeakOptions) -> VallexOptions:
+        seconds, penalty = options.max_seconds, options.length_penalty
+        return VallexOptions(
+            sampling=options.sampling,
+            nar_sampling=options.nar_sampling,
+            best_of=options.best_of,
+            length_penalty=1.0 if penalty is None else penalty,
+            max_frames=None if seconds is None else self._frames(seconds),
+        )
+
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        return self._decoding(options).n_copies
+
+    def _follows(self, voice: VallexVoice | None, options: SpeakOptions) -> bool:
+        del options
+        return voice is None
 
     def _before(
         self, voice: VallexVoice | None, said: Sequence[tuple[Line[VallexText], Speech]]

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.decode.batch import Element
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
@@ -103,10 +105,13 @@ def _pass_nar(
 def _stepwise(text: VallexText, prompt: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
     """In two copies, one code a step, the second copy one behind."""
     before = np.concatenate([prompt, codes[:-_N_STEPS]])
-    steps = [network.begin_ar(text, before, room=_N_STEPS, n_copies=2)]
-    steps.append(network.step_ar([1], codes[-_N_STEPS:][:1]))
-    for a, b in zip(codes[-_N_STEPS:-1], codes[-_N_STEPS + 1 :], strict=True):
-        steps.append(network.step_ar([0, 1], np.array([a, b], np.int32)))
+    place, last = 1 + len(before), codes[-_N_STEPS:]
+    steps = [network.begin_ar(text, before, (0, 1), room=_N_STEPS)]
+    steps.append(network.append_codes([Element(1, last[0], place)]))
+    for n, (a, b) in enumerate(pairwise(last), place):
+        steps.append(network.append_codes([Element(0, a, n), Element(1, b, n + 1)]))
+    network.forget(0)
+    network.forget(1)
     return np.concatenate(steps)
 
 
@@ -134,10 +139,11 @@ def measure_speed(network: ComposedNetwork) -> Speed:
     codes = draw.integers(0, network.codebook_size, (n, network.n_levels), dtype=np.int32)
     network.begin_ar(text, codes[: n - _SPEED_STEPS, 0], room=_SPEED_STEPS)
     steps, passes = [], []
-    for code in codes[n - _SPEED_STEPS :, :1]:
+    for place, code in enumerate(codes[n - _SPEED_STEPS :, 0], n - _SPEED_STEPS + 1):
         start = time.perf_counter()
-        network.step_ar([0], code)
+        network.append_codes([Element(0, code, place)])
         steps.append(time.perf_counter() - start)
+    network.forget(0)
     for level in range(1, min(4, network.n_levels)):
         start = time.perf_counter()
         network.pass_nar(text, codes[:_SPEED_PROMPT], codes[_SPEED_PROMPT:, :level])
