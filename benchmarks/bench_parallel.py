@@ -77,6 +77,7 @@ class Bare:
         self._api.llama_model_free(self._model)
 
     def step(self) -> None:
+        """A token more for each."""
         self._decode([(sequence, self._place) for sequence in range(self._n)])
         self._place += 1
 
