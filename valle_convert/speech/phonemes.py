@@ -16,8 +16,9 @@ from valle_convert.decode.batch import Append
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, CodeFormat, Codes
+from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Recording, Speaker, sayable
+from valle_convert.speech.speaker import Line, Speaker, sayable
 from valle_convert.text import (
     assumed_language_notices,
     check_phonemes,

@@ -24,33 +24,23 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from valle_convert.audio.codec import AudioCodec, check_codec_fits
+from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import (
-    CODES_SUFFIX,
     SavedCodes,
-    check_codes_fit,
-    is_codes_path,
-    read_codes,
 )
-from valle_convert.audio.files import Audio, read_audio
-from valle_convert.audio.voice import prompt_audio
 from valle_convert.closing import Closing
 from valle_convert.decode import Batch, Decoding, ShouldStop, Speech, Steps, never
 from valle_convert.decode.batch import Append
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat, Codes
+from valle_convert.model.spec import CodeFormat, Codes
 from valle_convert.progress import Progress, silent
+from valle_convert.speech.recordings import Recordings
 from valle_convert.speech.results import (
-    DEFAULT_FRAME_RATE,
-    MAX_RECORDING_SECONDS,
     Piece,
     SpeakOptions,
     Spoken,
     Timings,
 )
-
-#: A recording or its codes, in memory or in a file.
-Recording = str | Path | Audio | SavedCodes
 
 #: How often a sentence is drawn if the model ends before its first frame.
 MAX_DRAWS = 3
@@ -103,7 +93,7 @@ class Line(Generic[RowsT]):
     language_id: int | None = None
 
 
-class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
+class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
     SourceT is a voice as given, VoiceT a voice for the network, RowsT a text for the network.
@@ -133,26 +123,13 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         codec: AudioCodec | None,
         opened: ExitStack | None = None,
     ) -> None:
-        if codec is not None:
-            check_codec_fits(codec, model)
-        self._format = model
-        self._codec = codec
+        super().__init__(model, codec)
         self.batch = Batch(append)
         self._opened = ExitStack() if opened is None else opened.pop_all()
 
     def close(self) -> None:
         """Release the model."""
         self._opened.close()
-
-    @property
-    def codec_description(self) -> Codec:
-        """The codec of the codes, from the codec itself or from the model."""
-        return self._format.codec if self._codec is None else self._codec.description
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.codec_description.frame_rate or DEFAULT_FRAME_RATE
 
     # ------------------------------------------------------------ what a family supplies
 
@@ -373,75 +350,6 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         steps = self._decode(line, prompt, (), options, rng, watch, level_0)
         return self._at_once(line, steps, notices, seconds, options, watch)
 
-    def decode(self, codes: Codes | SavedCodes | str | Path) -> Audio:
-        """Decode codes [frames, levels or fewer], or a file of codes, to audio.
-
-        Raises:
-            InputError: the speaker has no codec, or the codes do not fit the model.
-        """
-        if not isinstance(codes, np.ndarray):
-            codes = self._saved(codes, "the file of codes").codes
-        return self._needed_codec().decode(codes)
-
-    def encode(
-        self, recording: Path | Audio, seconds: float | None, name: str
-    ) -> tuple[SavedCodes, tuple[str, ...]]:
-        """The codes of a recording, which serve as a voice in its place.
-
-        Args:
-            recording: what is heard, or a file of it.
-            seconds: at most so many from the first sound on; None for all of it.
-            name: of the recording, for messages.
-
-        Returns:
-            The codes, and notices of what was left out.
-
-        Raises:
-            InputError: as `prompt_audio`, or the speaker has no codec.
-        """
-        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
-        return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
-
-    def _frames(self, seconds: float) -> int:
-        return max(1, round(seconds * self.frame_rate))
-
-    # ----------------------------------------------------------------------- recordings
-
-    def _read(self, recording: Recording, name: str) -> Audio | SavedCodes:
-        """A recording or its codes, read from a file if it is a path."""
-        if isinstance(recording, SavedCodes) or (
-            isinstance(recording, str | Path) and is_codes_path(Path(recording))
-        ):
-            return self._saved(recording, name)
-        codec = self._needed_codec()
-        if isinstance(recording, Audio):
-            return recording
-        rate = codec.description.sample_rate
-        return read_audio(Path(recording), rate, max_seconds=MAX_RECORDING_SECONDS)
-
-    def _codes_of(
-        self, heard: Audio | SavedCodes, seconds: float | None, name: str
-    ) -> tuple[Codes, tuple[str, ...]]:
-        """Codes of a recording, from the first sound on for some seconds; None takes all."""
-        if isinstance(heard, SavedCodes):
-            return heard.codes, ()
-        audio, notices = prompt_audio(heard, seconds, name)
-        return self._needed_codec().encode(audio), notices
-
-    def _saved(self, codes: SavedCodes | str | Path, name: str) -> SavedCodes:
-        """Saved codes, checked to fit the model."""
-        if isinstance(codes, SavedCodes):
-            check_codes_fit(codes, self._format, name)
-            return codes
-        return read_codes(Path(codes), self._format)
-
-    def _needed_codec(self) -> AudioCodec:
-        if self._codec is None:
-            raise InputError(
-                f"Audio needs a codec; pass one with --codec, or use saved codes ({CODES_SUFFIX})."
-            )
-        return self._codec
-
     # ----------------------------------------------------------------------- the pieces
 
     def _piece(
@@ -485,14 +393,6 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             ids=line.ids,
             language_id=line.language_id,
         )
-
-    def _audio_of(self, codes: Codes) -> Audio | None:
-        """The audio of a piece, which may be empty; None without a codec."""
-        if self._codec is None:
-            return None
-        if not len(codes):
-            return Audio(np.zeros(0, np.float32), self._codec.description.sample_rate)
-        return self._codec.decode(codes)
 
     def _at_once(
         self,

@@ -36,11 +36,11 @@ from valle_convert.speech.phonemes import (
     Tokenize,
     prefix_of,
 )
+from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
 from valle_convert.speech.speaker import (
     UNWATCHED,
     Line,
-    Recording,
     Watch,
     seeded,
 )

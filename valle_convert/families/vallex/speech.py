@@ -36,8 +36,9 @@ from valle_convert.families.vallex.voice import (
     read_vallex_voice,
 )
 from valle_convert.model.spec import Codes
+from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Recording, Speaker, Watch, sayable
+from valle_convert.speech.speaker import Line, Speaker, Watch, sayable
 from valle_convert.text import known_language
 
 #: A voice, or a recording or codes of one, or a file of any of them.
