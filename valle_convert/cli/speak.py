@@ -59,7 +59,12 @@ _NEEDS = {
     **dict.fromkeys(("settings", "lora", "threads", "tune", "parallel", "gpu_layers"), _SPEAKS),
     **dict.fromkeys(("float_", "raw"), "out"),
 }
-_EXCLUDES = {"codes": "task=vc|ns|sr", "voice": "task=ns|sr", "json_": "out=-"}
+_EXCLUDES = {
+    "codes": "task=vc|ns|sr",
+    "voice": "task=ns|sr",
+    "parallel": "codes phonemes task=vc|ns|sr",
+    "json_": "out=-",
+}
 
 #: Of a text by stdin: about a day of speech.
 _MAX_TEXT_BYTES = 1 << 20
