@@ -124,7 +124,7 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
 
         def switch(level: int) -> None:
             network._switch(level)
-            network._nar._room_for(n, n_ubatch=n)
+            network._nar._grow(n, n)
 
         cpu, clock = [], []
         for i in range(20 * repeat):

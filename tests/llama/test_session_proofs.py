@@ -226,7 +226,7 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
     with open_session(models / "f32.gguf", n_threads=1) as session:
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
-        session._room_for(0).move(0, -1)
+        session._grow(1, 1).move(0, -1)
         with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent sequence pos"):
             session.step(tokens(1), [2], causal=True)
         assert session.length() == 0

@@ -157,8 +157,8 @@ class GemmaSession(Session):
     def append(
         self,
         sequences: Sequence[Hashable],
-        embeddings: FloatArray,
-        positions: IntArray,
+        embeddings: ArrayLike,
+        positions: ArrayLike,
         *,
         columns: slice = ALL_COLUMNS,
     ) -> FloatArray:

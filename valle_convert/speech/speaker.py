@@ -274,7 +274,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         watch: Watch,
     ) -> Steps[Speech]:
         """Decode the sentence of number `n`, again if nothing comes of it."""
-        rng = np.random.default_rng([options.seed, n])
+        rng = np.random.default_rng([options.seed or 0, n])
         # At temperature 0 the result would be the same.
         n_draws = MAX_DRAWS if options.sampling.temperature > 0 else 1
         for _ in range(n_draws):
