@@ -95,11 +95,10 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
         context = network._ar._context
         assert context is not None  # noqa: S101 - begin_ar made it
         row = network.look_up("ar", "audio", codes[:1, 0])
-        one, zero = np.ones(1, np.bool_), np.zeros(1, np.int32)
         bare, steps = [], []
         for i in range(4 * repeat):
             place = np.array([n + 1 + i], np.int32)
-            bare.append(milliseconds(context.decode, row, place, zero, one, causal=True))
+            bare.append(milliseconds(context.decode, row, place, causal=True))
             context.remove(0, start=n + 1 + i)
             element = Element(0, codes[i, 0], 1 + len(codes) + i)
             steps.append(milliseconds(network.append_codes, [element]))
@@ -122,14 +121,10 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
             bare.append(milliseconds(context.decode, rows, places, ids, wanted, causal=False))
         after = pages()
 
-        def switch(level: int) -> None:
-            network._switch(level)
-            network._nar._grow(n, n)
-
         cpu, clock = [], []
         for i in range(20 * repeat):
             start = time.perf_counter()
-            cpu.append(milliseconds(switch, 1 + i % 7))
+            cpu.append(milliseconds(network._switch, 1 + i % 7))
             clock.append(1000 * (time.perf_counter() - start))
         return results | {
             "nar_pass_ms": statistics.median(passes),

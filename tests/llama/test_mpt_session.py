@@ -40,6 +40,7 @@ def test_copies_go_on_by_themselves_past_the_room_that_they_had(session: MptSess
         assert session._context.n_ctx > before
         assert [session.length(one) for one in (*copies, "d")] == [260, 260, 260, 0]
         for i, copy in enumerate(copies):
+            session.forget(copy)
             session.read(copy, text, room=100)
             alone = np.concatenate([drawn(1, 100), *(rows[i : i + 1] for rows in steps)])
             expected = session.extend(copy, alone, len(steps), slice(None))
@@ -55,8 +56,10 @@ def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(session: Mpt
         session.read(0, before)
         found = session.decode(block, places[5:], [0], everything, causal=False)
         assert session.length() == 9
+        session.forget(0)
         session.read(0, before[::-1])  # without positions, the order is nothing
         same = session.decode(block, places[5:], [0], everything, causal=False)
+        session.forget(0)
         session.read(0, before[:4])
         other = session.decode(block, places[4:8], [0], everything, causal=False)
     np.testing.assert_allclose(found, same, atol=TOLERANCE)

@@ -246,8 +246,8 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
         "import sys, numpy as np\nfrom pathlib import Path\n"
         "from sessions import open_session\n"
         "with open_session(Path(sys.argv[1]), n_threads=1) as session:\n"
-        "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
+        "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
     )
     here = Path(__file__).parent
     folders = [here, here.parents[1]]  # of `sessions`, and of the package

@@ -243,8 +243,8 @@ class Context(Closing):
         self,
         inputs: FloatArray | IntArray,
         positions: IntArray,
-        sequences: IntArray,
-        outputs: BoolArray,
+        sequences: IntArray | int = 0,
+        outputs: BoolArray | bool = True,
         *,
         causal: bool,
     ) -> FloatArray:
@@ -253,7 +253,7 @@ class Context(Closing):
         Args:
             inputs: raw embeddings, float32 [n, n_embd], or token ids, int32 [n].
             positions: [n], llama.cpp's.
-            sequences: [n] the sequence of each token.
+            sequences: [n] the sequence of each token, or of all.
             outputs: [n], true where logits (or states) are wanted.
 
         Returns:
@@ -269,10 +269,10 @@ class Context(Closing):
         # Each has a name, since llama.cpp sees addresses only (see the module's docstring).
         data = np.ascontiguousarray(inputs)
         places = np.ascontiguousarray(positions, dtype=np.int32)
-        ids = np.ascontiguousarray(sequences, dtype=np.int32)
+        ids = np.full(n, sequences, dtype=np.int32)
         counts = np.ones(n, dtype=np.int32)
         addresses = (ids.ctypes.data + ids.itemsize * np.arange(n)).astype(np.uintp)
-        wanted = np.ascontiguousarray(outputs, dtype=np.int8)
+        wanted = np.full(n, outputs, dtype=np.int8)
 
         api = self._api
         batch = api.llama_batch()

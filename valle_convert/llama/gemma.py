@@ -34,7 +34,6 @@ from valle_convert.llama.context import (
     Context,
     FloatArray,
     IntArray,
-    Output,
     Settings,
 )
 from valle_convert.llama.library import INSTALL_TESTED, Library
@@ -283,15 +282,9 @@ class GemmaSession(Session):
     def _prove_states(self, last_norm: FloatArray) -> None:
         """Check that the states, normed by hand, equal the output of llama.cpp's own norm."""
         rows = np.stack(list(self._probe_rows.values()))
-        places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
-
-        def decode(output: Output) -> FloatArray:
-            with self._new_context(len(rows), len(rows), output=output) as context:
-                return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
-
-        states = decode("states").astype(np.float64)
+        states = self._outputs_of(rows, "states").astype(np.float64)
         size = np.sqrt(np.square(states).mean(-1, keepdims=True) + RMS_EPSILON)
-        normed = decode("embeddings")
+        normed = self._outputs_of(rows, "embeddings")
         # NaN and infinity are reported during computation.
         if np.isfinite(normed).all() and not nmse(normed, states / size * last_norm) <= SAME_NMSE:
             raise EnvironmentFault(
@@ -407,12 +400,10 @@ def _token_by_token(context: Context, inputs: FloatArray, *, start: int = 0) -> 
     Then everything compared ran through the same kernels: another batch size rounds differently, by
     up to 1e-4 with quantized weights.
     """
-    zero = np.zeros(1, dtype=np.int32)
-    one = np.ones(1, dtype=np.bool_)
     return np.concatenate(
         [
-            context.decode(token[None], zero + start + i, zero, one, causal=True).copy()
-            for i, token in enumerate(inputs)
+            context.decode(token[None], np.array([place]), causal=True).copy()
+            for place, token in enumerate(inputs, start)
         ]
     )
 

@@ -82,7 +82,6 @@ class MptSession(Session):
     def read(self, sequence: Hashable, rows: FloatArray, *, room: int = 0) -> None:
         """Begin a sequence with rows that see each other, [n, n_embd]."""
         n = len(rows)
-        self.forget(sequence)
         self._room_for({sequence: n + min(room, _FIRST_ROOM)}, n_ubatch=n)
         self._run(sequence, rows, 0, slice(0), causal=False)
 
@@ -152,18 +151,11 @@ class MptSession(Session):
         """Three rows see each other without a mask, and only earlier ones with one."""
         rows = np.stack(list(probe_rows.values())[:3])
         n = len(rows)
-        places, ids, all_ = (
-            np.arange(n, dtype=np.int32),
-            np.zeros(n, np.int32),
-            np.ones(n, np.bool_),
-        )
         with self._new_context(2 * n, n) as context:
 
             def run(given: FloatArray, start: int = 0, *, causal: bool) -> FloatArray:
-                k = len(given)
-                return context.decode(
-                    given, places[:k] + start, ids[:k], all_[:k], causal=causal
-                ).copy()
+                places = np.arange(start, start + len(given), dtype=np.int32)
+                return context.decode(given, places, causal=causal).copy()
 
             forth = run(rows, causal=False)
             after = run(rows, n, causal=True)
@@ -227,13 +219,7 @@ def prove_relu(factor: int) -> None:
                 n_threads=1,
             ) as context,
         ):
-            found = context.decode(
-                inputs,
-                np.arange(16, dtype=np.int32),
-                np.zeros(16, np.int32),
-                np.ones(16, np.bool_),
-                causal=False,
-            ).copy()
+            found = context.decode(inputs, np.arange(16), causal=False).copy()
     up, down = weights["blk.0.ffn_up.weight"], weights["blk.0.ffn_down.weight"]
     hidden = np.maximum(_normalized(inputs) @ up.T + weights["blk.0.ffn_up.bias"], 0) @ down.T
     error = nmse(_normalized(inputs + hidden) @ weights["token_embd.weight"].T, found)

@@ -366,9 +366,8 @@ class Session(Closing):
 
                 def run(n: int) -> FloatArray:
                     context.clear()
-                    places = np.arange(n, dtype=np.int32)
-                    rows, wanted = row.repeat(n, axis=0), np.ones(n, np.bool_)
-                    return context.decode(rows, 0 * places, places, wanted, causal=True)[:1].copy()
+                    ids, rows = np.arange(n, dtype=np.int32), row.repeat(n, axis=0)
+                    return context.decode(rows, 0 * ids, ids, causal=True)[:1].copy()
 
                 same = np.array_equal(run(1), run(2))
             self._is_paired = self.settings.flash_attention or not same
@@ -385,13 +384,12 @@ class Session(Closing):
                 it first.
         """
         root = float(np.sqrt(self.n_embd))
-        zero, one = np.zeros(1, np.int32), np.ones(1, np.bool_)
         with self._new_context(n_ctx=1, n_ubatch=1) as context:
             for token, row in probe_rows.items():
 
                 def logits(inputs: FloatArray | IntArray) -> FloatArray:
                     context.clear()
-                    return context.decode(inputs, zero, zero, one, causal=True).copy()
+                    return context.decode(inputs, np.zeros(1, np.int32), causal=True).copy()
 
                 expected = logits(np.array([token], np.int32))
                 if not np.isfinite(expected).all():
@@ -415,20 +413,20 @@ class Session(Closing):
         if self._head_rows is None or self._output != "logits":
             return
         rows = np.stack(list(probe_rows.values()))
-        places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
-
-        def decode(output: Output) -> FloatArray:
-            with self._new_context(len(rows), len(rows), output=output) as context:
-                return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
-
         # The logits of the likeliest ids; our product uses the exact rows, llama.cpp's rounds
         # them as its kernels like.
         with suppress(EnvironmentFault):
-            caught = decode("normed")
-            expected = decode("logits")[:, list(probe_rows)]
-            same = nmse(decode("embeddings"), caught) <= SAME_NMSE
+            caught = self._outputs_of(rows, "normed")
+            expected = self._outputs_of(rows, "logits")[:, list(probe_rows)]
+            same = nmse(self._outputs_of(rows, "embeddings"), caught) <= SAME_NMSE
             if same and nmse(expected, caught @ rows.T) <= _ROUNDED_HEAD:
                 self._output = "normed"
+
+    def _outputs_of(self, rows: FloatArray, output: Output) -> FloatArray:
+        """What llama.cpp gives for a causal sequence of rows, in a context of its own."""
+        with self._new_context(len(rows), len(rows), output=output) as context:
+            places = np.arange(len(rows), dtype=np.int32)
+            return context.decode(rows, places, causal=True).copy()
 
     @property
     def _version(self) -> str:

@@ -118,6 +118,8 @@ class ComposedNetwork(Closing):
         """
         codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
         first, *copies = sequences
+        for sequence in sequences:
+            self.forget(sequence)
         self.make_room(len(sequences))
         self._read_text(first, self._text_rows(self._model.ar, text), len(codes) + room)
         logits = self._extend(first, self._audio_rows(codes, np.arange(len(codes))), 1)
