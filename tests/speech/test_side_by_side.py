@@ -179,6 +179,23 @@ def test_sentences_that_go_on_from_earlier_ones_wait_for_them(
     assert several.batch.width == ROOM
 
 
+def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(
+    converted: Callable[[str, str], Path],
+) -> None:
+    bundle, options = (
+        open_bundle(converted("ar-nar-len", "q8_0")),
+        SpeakOptions(max_steps=2, seed=1),
+    )
+    with bundle.family.speaker(bundle, n_threads=1) as speaker:
+        turns = [speaker.turns("Hello.", None, options) for _ in range(3)]
+        heard = []
+        for _ in range(4):
+            heard.append([next(one, None) is not None for one in turns])
+            speaker.batch.step()
+    assert heard[:2] == [[False] * 3, [True, False, False]]
+    assert [sum(one) for one in heard] == [0, 1, 1, 1]
+
+
 def test_models_that_decode_all_frames_at_once_refuse_it(
     converted: Callable[[str, str], Path],
 ) -> None:

@@ -111,12 +111,16 @@ class Batch:
         return decoding
 
     def step(self) -> None:
-        """Begin what there is room for, and grow every running sequence by an element."""
-        self._leave()
+        """Begin what there is room for, and grow every running sequence by an element.
+
+        One that was done without steps ends this, so that its result is heard before the next.
+        """
+        self._running = [one for one in self._running if not one.is_done]
         while (decoding := self._next()) is not None:
-            self._running.append(decoding)
             decoding.advance(None)
-            self._leave()
+            if decoding.is_done:
+                return
+            self._running.append(decoding)
         if not self._running:
             return
         begin = time.perf_counter()
@@ -145,9 +149,6 @@ class Batch:
             return None
         self._turns = self._turns[::-1]
         return queue.popleft()
-
-    def _leave(self) -> None:
-        self._running = [one for one in self._running if not one.is_done]
 
 
 def alone(
