@@ -93,6 +93,24 @@ class Line(Generic[RowsT]):
     language_id: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Sentence(Generic[RowsT, VoiceT]):
+    """What a sentence is decoded from.
+
+    Attributes:
+        said: earlier sentences of the text.
+        level_0: codes [frames] to decode only the other levels; None decodes all.
+    """
+
+    line: Line[RowsT]
+    voice: VoiceT | None
+    said: Sequence[tuple[Line[RowsT], Speech]]
+    options: SpeakOptions
+    rng: np.random.Generator
+    watch: Watch
+    level_0: Codes | None = None
+
+
 class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
@@ -155,20 +173,8 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         return options.context_history > 0
 
     @abstractmethod
-    def _decode(
-        self,
-        line: Line[RowsT],
-        voice: VoiceT | None,
-        said: Sequence[tuple[Line[RowsT], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Steps[Speech]:
-        """Decode one sentence, after the earlier ones.
-
-        With `level_0`, [frames], only the other levels are decoded.
-        """
+    def _decode(self, given: Sentence[RowsT, VoiceT]) -> Steps[Speech]:
+        """Decode one sentence, after the earlier ones."""
 
     # ------------------------------------------------------------------------- speaking
 
@@ -244,7 +250,8 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
                 while left and sum(not one.is_done for _, one in begun) < n_ahead:
                     n, line = left.popleft()
                     shown = replace(watch, progress=silent) if begun else watch
-                    steps = self._sentence(line, n, prompt, said, options, shown)
+                    rng = np.random.default_rng([options.seed or 0, n])
+                    steps = self._draw(Sentence(line, prompt, said, options, rng, shown))
                     decoding = self.batch.add(steps, n_sequences=n_sequences, is_first=n == 0)
                     begun.append((line, decoding))
                 line, decoding = begun[0]
@@ -264,21 +271,12 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
             for _, decoding in begun:
                 decoding.close()
 
-    def _sentence(
-        self,
-        line: Line[RowsT],
-        n: int,
-        voice: VoiceT | None,
-        said: Sequence[tuple[Line[RowsT], Speech]],
-        options: SpeakOptions,
-        watch: Watch,
-    ) -> Steps[Speech]:
-        """Decode the sentence of number `n`, again if nothing comes of it."""
-        rng = np.random.default_rng([options.seed or 0, n])
+    def _draw(self, given: Sentence[RowsT, VoiceT]) -> Steps[Speech]:
+        """Decode a sentence, again if nothing comes of it."""
         # At temperature 0 the result would be the same.
-        n_draws = MAX_DRAWS if options.sampling.temperature > 0 else 1
+        n_draws = MAX_DRAWS if given.options.sampling.temperature > 0 else 1
         for _ in range(n_draws):
-            speech = yield from self._decode(line, voice, said, options, rng, watch)
+            speech = yield from self._decode(given)
             if len(speech.codes) or speech.end != "stop":
                 break
         return speech
@@ -347,7 +345,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         prompt, notices = self._voice(voice, options)
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         rng = np.random.default_rng(options.seed)
-        steps = self._decode(line, prompt, (), options, rng, watch, level_0)
+        steps = self._decode(Sentence(line, prompt, (), options, rng, watch, level_0))
         return self._at_once(line, steps, notices, seconds, options, watch)
 
     # ----------------------------------------------------------------------- the pieces

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Literal
@@ -40,7 +39,7 @@ from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
 from valle_convert.speech.speaker import (
     UNWATCHED,
-    Line,
+    Sentence,
     Watch,
     seeded,
 )
@@ -73,25 +72,17 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             return 0
         return 2 if options.guidance.is_on else 1
 
-    def _decode(
-        self,
-        line: Line[Codes],
-        voice: Codes | None,
-        said: Sequence[tuple[Line[Codes], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Steps[Speech]:
+    def _decode(self, given: Sentence[Codes, Codes]) -> Steps[Speech]:
+        line, options = given.line, given.options
         return speech_steps(
             self._network,
-            Condition(phonemes=line.rows, language=line.language_id, prompt=voice),
+            Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice),
             self._decoding(options),
-            rng,
-            level_0=level_0,
-            prefix=prefix_of(said, line, options.context_history),
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            given.rng,
+            level_0=given.level_0,
+            prefix=prefix_of(given.said, line, options.context_history),
+            progress=given.watch.progress,
+            should_stop=given.watch.should_stop,
         )
 
     def _decoding(self, options: SpeakOptions) -> SpeechOptions:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-
-import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds, Steps
@@ -19,7 +16,7 @@ from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
 from valle_convert.speech.phonemes import MAX_SECONDS, PhonemeSpeaker, Tokenize, prefix_of
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Watch
+from valle_convert.speech.speaker import Sentence
 
 
 class VersionSevenSpeaker(PhonemeSpeaker):
@@ -46,18 +43,10 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         del options
         return 0
 
-    def _decode(
-        self,
-        line: Line[Codes],
-        voice: Codes | None,
-        said: Sequence[tuple[Line[Codes], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Steps[Speech]:
+    def _decode(self, given: Sentence[Codes, Codes]) -> Steps[Speech]:
         yield from ()  # no steps
-        condition = Condition(phonemes=line.rows, language=line.language_id, prompt=voice)
+        line, options, level_0 = given.line, given.options, given.level_0
+        condition = Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice)
         begin = time.perf_counter()
         max_frames = self._frames(options.max_seconds or MAX_SECONDS)
         if level_0 is None:
@@ -66,7 +55,7 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         else:
             n_frames = len(level_0)
         length_done = time.perf_counter()
-        before = prefix_of(said, line, options.context_history)
+        before = prefix_of(given.said, line, options.context_history)
         prefix = None
         if before is not None:
             condition = replace(condition, phonemes=before.extend(line.rows))
@@ -76,11 +65,11 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             condition,
             n_frames,
             MaskedOptions(options.max_steps, options.sampling, options.guidance),
-            rng,
+            given.rng,
             level_0=level_0,
             prefix=prefix,
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            progress=given.watch.progress,
+            should_stop=given.watch.should_stop,
         )
         codes = without_stops(self._network, condition, drawn.codes, prefix)
         is_limited = level_0 is None and n_frames == max_frames

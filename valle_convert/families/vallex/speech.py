@@ -38,7 +38,7 @@ from valle_convert.families.vallex.voice import (
 from valle_convert.model.spec import Codes
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Speaker, Watch, sayable
+from valle_convert.speech.speaker import Line, Sentence, Speaker, sayable
 from valle_convert.text import known_language
 
 #: A voice, or a recording or codes of one, or a file of any of them.
@@ -60,26 +60,17 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
 
     # ------------------------------------------------------------------------- speaking
 
-    def _decode(
-        self,
-        line: Line[VallexText],
-        voice: VallexVoice | None,
-        said: Sequence[tuple[Line[VallexText], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Steps[Speech]:
-        text, prompt = self._before(voice, said)
+    def _decode(self, given: Sentence[VallexText, VallexVoice]) -> Steps[Speech]:
+        text, prompt = self._before(given.voice, given.said)
         return vallex_steps(
             self._network,
-            text + line.rows,
+            text + given.line.rows,
             prompt,
-            self._decoding(options),
-            rng,
-            level_0=level_0,
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            self._decoding(given.options),
+            given.rng,
+            level_0=given.level_0,
+            progress=given.watch.progress,
+            should_stop=given.watch.should_stop,
         )
 
     def _decoding(self, options: SpeakOptions) -> VallexOptions:
