@@ -54,13 +54,13 @@ def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(session: Mpt
     with session:
         places = np.arange(9, dtype=np.int32)
         session.read(0, before)
-        found = session.decode(block, places[5:], [0], everything, causal=False)
+        found = session.decode(block, places[5:], 0, everything, causal=False)
         assert session.length() == 9
         session.forget(0)
         session.read(0, before[::-1])  # without positions, the order is nothing
-        same = session.decode(block, places[5:], [0], everything, causal=False)
+        same = session.decode(block, places[5:], 0, everything, causal=False)
         session.forget(0)
         session.read(0, before[:4])
-        other = session.decode(block, places[4:8], [0], everything, causal=False)
+        other = session.decode(block, places[4:8], 0, everything, causal=False)
     np.testing.assert_allclose(found, same, atol=TOLERANCE)
     assert np.abs(found - other).max() > 100 * TOLERANCE

@@ -196,7 +196,7 @@ class GemmaSession(Session):
             logits = self.decode(
                 given.embeddings[order],
                 given.positions[order],
-                [alone],
+                alone,
                 given.outputs[order],
                 causal=False,
                 columns=columns,
@@ -227,7 +227,7 @@ class GemmaSession(Session):
                 self.decode(
                     given.embeddings[part],
                     np.arange(first, first + size, dtype=np.int32),
-                    [sequence],
+                    sequence,
                     given.outputs[part],
                     causal=True,
                     columns=columns,

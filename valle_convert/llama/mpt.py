@@ -143,7 +143,7 @@ class MptSession(Session):
         n, start = len(rows), self.length(sequence)
         positions = np.arange(start, start + n, dtype=np.int32)
         outputs = np.arange(n) >= n - n_outputs
-        return self.decode(rows, positions, [sequence], outputs, causal=causal, columns=columns)
+        return self.decode(rows, positions, sequence, outputs, causal=causal, columns=columns)
 
     # -- proofs on the loaded model ----------------------------------------------------------
 

@@ -154,13 +154,13 @@ class Session(Closing):
         self,
         rows: FloatArray,
         positions: IntArray,
-        sequences: Sequence[Hashable],
+        sequence: Hashable,
         outputs: BoolArray,
         *,
         causal: bool,
         columns: slice = ALL_COLUMNS,
     ) -> FloatArray:
-        """Append a batch: all rows to one sequence, or one row to each of several.
+        """Append rows to a sequence.
 
         Args:
             rows: [n, n_embd], the inputs of the first layer.
@@ -168,32 +168,19 @@ class Session(Closing):
             outputs: [n], true where logits are wanted.
 
         Returns:
-            [n_out, n_columns], in the order of the batch.
+            [n_out, n_columns].
         """
-        n = len(rows)
-        added = {sequences[0]: n} if len(sequences) == 1 else dict.fromkeys(sequences, 1)
-        context = self._room_for(added, n_ubatch=1 if causal else n)
-        ids = np.array([self._places.index(one) for one in sequences], np.int32)
-        order, ids = np.argsort(ids, kind="stable"), np.sort(ids)
-        if len(ids) == 1:
-            order, ids = np.arange(n), ids.repeat(n)
-        inputs = (rows / np.float32(self.input_scale))[order]
+        context = self._room_for({sequence: len(rows)}, n_ubatch=1 if causal else len(rows))
+        inputs, place = rows / np.float32(self.input_scale), self._places.index(sequence)
         # In the last layer, llama.cpp computes only the rows with outputs.
-        wanted = np.ones_like(outputs) if self._watched else outputs[order]
-        found = context.decode(inputs, positions[order], ids, wanted, causal=causal)
+        wanted = np.ones_like(outputs) if self._watched else outputs
+        found = context.decode(inputs, positions, place, wanted, causal=causal)
         if self._watched:
-            found = found[outputs[order]]
-            for name, values in {INPUTS: rows[order], **context.caught}.items():
+            found = found[outputs]
+            for name, values in {INPUTS: rows, **context.caught}.items():
                 self._caught.setdefault(name, []).append(values)
-        for sequence, n_rows in added.items():
-            self._lengths[sequence] += n_rows
-        back = np.argsort(order[outputs[order]])
-        if self._head_rows is None or self._output != "normed":
-            return found[back, columns]
-        key = (columns.start, columns.stop)
-        if key not in self._heads:
-            self._heads[key] = self._head_rows(columns)
-        return found[back] @ self._heads[key].T
+        self._lengths[sequence] += len(rows)
+        return self._of_head(found, columns)
 
     def decode_steps(
         self,
@@ -202,22 +189,35 @@ class Session(Closing):
         sequences: Sequence[Hashable],
         columns: slice,
     ) -> FloatArray:
-        """Append a row to each of several sequences; the logits, [n, n_columns]."""
+        """Append a row to each of several sequences, in one batch; the logits, [n, n_columns]."""
         if len(rows) == 1 and self._needs_pair(rows):
             companion = object()
             try:
-                return self.decode(
+                return self.decode_steps(
                     rows.repeat(2, axis=0),
                     np.append(positions, np.int32(0)),
                     [*sequences, companion],
-                    np.ones(2, np.bool_),
-                    causal=True,
-                    columns=columns,
+                    columns,
                 )[:1]
             finally:
                 self.forget(companion)
-        outputs = np.ones(len(rows), np.bool_)
-        return self.decode(rows, positions, sequences, outputs, causal=True, columns=columns)
+        context = self._room_for(dict.fromkeys(sequences, 1))
+        places = np.array([self._places.index(one) for one in sequences], np.int32)
+        order = np.argsort(places)
+        inputs = (rows / np.float32(self.input_scale))[order]
+        found = context.decode(inputs, positions[order], places[order], causal=True)
+        for sequence in sequences:
+            self._lengths[sequence] += 1
+        return self._of_head(found[np.argsort(order)], columns)
+
+    def _of_head(self, found: FloatArray, columns: slice) -> FloatArray:
+        """The wanted logits, given llama.cpp's or the inputs of the head."""
+        if self._head_rows is None or self._output != "normed":
+            return found[:, columns].copy()
+        key = (columns.start, columns.stop)
+        if key not in self._heads:
+            self._heads[key] = self._head_rows(columns)
+        return found @ self._heads[key].T
 
     def forget(self, sequence: Hashable) -> None:
         """Empty a sequence; the last one of llama.cpp's takes its place."""

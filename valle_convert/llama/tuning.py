@@ -132,9 +132,7 @@ def _time(session: Session, rows: FloatArray, n: int) -> tuple[tuple[float, floa
     def decode(part: slice, outputs: int, *, causal: bool) -> tuple[float, FloatArray]:
         wanted = np.arange(part.stop - part.start) >= part.stop - part.start - outputs
         start = time.perf_counter()
-        found = session.decode(
-            given[part], places[part], [0], wanted, causal=causal, columns=columns
-        )
+        found = session.decode(given[part], places[part], 0, wanted, causal=causal, columns=columns)
         return time.perf_counter() - start, found
 
     seconds, logits = decode(slice(0, n), n // 2, causal=False)
