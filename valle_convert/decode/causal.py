@@ -79,6 +79,21 @@ def append_elements(
     return network.append([one.sequence for one in elements], rows, positions, head=head)
 
 
+def run_pass(network: Network, segments: Sequence[Segment], *, head: str, n_outputs: int) -> Logits:
+    """A sequence that stands alone; its last logits, [n_outputs, rows of the head]."""
+    inputs, alone = assemble_within_context(network, segments), object()
+    try:
+        return network.step(
+            inputs.embeddings,
+            inputs.positions,
+            head=head,
+            outputs=slice(len(inputs) - n_outputs, None),
+            sequence=alone,
+        )
+    finally:
+        network.forget(alone)
+
+
 def assemble_within_context(network: Network, segments: Sequence[Segment]) -> Inputs:
     check_context(network.model.config, sum(len(segment) + 1 for segment in segments) - 1)
     return assemble(network.model, segments, network.look_up)
