@@ -70,7 +70,7 @@ def decode_nar(
                 break
             response = codes if prefix is None else np.concatenate([prefix[:, :level], codes])
             conditions = [condition, condition.null()] if guidance.is_on else [condition]
-            logits, *null = (
+            found = [
                 run_pass(
                     network,
                     speech_segments(network.model, one, level, response),
@@ -78,9 +78,10 @@ def decode_nar(
                     n_outputs=len(codes),
                 )
                 for one in conditions
-            )
-            if null:
-                logits = guide(logits, *null, guidance.cfg_strength, guidance.cfg_rescale)
+            ]
+            logits = found[0]
+            if guidance.is_on:
+                logits = guide(found[0], found[1], guidance.cfg_strength, guidance.cfg_rescale)
             drawn = sample(logits, options.sampling, rng)
             codes = np.concatenate([codes, drawn[:, None]], axis=1)
             advance(1)

@@ -242,7 +242,7 @@ class Context(Closing):
     def decode(
         self,
         inputs: FloatArray | IntArray,
-        positions: IntArray,
+        positions: NDArray[np.integer],
         sequences: IntArray | int = 0,
         outputs: BoolArray | bool = True,
         *,
