@@ -58,7 +58,7 @@ def options_of(speaker: AnySpeaker, rng: np.random.Generator) -> SpeakOptions:
         language="en",
         sampling=(GREEDY, SamplingOptions(), SamplingOptions(0.7, top_k=20))[rng.integers(3)],
         nar_sampling=(GREEDY, SamplingOptions(0.5))[rng.integers(2)],
-        max_seconds=float(rng.uniform(0.1, 0.6)),
+        max_seconds=float(rng.uniform(0.05, 0.25)),
         seed=int(rng.integers(1000)),
     )
     if speaker.remedies.endswith("nar-len"):
@@ -74,7 +74,7 @@ def voice_of(speaker: AnySpeaker) -> object:
 
 
 def text_of(rng: np.random.Generator) -> str:
-    sentences = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(rng.integers(1, 7))]
+    sentences = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(rng.integers(1, 6))]
     return " ".join(f"{one.capitalize()}." for one in sentences)
 
 
@@ -94,7 +94,7 @@ def same(one: Sequence[NDArray[np.int32]], other: Sequence[NDArray[np.int32]]) -
     return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_sentences_are_as_one_by_one_and_in_order(
     opened: tuple[str, AnySpeaker, AnySpeaker], seed: int
 ) -> None:
@@ -113,7 +113,7 @@ def test_sentences_are_as_one_by_one_and_in_order(
     assert all(piece.seconds.level_0 > 0 for piece in found[ROOM])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_texts_share_a_batch_and_one_that_leaves_changes_no_other(
     opened: tuple[str, AnySpeaker, AnySpeaker], seed: int
 ) -> None:
@@ -123,7 +123,7 @@ def test_texts_share_a_batch_and_one_that_leaves_changes_no_other(
     requests = [request_of(several, 10 * seed + i) for i in range(5)]
     expected = [codes([*several.pieces(*one)]) for one in requests]
     rng = np.random.default_rng(seed)
-    closed_at, stopped_at = rng.integers(1, 40, 2)
+    closed_at, stopped_at = rng.integers(1, 25, 2)
     now = 0
     watches = [Watch() for _ in requests]
     watches[1] = Watch(should_stop=lambda: now >= stopped_at)
