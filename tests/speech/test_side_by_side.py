@@ -58,7 +58,7 @@ def options_of(speaker: AnySpeaker, rng: np.random.Generator) -> SpeakOptions:
         language="en",
         sampling=(GREEDY, SamplingOptions(), SamplingOptions(0.7, top_k=20))[rng.integers(3)],
         nar_sampling=(GREEDY, SamplingOptions(0.5))[rng.integers(2)],
-        max_seconds=float(rng.uniform(0.05, 0.25)),
+        max_seconds=float(rng.uniform(0.1, 0.25)),
         seed=int(rng.integers(1000)),
     )
     if speaker.remedies.endswith("nar-len"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -171,8 +172,12 @@ def vallex_ar_steps(
     return np.array(best.codes, np.int32), best.end
 
 
-decode_vallex_ar = alone(vallex_ar_steps, ComposedNetwork.append_codes)
-decode_vallex = alone(vallex_steps, ComposedNetwork.append_codes)
+def _append(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
+    return network.append_codes(elements)
+
+
+decode_vallex_ar = alone(vallex_ar_steps, _append)
+decode_vallex = alone(vallex_steps, _append)
 
 
 def decode_vallex_nar(
