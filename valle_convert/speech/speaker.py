@@ -94,7 +94,7 @@ class Line(Generic[RowsT]):
 
 
 @dataclass(frozen=True, eq=False)
-class Sentence(Generic[RowsT, VoiceT]):
+class SentenceInputs(Generic[RowsT, VoiceT]):
     """What a sentence is decoded from.
 
     Attributes:
@@ -173,7 +173,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         return options.context_history > 0
 
     @abstractmethod
-    def _decode(self, given: Sentence[RowsT, VoiceT]) -> Steps[Speech]:
+    def _decode(self, given: SentenceInputs[RowsT, VoiceT]) -> Steps[Speech]:
         """Decode one sentence, after the earlier ones."""
 
     # ------------------------------------------------------------------------- speaking
@@ -251,7 +251,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
                     n, line = left.popleft()
                     shown = replace(watch, progress=silent) if begun else watch
                     rng = np.random.default_rng([options.seed or 0, n])
-                    steps = self._draw(Sentence(line, prompt, said, options, rng, shown))
+                    steps = self._draw(SentenceInputs(line, prompt, said, options, rng, shown))
                     decoding = self.batch.add(steps, n_sequences=n_sequences, is_first=n == 0)
                     begun.append((line, decoding))
                 line, decoding = begun[0]
@@ -271,7 +271,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
             for _, decoding in begun:
                 decoding.close()
 
-    def _draw(self, given: Sentence[RowsT, VoiceT]) -> Steps[Speech]:
+    def _draw(self, given: SentenceInputs[RowsT, VoiceT]) -> Steps[Speech]:
         """Decode a sentence, again if nothing comes of it."""
         # At temperature 0 the result would be the same.
         n_draws = MAX_DRAWS if given.options.sampling.temperature > 0 else 1
@@ -345,7 +345,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         prompt, notices = self._voice(voice, options)
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         rng = np.random.default_rng(options.seed)
-        steps = self._decode(Sentence(line, prompt, (), options, rng, watch, level_0))
+        steps = self._decode(SentenceInputs(line, prompt, (), options, rng, watch, level_0))
         return self._at_once(line, steps, notices, seconds, options, watch)
 
     # ----------------------------------------------------------------------- the pieces

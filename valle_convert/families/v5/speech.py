@@ -39,7 +39,7 @@ from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
 from valle_convert.speech.speaker import (
     UNWATCHED,
-    Sentence,
+    SentenceInputs,
     Watch,
     seeded,
 )
@@ -72,7 +72,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             return 0
         return 2 if options.guidance.is_on else 1
 
-    def _decode(self, given: Sentence[Codes, Codes]) -> Steps[Speech]:
+    def _decode(self, given: SentenceInputs[Codes, Codes]) -> Steps[Speech]:
         line, options = given.line, given.options
         return speech_steps(
             self._network,

@@ -16,7 +16,7 @@ from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
 from valle_convert.speech.phonemes import MAX_SECONDS, PhonemeSpeaker, Tokenize, prefix_of
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Sentence
+from valle_convert.speech.speaker import SentenceInputs
 
 
 class VersionSevenSpeaker(PhonemeSpeaker):
@@ -43,7 +43,7 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         del options
         return 0
 
-    def _decode(self, given: Sentence[Codes, Codes]) -> Steps[Speech]:
+    def _decode(self, given: SentenceInputs[Codes, Codes]) -> Steps[Speech]:
         yield from ()  # no steps
         line, options, level_0 = given.line, given.options, given.level_0
         condition = Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice)

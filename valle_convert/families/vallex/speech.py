@@ -38,7 +38,7 @@ from valle_convert.families.vallex.voice import (
 from valle_convert.model.spec import Codes
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Sentence, Speaker, sayable
+from valle_convert.speech.speaker import Line, SentenceInputs, Speaker, sayable
 from valle_convert.text import known_language
 
 #: A voice, or a recording or codes of one, or a file of any of them.
@@ -60,7 +60,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
 
     # ------------------------------------------------------------------------- speaking
 
-    def _decode(self, given: Sentence[VallexText, VallexVoice]) -> Steps[Speech]:
+    def _decode(self, given: SentenceInputs[VallexText, VallexVoice]) -> Steps[Speech]:
         text, prompt = self._before(given.voice, given.said)
         return vallex_steps(
             self._network,
