@@ -75,6 +75,7 @@ def check(seed: int, folder: Path) -> None:
                 network.append_codes([Element(0, code, n)])
                 for n, code in enumerate(codes[:, 0], 1 + len(prompt))
             ]
+            network.forget(0)
             assert nmse(ar[0], np.concatenate(steps)) <= MAX_NMSE["f32"], (shape, dtype)
             for level in range(1, network.n_levels):
                 nar = [one.pass_nar(text, prompt, codes[:, :level]) for one in (reference, network)]
