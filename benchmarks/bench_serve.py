@@ -2,9 +2,10 @@
 
     python benchmarks/bench_serve.py [--requests 6] [--threads 1] [--write]
 
-The miniature in Q8_0 on a server of its own, asked by HTTP for three sentences as pcm, each client
---requests times in a row. Everything is a ratio over one client, but for the first row: over
-`speaker.pieces` in this process. --write puts the table into docs/serve.md.
+The miniature in Q8_0 on a server of its own, with and without --parallel 4, asked by HTTP for three
+sentences as pcm, each client --requests times in a row. Everything is a ratio over one client of
+the server without it, but for the first row: over `speaker.pieces` in this process. --write puts
+the table into docs/serve.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import httpx2
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
+from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings
 from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
@@ -55,10 +57,11 @@ class Measured:
     throughput: float
 
 
-def open_speaker(bundle: Bundle, threads: int) -> AnySpeaker:
+def open_speaker(bundle: Bundle, threads: int, parallel: int = 1) -> AnySpeaker:
     """The miniature, ready to speak."""
     codec = WorldCodec(MINIATURE / "codec.safetensors")
-    return bundle.family.speaker(bundle, codec=codec, n_threads=threads)
+    settings = Settings(n_parallel=parallel)
+    return bundle.family.speaker(bundle, codec=codec, n_threads=threads, settings=settings)
 
 
 def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:
@@ -77,11 +80,11 @@ def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:
 
 
 @contextmanager
-def serving(bundle: Bundle, threads: int) -> Iterator[str]:
+def serving(bundle: Bundle, threads: int, parallel: int) -> Iterator[str]:
     """The address of a server that is ready."""
     server = SpeechServer(
         ServerSettings(bundle, defaults=OPTIONS, n_places=max(CLIENTS)),
-        lambda: open_speaker(bundle, threads),
+        lambda: open_speaker(bundle, threads, parallel),
     )
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
         running = thread.submit(server.run, listening)
@@ -122,11 +125,13 @@ def measure(address: str, n_clients: int, n: int) -> Measured:
     )
 
 
-def table(alone: Measured, found: dict[int, Measured]) -> str:
+def table(alone: Measured, found: dict[tuple[int, int], Measured]) -> str:
     """Ratios, as Markdown."""
-    one = found[1]
+    one = found[1, 1]
     pairs = [("1, over the speaker without a server", one, alone)]
-    pairs += [(f"{n}, over 1 client", each, one) for n, each in found.items() if n > 1]
+    for (parallel, n), each in found.items():
+        name = f"{n}, over 1 client" if parallel == 1 else f"{n}, `--parallel {parallel}`"
+        pairs += [(name, each, one)] if each is not one else []
     fields = ("first", "whole", "throughput")
     rows = [
         (name, *(f"{getattr(this, field) / getattr(base, field):.2f}" for field in fields))
@@ -148,9 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_gguf(plan_conversion(MINIATURE / "miniature.sft", Choices("q8_0")), path)
         bundle = open_bundle(path)
         alone = measure_alone(bundle, arguments.threads, arguments.requests)
-        with serving(bundle, arguments.threads) as address:
-            ask(address, 0)
-            found = {n: measure(address, n, arguments.requests) for n in CLIENTS}
+        found = {}
+        for parallel in (1, 4):
+            with serving(bundle, arguments.threads, parallel) as address:
+                ask(address, 0)
+                for n in CLIENTS:
+                    found[parallel, n] = measure(address, n, arguments.requests)
     text = table(alone, found)
     print(text)
     if arguments.write:

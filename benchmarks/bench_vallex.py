@@ -31,6 +31,7 @@ from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path ab
 
 from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402
 from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402
+from valle_convert.decode.batch import Element  # noqa: E402
 from valle_convert.families.family import Choices  # noqa: E402
 from valle_convert.families.vallex.composed import VallexText  # noqa: E402
 
@@ -94,13 +95,13 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
         context = network._ar._context
         assert context is not None  # noqa: S101 - begin_ar made it
         row = network.look_up("ar", "audio", codes[:1, 0])
-        one, zero = np.ones(1, np.bool_), np.zeros(1, np.int32)
         bare, steps = [], []
         for i in range(4 * repeat):
             place = np.array([n + 1 + i], np.int32)
-            bare.append(milliseconds(context.decode, row, place, zero, one, causal=True))
+            bare.append(milliseconds(context.decode, row, place, causal=True))
             context.remove(0, start=n + 1 + i)
-            steps.append(milliseconds(network.step_ar, [0], codes[i : i + 1, 0]))
+            element = Element(0, codes[i, 0], 1 + len(codes) + i)
+            steps.append(milliseconds(network.append_codes, [element]))
         results = {
             "ar_step_ms": statistics.median(steps),
             "ar_step_over_llama": statistics.median(steps) / statistics.median(bare),
@@ -120,14 +121,10 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
             bare.append(milliseconds(context.decode, rows, places, ids, wanted, causal=False))
         after = pages()
 
-        def switch(level: int) -> None:
-            network._switch(level)
-            network._nar._room_for(n, n_ubatch=n)
-
         cpu, clock = [], []
         for i in range(20 * repeat):
             start = time.perf_counter()
-            cpu.append(milliseconds(switch, 1 + i % 7))
+            cpu.append(milliseconds(network._switch, 1 + i % 7))
             clock.append(1000 * (time.perf_counter() - start))
         return results | {
             "nar_pass_ms": statistics.median(passes),

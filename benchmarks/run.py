@@ -18,6 +18,7 @@ BENCHMARKS = tuple(
         "speak",
         "start",
         "scale",
+        "parallel",
         "serve",
         "codec",
         "vallex",

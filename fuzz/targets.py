@@ -266,18 +266,20 @@ def _read_calls(folder: Path) -> None:
     except ValueError as error:
         raise InputError(str(error)) from error
     finally:
-        session.reset()
+        session.forget_all()
 
 
 @cache
 def _session() -> Any:  # noqa: ANN401 - a GemmaSession
     from valle_convert.gguf_file.read import GgufFile
+    from valle_convert.llama.context import Settings
     from valle_convert.llama.gemma import GemmaSession
     from valle_convert.network.probe import read_probe_rows
 
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
-    return GemmaSession(path, n_ctx=32, n_seq=2, n_threads=1, probe_rows=rows)
+    two = Settings(n_parallel=2)
+    return GemmaSession(path, n_ctx=32, n_threads=1, settings=two, probe_rows=rows)
 
 
 def _read_imatrix(folder: Path) -> None:

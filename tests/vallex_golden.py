@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from support import GOLDEN_VALLEX, golden_checkpoint
 
+from valle_convert.decode.batch import Element
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 
@@ -82,7 +83,8 @@ def greedy_codes(network: ComposedNetwork, given: Golden) -> NDArray[np.int32]:
     while (best := int(logits.argmax())) != network.codebook_size:
         codes.append(best)
         assert len(codes) <= 16 * len(given.text.symbols)
-        logits = network.step_ar([0], np.array([best], np.int32))
+        logits = network.append_codes([Element(0, best, len(given.prompt) + len(codes))])
+    network.forget(0)
     frames = np.array(codes, np.int32)[:, None]
     for _ in range(1, network.n_levels):
         best_codes = network.pass_nar(given.text, given.prompt, frames).argmax(-1)

@@ -243,11 +243,12 @@ def test_a_pipe_gets_each_sentence_as_soon_as_it_is_done(gguf: Path, codec: Path
     assert np.frombuffer(first, "<i2").any()
 
 
+@pytest.mark.parametrize("given", [(), ("--set", "mode=ar", "--parallel", 2)], ids=str)
 def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
-    speak: Cli, tmp_path: Path
+    speak: Cli, given: tuple[object, ...], tmp_path: Path
 ) -> None:
     text = "This is one. This is two. And this."
-    result = done(speak(text, "--language", "en", "-o", tmp_path / "a.wav"))
+    result = done(speak(text, "--language", "en", "-o", tmp_path / "a.wav", *given))
     told = result.err.splitlines()
     assert told[0].startswith("loading ")
     assert re.fullmatch(r"speaking 3 sentences, \d+ phonemes", told[1])
@@ -438,6 +439,8 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
         ["Hi.", "--save-codes", "a.npz", "--float"],
         ["Hi.", "-o", "-", "--json"],
         ["Hi.", "-o", "o.wav", "--threads", "0"],
+        ["Hi.", "-o", "o.wav", "--parallel", "65"],
+        ["hi", "-o", "o.wav", "--phonemes", "--parallel", "2"],
     ],
     ids=" ".join,
 )

@@ -29,17 +29,17 @@ ROWS = (5, 9, 5, 60, 0, 31)
 def counted(network: Network) -> Iterator[list[int]]:
     """How many elements each step of a network is given from here on."""
     counts: list[int] = []
-    real = network.step_many
+    real = network.append
 
-    def step_many(embeddings, *others, **options):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN002, ANN003, ANN202
-        counts.append(sum(map(len, embeddings)))
-        return real(embeddings, *others, **options)
+    def append(sequences, *others, **options):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN002, ANN003, ANN202
+        counts.append(len(sequences))
+        return real(sequences, *others, **options)
 
-    network.step_many = step_many  # type: ignore[method-assign]
+    network.append = append  # type: ignore[method-assign]
     try:
         yield counts
     finally:
-        del network.step_many
+        del network.append
 
 
 def test_growing_gives_what_the_whole_sequences_give(
@@ -52,14 +52,16 @@ def test_growing_gives_what_the_whole_sequences_give(
     for one in conditions:
         segments = speech_segments(model, one, 0, np.zeros(1, np.int64))
         requests.append([*segments[:-1], replace(segments[-1], rows=np.zeros((0, 1), np.int64))])
-    with counted(network) as counts:
-        sequences = CausalSequences(network, requests, head="ar")
-        found = [sequences.begin(), *(sequences.append("response.ar", row) for row in ROWS)]
-    assert counts[1:] == [2] * len(ROWS)
+    with (
+        counted(network) as counts,
+        CausalSequences(network, requests, head="ar", table="response.ar") as sequences,
+    ):
+        found = [sequences.begin(), *(sequences.append(row) for row in ROWS)]
+    assert counts == [2] * len(ROWS)
     for i, one in enumerate(conditions):
         segments = speech_segments(model, one, 0, np.array(ROWS))
         inputs = assemble(model, segments, network.look_up)
-        network.reset()
+        network.forget(0)
         # The separator before the response gives the first of its codes.
         expected = network.step(
             inputs.embeddings, inputs.positions, head="ar", outputs=slice(inputs.last - 1, None)

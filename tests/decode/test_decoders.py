@@ -127,17 +127,6 @@ def test_ar_guidance_counts_and_strength_0_is_off(network: Network, golden: Gold
     assert not np.array_equal(strong.codes, golden["gen.ar"])
 
 
-def test_a_seed_gives_the_same_codes_again_and_another_seed_others(
-    network: Network, golden: Golden
-) -> None:
-    options = ArOptions(max_frames=30)
-    first, again, other = (
-        decode_ar(network, golden.condition, options, rng(seed)).codes for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
 def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
     network: Network, golden: Golden
 ) -> None:
@@ -290,18 +279,12 @@ def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNe
     assert choose_mode(open_network("single-classifier").model) == "ar"
 
 
-def test_a_mode_that_the_model_cannot_do_is_refused(open_network: OpenNetwork) -> None:
-    with pytest.raises(InputError, match=r"nar-len.*ar, nar, lang; use the mode ar"):
-        choose_mode(open_network("single-classifier").model, "nar-len")
-
-
 def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Golden) -> None:
     watcher = Watcher()
     options = replace(QUICK, mode="ar")
     speech = decode_speech(network, golden.condition, options, rng(), progress=watcher)
     np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"])
     assert (speech.mode, speech.end) == ("ar", "limit")
-    assert speech.seconds.level_0 > 0
     assert speech.seconds.levels > 0
     assert watcher.seen == [("frames", 40, 40), ("levels", 7, 7)]
 
@@ -319,30 +302,6 @@ def test_speech_by_demasking_is_as_long_as_the_model_says(network: Network, gold
 def test_speech_of_a_given_length_is_whole(network: Network, golden: Golden) -> None:
     speech = decode_speech(network, golden.condition, QUICK, rng(), n_frames=12)
     assert (len(speech.codes), speech.end) == (12, "stop")
-
-
-def test_speech_interrupted_in_level_0_has_that_level_only(
-    network: Network, golden: Golden
-) -> None:
-    options = replace(QUICK, mode="ar")
-    speech = decode_speech(network, golden.condition, options, rng(), should_stop=after(5))
-    assert speech.end == "interrupted"
-    np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"][:5, :1])
-
-
-@pytest.mark.parametrize("mode", ["ar", "nar-len"])
-@pytest.mark.parametrize("task", ["ns", "sr"])
-def test_noise_tasks_answer_at_the_length_of_the_recording(
-    network: Network, golden: Golden, task: str, mode: str
-) -> None:
-    condition = replace(golden.condition, task=task)
-    options = replace(QUICK, mode=mode)
-    codes = decode_speech(network, condition, options, rng()).codes
-    plain = decode_speech(
-        network, golden.condition, options, rng(), n_frames=len(golden["in.prom"])
-    ).codes
-    assert len(codes) == len(golden["in.prom"])
-    assert not np.array_equal(codes, plain)
 
 
 def test_noise_tasks_without_a_recording_are_refused(network: Network, golden: Golden) -> None:
@@ -375,24 +334,6 @@ def test_voice_conversion_with_every_code_masked_is_plain_demasking(
     converted = decode_speech(network, golden.condition, options, rng(), source=source)
     plain = decode_speech(network, golden.condition, options, rng(), n_frames=len(source))
     np.testing.assert_array_equal(converted.codes, plain.codes)
-
-
-def test_voice_conversion_by_the_ar_is_refused(network: Network, golden: Golden) -> None:
-    options = replace(QUICK, mode="ar")
-    with pytest.raises(InputError, match="only the mode nar-len"):
-        decode_speech(network, golden.condition, options, rng(), source=golden["in.resp"][:, 0])
-
-
-@pytest.mark.parametrize("mode", ["ar", "nar-len"])
-def test_a_level_0_that_is_given_stays_and_the_levels_above_follow(
-    network: Network, golden: Golden, mode: str
-) -> None:
-    options = replace(QUICK, mode=mode)
-    whole = decode_speech(network, golden.condition, options, rng())
-    raised = decode_speech(network, golden.condition, options, rng(), level_0=whole.codes[:, 0])
-    np.testing.assert_array_equal(raised.codes, whole.codes)
-    assert (raised.end, raised.mode) == ("stop", mode)
-    assert raised.seconds.length < whole.seconds.length or mode == "ar"
 
 
 def test_a_prefix_stands_in_front_of_text_and_speech(network: Network, golden: Golden) -> None:
@@ -434,7 +375,7 @@ def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
     while len(expected) <= 25:
         segments = transcript_segments(network.model, speech, np.array(expected), language)
         inputs = assemble(network.model, segments, network.look_up)
-        network.reset()
+        network.forget(0)
         logits = network.step(inputs.embeddings, inputs.positions, head="stt", outputs=[-1])
         expected.append(int(np.argmax(logits)))
         if expected[-1] == EOS_PHONEME:

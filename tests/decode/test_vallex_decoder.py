@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.decode.batch import Element
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
@@ -44,7 +45,7 @@ class Chain:
     def __init__(self, stop_at: int | None = None, seed: int = 0) -> None:
         self.table = np.random.default_rng(seed).normal(size=(N_CODES, N_CODES + 1))
         self.stop_at = stop_at
-        self.sequences: list[list[int]] = []
+        self.sequences: dict[Hashable, list[int]] = {}
         self.room = 0
 
     def logits_after(self, codes: Sequence[int], n_prompt: int) -> NDArray[np.float32]:
@@ -54,20 +55,27 @@ class Chain:
         return row
 
     def begin_ar(
-        self, text: VallexText, prompt: Ids, *, room: int, n_copies: int = 1
+        self, text: VallexText, prompt: Ids, sequences: Sequence[Hashable], *, room: int
     ) -> NDArray[np.float32]:
         assert len(text) > 0
         self.n_prompt, self.room = len(prompt), room
-        self.sequences = [prompt.tolist() for _ in range(n_copies)]
+        self.sequences = {one: prompt.tolist() for one in sequences}
+        self.running = set(sequences)
         return self.logits_after(prompt.tolist(), self.n_prompt)[None]
 
-    def step_ar(self, copies: Sequence[int], codes: Ids) -> NDArray[np.float32]:
-        assert list(copies) == sorted(set(copies))
-        for i, code in zip(copies, codes.tolist(), strict=True):
+    def append_codes(self, elements: Sequence[Element]) -> NDArray[np.float32]:
+        for sequence, code, position in elements:
+            assert sequence in self.running
             assert 0 <= code < N_CODES
-            self.sequences[i].append(code)
-            assert len(self.sequences[i]) - self.n_prompt <= self.room
-        return np.stack([self.logits_after(self.sequences[i], self.n_prompt) for i in copies])
+            self.sequences[sequence].append(code)
+            assert len(self.sequences[sequence]) == position
+            assert len(self.sequences[sequence]) - self.n_prompt <= self.room
+        return np.stack(
+            [self.logits_after(self.sequences[one], self.n_prompt) for one, *_ in elements]
+        )
+
+    def forget(self, sequence: Hashable) -> None:
+        self.running.remove(sequence)
 
     def pass_nar(self, text: VallexText, prompt: Ids, codes: Ids) -> NDArray[np.float32]:
         assert len(text) > 0
@@ -155,7 +163,7 @@ def test_of_several_continuations_the_one_with_the_best_score_wins(
         # What all the copies were, replayed: the network keeps them, but for each one's last code
         # where that was the 16th.
         scores = {}
-        for sequence in network.sequences:
+        for sequence in network.sequences.values():
             own = sequence[n_prompt:]
             if len(own) < MAX_CODES_A_SYMBOL - 1:
                 scores[tuple(own)] = score(network, prompt, own, options)
@@ -184,7 +192,7 @@ def test_one_of_several_may_end_while_others_go_on() -> None:
     for seed in range(10):
         network = Chain(seed=3)
         decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], VallexOptions(best_of=5), rng(seed))
-        lengths |= {len(one) for one in network.sequences}
+        lengths |= {len(one) for one in network.sequences.values()}
     assert len(lengths) > 2
 
 

@@ -126,7 +126,7 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
                     session.step(x, places, causal=causal, outputs=outputs, columns=columns)
                     for columns in (slice(0, 40), slice(100, 300))
                     for outputs in ([4, 1], slice(None))
-                    for _ in [session.reset()]
+                    for _ in [session.forget(0)]
                 ]
             )
     for whole, wanted in zip(*found, strict=True):
@@ -228,7 +228,7 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
     with open_session(models / "f32.gguf", n_threads=1) as session:
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
-        session._room_for(0).move(0, -1)
+        session._grow(1, 1).move(0, -1)
         with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent sequence pos"):
             session.step(tokens(1), [2], causal=True)
         assert session.length() == 0
@@ -248,8 +248,8 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
         "import sys, numpy as np\nfrom pathlib import Path\n"
         "from sessions import open_session\n"
         "with open_session(Path(sys.argv[1]), n_threads=1) as session:\n"
-        "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
+        "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
     )
     here = Path(__file__).parent
     folders = [here, here.parents[1]]  # of `sessions`, and of the package

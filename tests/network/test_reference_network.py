@@ -63,7 +63,7 @@ def test_both_directions_see_the_whole_response_and_causal_passes_do_not() -> No
         first = slice(inputs.last, inputs.last + 1)
         results = []
         for embeddings in (inputs.embeddings, changed):
-            network.reset()
+            network.forget(0)
             results.append(
                 network.step(embeddings, inputs.positions, head=case.head, outputs=first)
             )

@@ -8,6 +8,7 @@ from support import open_reference
 from vallex_golden import CHECKPOINT, golden, greedy_codes, tensors
 
 from valle_convert.checkpoint import read_checkpoint
+from valle_convert.decode.batch import Element
 from valle_convert.families.vallex.facts import fold_norm
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.metrics import nmse
@@ -29,11 +30,11 @@ def test_greedy_codes_are_the_originals(prefix: str, reference: VallexReference)
 
 def test_copies_of_a_sequence_go_on_by_themselves(reference: VallexReference) -> None:
     given = golden("")
-    first = reference.begin_ar(given.text, given.prompt[:, 0], n_copies=3)
-    level0 = given.codes[:, 0]
-    reference.step_ar([0, 1, 2], level0[[0, 0, 0]])
-    logits = reference.step_ar([0, 2], level0[[1, 1]])
-    other = reference.step_ar([1], level0[[5]])
+    first = reference.begin_ar(given.text, given.prompt[:, 0], "abc")
+    level0, place = given.codes[:, 0], 1 + len(given.prompt)
+    reference.append_codes([Element(one, level0[0], place) for one in "abc"])
+    logits = reference.append_codes([Element(one, level0[1], place + 1) for one in "ac"])
+    other = reference.append_codes([Element("b", level0[5], place + 1)])
     assert nmse(given.logits["ar"][:1], first) <= SAME
     assert nmse(given.logits["ar"][[2, 2]], logits) <= SAME
     assert nmse(logits[:1], other) > 1e-3

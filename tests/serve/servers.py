@@ -20,6 +20,7 @@ from miniature.world import WorldCodec
 from valle_convert.audio import AudioCodec
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle
+from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings
 from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
@@ -44,6 +45,7 @@ def serving(
     *,
     codec: AudioCodec | None = None,
     defaults: SpeakOptions = DEFAULTS,
+    parallel: int = 1,
     send_buffer: int | None = None,
     **how: Any,
 ) -> Iterator[httpx2.Client]:
@@ -51,7 +53,12 @@ def serving(
     settings = ServerSettings(bundle, voices, defaults, **how)
     server = SpeechServer(
         settings,
-        lambda: bundle.family.speaker(bundle, codec=codec or WorldCodec(CODEC), n_threads=1),
+        lambda: bundle.family.speaker(
+            bundle,
+            codec=codec or WorldCodec(CODEC),
+            n_threads=1,
+            settings=Settings(n_parallel=parallel),
+        ),
     )
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
         if send_buffer:

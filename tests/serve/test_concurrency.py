@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,12 +38,22 @@ def wanted(n_sentences: int, seed: int) -> dict[str, Any]:
     }
 
 
-def test_the_same_seed_says_the_same_beside_others(client: httpx2.Client) -> None:
+@pytest.fixture(scope="module")
+def parallel(miniature: Bundle, voices: Path) -> Iterator[httpx2.Client]:
+    """A client of a server that decodes four sentences side by side."""
+    with serving(miniature, voices, parallel=4, n_places=16) as opened:
+        yield opened
+
+
+def test_the_same_seed_says_the_same_beside_others(
+    client: httpx2.Client, parallel: httpx2.Client
+) -> None:
     bodies = [wanted(n, seed) for n, seed in ((1, 1), (3, 2), (2, 3), (4, 4))]
     alone = [client.post(SPEECH, json=body).raise_for_status().content for body in bodies]
-    with ThreadPoolExecutor(4) as threads:
-        beside = [*threads.map(lambda body: client.post(SPEECH, json=body).content, bodies)]
-    assert beside == alone
+    for server in (client, parallel):
+        with ThreadPoolExecutor(4) as threads:
+            beside = threads.map(lambda body: server.post(SPEECH, json=body).content, bodies)  # noqa: B023
+            assert [*beside] == alone
 
 
 def test_a_short_text_does_not_wait_for_long_ones(client: httpx2.Client) -> None:
@@ -156,14 +167,16 @@ def check_many(client: httpx2.Client, n: int) -> None:
     assert answered >= ends.count("whole")
 
 
-def test_many_requests_of_eight_clients_all_end(miniature: Bundle, voices: Path) -> None:
-    with serving(miniature, voices, n_places=16) as client:
-        check_many(client, 30)
+def test_many_requests_of_eight_clients_all_end(parallel: httpx2.Client) -> None:
+    check_many(parallel, 30)
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_two_hundred(miniature: Bundle, voices: Path) -> None:
-    with serving(miniature, voices, n_places=16) as client:
+@pytest.mark.parametrize("n_parallel", [1, 4])
+def test_memory_stays_flat_over_two_hundred(
+    miniature: Bundle, voices: Path, n_parallel: int
+) -> None:
+    with serving(miniature, voices, parallel=n_parallel, n_places=16) as client:
         check_many(client, 50)
         before = resident_megabytes()
         check_many(client, 200)

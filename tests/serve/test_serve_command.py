@@ -93,6 +93,8 @@ def test_what_cannot_be_served_is_refused(miniature: Bundle, tmp_path: Path, cli
     assert "there is no folder" in cli(*run, "--voices", tmp_path / "none").err
     assert "--voices" in cli(*run, "--allow-voices").err
     assert "empty" in cli(*run, "--api-key", "").err
+    at_once = cli(*run, "--codec", CODEC, "--parallel", 2, "--set", "mode=nar-len")
+    assert "leave it out, or add --set mode=ar" in error_of(at_once, 2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = error_of(cli(*run[:-1], port, "--codec", CODEC), 3)

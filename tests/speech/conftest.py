@@ -88,9 +88,8 @@ class StopsAtOnce(GgufNetwork):
     def step(self, *arguments: Any, **options: Any) -> Any:
         return self._stop(super().step(*arguments, **options), options["head"])
 
-    def step_many(self, *arguments: Any, **options: Any) -> Any:
-        many = super().step_many(*arguments, **options)
-        return [self._stop(rows, options["head"]) for rows in many]
+    def append(self, *arguments: Any, **options: Any) -> Any:
+        return self._stop(super().append(*arguments, **options), options["head"])
 
     def _stop(self, rows: np.ndarray, head: str) -> np.ndarray:
         if head != "ar" or self.n == 0:

@@ -163,14 +163,6 @@ def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:
             speaker.speak("Hello.", source, replace(QUICK, voice_text=SAID))
 
 
-def test_every_sentence_has_the_voice_as_its_prompt(
-    codes_only: VallexSpeaker, voice_file: Path
-) -> None:
-    both = codes_only.speak("Hello. Goodbye now.", voice_file, QUICK)
-    alone = codes_only.speak("Goodbye now.", voice_file, QUICK)
-    np.testing.assert_array_equal(both.pieces[1].codes, alone.codes)
-
-
 @pytest.mark.parametrize(
     ("text", "ends", "prompt_of_third"),
     [

@@ -14,6 +14,7 @@ from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
 from vallex_golden import golden
 
 from valle_convert import open_network, plan_conversion, write_gguf
+from valle_convert.decode.batch import Element
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, open_bundle, open_files
 from valle_convert.families.family import Choices
@@ -44,11 +45,15 @@ def test_copies_of_a_sequence_go_on_by_themselves_and_make_room(golden_set: Conv
     with open_network(golden_set("f32"), n_threads=1) as network:
         reference = open_reference(golden_checkpoint(GOLDEN_VALLEX))
         for one in (network, reference):
-            one.begin_ar(given.text, given.prompt[:, 0], n_copies=3)
+            one.begin_ar(given.text, given.prompt[:, 0], "abc")
         for i in range(300):
-            copies = [0, 1, 2] if i < 100 else [0, 2]
-            codes = draw.integers(0, 64, len(copies), dtype=np.int32)
-            logits = [one.step_ar(copies, codes) for one in (reference, network)]
+            if i == 100:
+                network.forget("b")
+            elements = [
+                Element(copy, int(draw.integers(0, 64)), 1 + len(given.prompt) + i)
+                for copy in ("abc" if i < 100 else "ca")
+            ]
+            logits = [one.append_codes(elements) for one in (reference, network)]
             assert nmse(*logits) <= MAX_NMSE["f32"], i
 
 

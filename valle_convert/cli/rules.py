@@ -29,7 +29,7 @@ NEEDS: Mapping[str, Mapping[str, str]] = {
         "voice_text": "voice",
         "source": "task=vc|ns|sr",
         **dict.fromkeys(("save_codes", "keep_partial", "language", "temperature", "seed"), _SPEAKS),
-        **dict.fromkeys(("set_", "lora", "threads", "tune", "gpu_layers"), _SPEAKS),
+        **dict.fromkeys(("set_", "lora", "threads", "tune", "parallel", "gpu_layers"), _SPEAKS),
         "float_": "out",
     },
 }
@@ -39,7 +39,12 @@ EXCLUDES: Mapping[str, Mapping[str, str]] = {
     "scan": {"max_kl": "target_bits"},
     "utterances": {"list_": "audio text"},
     "tokenize": {"file": "text"},
-    "speak": {"codes": "task=vc|ns|sr", "voice": "task=ns|sr", "json_": "out=-"},
+    "speak": {
+        "codes": "task=vc|ns|sr",
+        "voice": "task=ns|sr",
+        "parallel": "codes phonemes task=vc|ns|sr",
+        "json_": "out=-",
+    },
 }
 
 

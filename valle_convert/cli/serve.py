@@ -15,6 +15,7 @@ from valle_convert.cli.speaking import DecodingOptions, EngineOptions
 if TYPE_CHECKING:
     from valle_convert.serve.app import ServerSettings
     from valle_convert.serve.server import SpeechServer
+    from valle_convert.speech.speaker import AnySpeaker
 
 _MODULES = ("starlette", "uvicorn", "python_multipart", "prometheus_client", "python_stretch")
 
@@ -49,7 +50,8 @@ def serve(
 ) -> None:
     """Serve a converted model as OpenAI's POST /v1/audio/speech, with a page at /.
 
-    Sound is sent sentence by sentence. One thread speaks; requests take turns after each sentence.
+    Sound is sent sentence by sentence. One thread speaks; requests take turns after each sentence,
+    or with --parallel, their sentences are decoded side by side.
     The options of speaking are the defaults for requests without them.
     """
     from valle_convert.extras import require
@@ -76,7 +78,13 @@ def serve(
         max_characters=max_characters,
         allows_new_voices=allow_voices,
     )
-    _run(SpeechServer(served, lambda: engine.speaker(bundle)), served, host, port)
+
+    def open_speaker() -> AnySpeaker:
+        speaker = engine.speaker(bundle)
+        speaker.check_parallel(served.defaults)
+        return speaker
+
+    _run(SpeechServer(served, open_speaker), served, host, port)
 
 
 def _run(server: SpeechServer, served: ServerSettings, host: str, port: int) -> None:

@@ -39,6 +39,16 @@ class EngineOptions:
         min=-1,
     )
 
+    parallel: int = opt(
+        "Sentences to decode side by side, in one batch of llama.cpp, by a model with an AR; "
+        "guidance and best_of need several places for one.",
+        "N",
+        MODEL,
+        default=1,
+        min=1,
+        max=64,
+    )
+
     def speaker(
         self, bundle: Bundle, adapters: Sequence[str] | None = None, *, needs_codec: bool = True
     ) -> AnySpeaker:
@@ -61,7 +71,7 @@ class EngineOptions:
             if needs_codec
             else None,
             n_threads=self.threads,
-            settings=Settings(n_gpu_layers=self.gpu_layers),
+            settings=Settings(n_gpu_layers=self.gpu_layers, n_parallel=self.parallel),
             tune=self.tune,
             adapters=lora_files(adapters),
         )

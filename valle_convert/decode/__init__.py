@@ -2,10 +2,12 @@
 
 `speech` joins the stages: `length` (how many frames), `ar` or `masked` (level 0) and `nar` (the
 levels above). `transcribe` is the reverse. `sampling` and `guidance` are the arithmetic on logits,
-`causal` is a sequence that grows by one element a step.
+`causal` is a sequence that grows by one element a step, and `batch` lets several decodings take
+their steps together.
 """
 
-from valle_convert.decode.ar import ArOptions, ArResult, decode_ar
+from valle_convert.decode.ar import ArOptions, ArResult, append_codes, decode_ar
+from valle_convert.decode.batch import Batch, Decoding, Steps
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
@@ -21,6 +23,7 @@ from valle_convert.decode.speech import (
     StageSeconds,
     choose_mode,
     decode_speech,
+    speech_steps,
 )
 from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decode_transcript
 
@@ -28,6 +31,8 @@ __all__ = [
     "GREEDY",
     "ArOptions",
     "ArResult",
+    "Batch",
+    "Decoding",
     "End",
     "Guidance",
     "LengthOptions",
@@ -44,8 +49,10 @@ __all__ = [
     "Speech",
     "SpeechOptions",
     "StageSeconds",
+    "Steps",
     "TranscribeOptions",
     "Transcript",
+    "append_codes",
     "check_range",
     "choose_mode",
     "decode_ar",
@@ -57,4 +64,5 @@ __all__ = [
     "frames_for",
     "guide",
     "never",
+    "speech_steps",
 ]

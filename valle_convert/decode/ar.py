@@ -7,10 +7,12 @@ In: a condition. Out: codes [frames]. The network keeps the sequence, so a frame
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from valle_convert.decode.causal import CausalSequences
+from valle_convert.decode.batch import Steps, alone
+from valle_convert.decode.causal import CausalSequences, append_elements
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import (
@@ -25,6 +27,8 @@ from valle_convert.model.inputs import Condition, Segment, speech_segments
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress, silent
+
+_TABLE = "response.ar"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class ArResult:
     end: End
 
 
-def decode_ar(
+def ar_steps(
     network: Network,
     condition: Condition,
     options: ArOptions,
@@ -64,7 +68,7 @@ def decode_ar(
     prefix: Codes | None = None,
     progress: Progress = silent,
     should_stop: ShouldStop = never,
-) -> ArResult:
+) -> Steps[ArResult]:
     """Decode level 0 of a response, one frame a step.
 
     Args:
@@ -76,20 +80,19 @@ def decode_ar(
     requests = [_segments(model, one, spoken) for one in conditions]
     taken = sum(len(segment) + 1 for segment in requests[0])
     max_frames = min(options.max_frames, max(1, model.config.n_ctx_train - taken))
-    sequences = CausalSequences(network, requests, head="ar")
     stop = model.config.special_code
     codes = list(spoken)
     n_frames = 0
     end: End = "limit"
-    with progress("frames", max_frames, "frame") as advance:
+    with (
+        CausalSequences(network, requests, head="ar", table=_TABLE) as sequences,
+        progress("frames", max_frames, "frame") as advance,
+    ):
         while n_frames < max_frames:
             if should_stop():
                 end = "interrupted"
                 break
-            if n_frames == 0:
-                rows = sequences.begin()
-            else:
-                rows = sequences.append("response.ar", codes[-1])
+            rows = sequences.begin() if n_frames == 0 else (yield sequences.grow(codes[-1]))
             logits = _combine(rows, options.guidance)
             logits = penalize_repetition(logits, np.array(codes, np.int32), options.repetition)
             logits = penalize_length(logits, stop, n_frames + 1, options.length_penalty)
@@ -103,10 +106,15 @@ def decode_ar(
     return ArResult(np.array(codes[len(spoken) :], np.int32), end)
 
 
+#: The network of `ar_steps`, for a `Batch`.
+append_codes = partial(append_elements, head="ar", table=_TABLE)
+decode_ar = alone(ar_steps, append_codes)
+
+
 def _segments(model: Model, condition: Condition, spoken: Codes) -> list[Segment]:
     """The segments, with a response of the speech before, which may be empty."""
     leading = speech_segments(model, condition, 0, np.zeros(1, np.int32))[:-1]
-    response = Segment("response", ("response.ar",), np.asarray(spoken, np.int64).reshape(-1, 1))
+    response = Segment("response", (_TABLE,), np.asarray(spoken, np.int64).reshape(-1, 1))
     return [*leading, response]
 
 

@@ -43,16 +43,16 @@ class LengthOptions:
 def decode_length(network: Network, condition: Condition) -> int:
     """The unchanged number of frames that the model predicts."""
     segments = length_segments(network.model, condition, [0])
-    sequence = CausalSequences(network, [segments], head="len")
     digits = "0"
-    logits = sequence.begin()
-    for place in range(MAX_DIGITS):
-        digit = min(int(np.argmax(logits)), LENGTH_STOP)
-        if digit == LENGTH_STOP:
-            break
-        digits += str(digit)
-        if place < MAX_DIGITS - 1:
-            logits = sequence.append("length", digit)
+    with CausalSequences(network, [segments], head="len", table="length") as sequence:
+        logits = sequence.begin()
+        for place in range(MAX_DIGITS):
+            digit = min(int(np.argmax(logits)), LENGTH_STOP)
+            if digit == LENGTH_STOP:
+                break
+            digits += str(digit)
+            if place < MAX_DIGITS - 1:
+                logits = sequence.append(digit)
     return int(digits)
 
 

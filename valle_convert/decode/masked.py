@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.decode.causal import assemble_within_context
+from valle_convert.decode.causal import run_pass
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered, probabilities
@@ -149,10 +149,7 @@ def decode_masked(
     def predict(given: Condition, shown: Codes) -> Logits:
         response = np.concatenate([spoken, shown])
         segments = speech_segments(network.model, given, 0, response, masked=True)
-        inputs = assemble_within_context(network, segments)
-        network.reset()
-        outputs = slice(len(inputs) - n_frames, None)
-        return network.step(inputs.embeddings, inputs.positions, head="mask", outputs=outputs)
+        return run_pass(network, segments, head="mask", n_outputs=n_frames)
 
     mask = network.model.config.special_code
     return demask(

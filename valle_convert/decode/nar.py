@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from valle_convert.decode.causal import assemble_within_context
+from valle_convert.decode.causal import run_pass
 from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.guidance import Guidance, guide
-from valle_convert.decode.sampling import GREEDY, Logits, SamplingOptions, sample
+from valle_convert.decode.sampling import GREEDY, SamplingOptions, sample
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
@@ -69,25 +69,20 @@ def decode_nar(
                 end = "interrupted"
                 break
             response = codes if prefix is None else np.concatenate([prefix[:, :level], codes])
-            logits = _pass(network, condition, level, response)[-len(codes) :]
+            conditions = [condition, condition.null()] if guidance.is_on else [condition]
+            found = [
+                run_pass(
+                    network,
+                    speech_segments(network.model, one, level, response),
+                    head=f"nar.{level}",
+                    n_outputs=len(codes),
+                )
+                for one in conditions
+            ]
+            logits = found[0]
             if guidance.is_on:
-                null = _pass(network, condition.null(), level, response)[-len(codes) :]
-                logits = guide(logits, null, guidance.cfg_strength, guidance.cfg_rescale)
+                logits = guide(found[0], found[1], guidance.cfg_strength, guidance.cfg_rescale)
             drawn = sample(logits, options.sampling, rng)
             codes = np.concatenate([codes, drawn[:, None]], axis=1)
             advance(1)
     return NarResult(codes, end)
-
-
-def _pass(network: Network, condition: Condition, level: int, response: Codes) -> Logits:
-    """Logits of one level at every frame of the response, [frames, codes]."""
-    inputs = assemble_within_context(
-        network, speech_segments(network.model, condition, level, response)
-    )
-    network.reset()
-    return network.step(
-        inputs.embeddings,
-        inputs.positions,
-        head=f"nar.{level}",
-        outputs=slice(inputs.last, None),
-    )

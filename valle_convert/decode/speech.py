@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from valle_convert.decode.ar import ArOptions, decode_ar
+from valle_convert.decode.ar import ArOptions, append_codes, ar_steps
+from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.control import End, ShouldStop, never
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
 from valle_convert.decode.masked import MaskedOptions, decode_masked
@@ -57,8 +58,9 @@ class Prefix:
 
 @dataclass(frozen=True)
 class StageSeconds:
+    """Seconds of computing the stages that stand alone; the rest is level 0's."""
+
     length: float = 0.0
-    level_0: float = 0.0
     levels: float = 0.0
 
 
@@ -70,7 +72,6 @@ class Speech:
         codes: [frames, levels]; if interrupted, the complete frames and levels.
         end: how that ended; `limit` if speech was cut off at the maximum (ar), or is shorter
             than the model predicted (nar-len).
-        seconds: of computing, by stage.
     """
 
     codes: Codes
@@ -102,7 +103,7 @@ def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
     return wanted
 
 
-def decode_speech(
+def speech_steps(
     network: Network,
     condition: Condition,
     options: SpeechOptions,
@@ -114,7 +115,7 @@ def decode_speech(
     source: Codes | None = None,
     progress: Progress = silent,
     should_stop: ShouldStop = never,
-) -> Speech:
+) -> Steps[Speech]:
     """Decode all levels of a response.
 
     Args:
@@ -152,7 +153,7 @@ def decode_speech(
         ar_options = options.ar
         if n_frames is not None:
             ar_options = replace(ar_options, max_frames=n_frames)
-        spoken = decode_ar(
+        spoken = yield from ar_steps(
             network,
             continued,
             ar_options,
@@ -200,7 +201,9 @@ def decode_speech(
         end="interrupted" if raised.end == "interrupted" else end,
         seconds=StageSeconds(
             length=length_done - begin,
-            level_0=level_0_done - length_done,
             levels=done - level_0_done,
         ),
     )
+
+
+decode_speech = alone(speech_steps, append_codes)

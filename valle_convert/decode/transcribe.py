@@ -43,15 +43,17 @@ def decode_transcript(
     """
     start = np.array([BOS_PHONEME])
     segments = transcript_segments(network.model, speech, start, language)
-    sequence = CausalSequences(network, [segments], head="stt")
     phonemes: list[int] = []
     end: End = "limit"
-    with progress("phonemes", options.max_phonemes, "phoneme") as advance:
+    with (
+        CausalSequences(network, [segments], head="stt", table="phonemes") as sequence,
+        progress("phonemes", options.max_phonemes, "phoneme") as advance,
+    ):
         while len(phonemes) < options.max_phonemes:
             if should_stop():
                 end = "interrupted"
                 break
-            logits = sequence.append("phonemes", phonemes[-1]) if phonemes else sequence.begin()
+            logits = sequence.append(phonemes[-1]) if phonemes else sequence.begin()
             phoneme = int(np.argmax(logits))
             if phoneme == EOS_PHONEME:
                 end = "stop"

@@ -414,7 +414,10 @@ class Family(ABC, Generic[M, N]):
             opened.callback(network.close)
             if isinstance(codec, Future):
                 codec = codec.result()
-            return self.speaker_on(network, bundle, codec, opened)
+            speaker = self.speaker_on(network, bundle, codec, opened)
+        if settings is not None:
+            speaker.batch.width = settings.n_parallel
+        return speaker
 
     @abstractmethod
     def speaker_on(

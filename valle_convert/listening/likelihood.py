@@ -76,11 +76,11 @@ def teacher_forced_passes(
 
 def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> NDArray[np.float64]:
     """The negative log likelihood of each target, in nats, [n]."""
-    network.reset()
     inputs = assemble(network.model, one_pass.segments, network.look_up)
     logits = network.step(
         inputs.embeddings, inputs.positions, head=one_pass.head, outputs=one_pass.outputs
     )
+    network.forget(0)
     found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), one_pass.targets]
     return -found
 

@@ -291,7 +291,6 @@ class ListeningTest:
                 nats[one_pass.head].append((float(values.sum()), len(values)))
             if "stt" in nats:
                 true = np.asarray(sentence.condition.phonemes)[1:-1].tolist()
-                network.reset()
                 heard = decode_transcript(
                     network,
                     np.asarray(sentence.codes, np.int32),
@@ -309,7 +308,6 @@ class ListeningTest:
 
     def _say(self, network: Network, way: Way, n: int, seed: tuple[int, ...]) -> Audio | None:
         sentence = self.sentences[n]
-        network.reset()
         codes = decode_speech(
             network,
             sentence.condition,

@@ -52,6 +52,7 @@ class Settings:
         n_gpu_layers: layers to offload; -1 for all.
         own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
         n_threads: None for one per usable core, or one alone for a small model.
+        n_parallel: sequences to have room for. From 2 on, a step rounds the same for any number.
     """
 
     cache_type: CacheType = "f32"
@@ -60,6 +61,7 @@ class Settings:
     n_gpu_layers: int = 0
     own_head: bool = False
     n_threads: int | None = None
+    n_parallel: int = 1
 
 
 #: llama.cpp's own head and f32 caches, for verdicts.
@@ -156,12 +158,12 @@ class LlamaModel(Closing):
 
 
 class Context(Closing):
-    """A key/value cache for `n_seq` sequences and the buffers to decode into it.
+    """A key/value cache for `n_seq` sequences of `n_ctx` positions, and the buffers to decode.
 
-    All sequences share one pool of cells (llama.cpp's unified cache): only then is a batch of
-    several sequences computed in one piece, as attention in both directions needs. A split cache
-    silently cuts a batch at the length of its shortest sequence, and tokens on either side of the
-    cut do not see each other.
+    Each sequence has its own cells (llama.cpp's cache that is not unified): a step then costs and
+    rounds the same whatever other sequences hold. In such a cache, llama.cpp computes one batch in
+    one piece only if it is all of one sequence, or has one row for each of several that follow one
+    another; so those are the only batches.
     """
 
     def __init__(
@@ -191,9 +193,10 @@ class Context(Closing):
         api = self._api
         parameters = api.llama_context_default_params()
         cells = -(-n_ctx // CELLS_PER_BLOCK) * CELLS_PER_BLOCK
-        parameters.n_ctx = cells
-        parameters.n_batch = cells
-        parameters.n_ubatch = min(n_ubatch, cells)
+        _check_size(model, settings, n_seq, cells)
+        parameters.n_ctx = cells * n_seq
+        parameters.n_batch = max(cells, n_seq)
+        parameters.n_ubatch = min(n_ubatch, parameters.n_batch)
         parameters.n_seq_max = n_seq
         parameters.n_threads = n_threads
         parameters.n_threads_batch = n_threads
@@ -209,7 +212,7 @@ class Context(Closing):
         if rope_scale is not None:
             parameters.rope_scaling_type = api.LLAMA_ROPE_SCALING_TYPE_LINEAR
             parameters.rope_freq_scale = rope_scale
-        parameters.kv_unified = True
+        parameters.kv_unified = False
         parameters.no_perf = True
         parameters.embeddings = output == "embeddings"
         if self._catcher is not None:
@@ -218,11 +221,11 @@ class Context(Closing):
         self._handle = api.llama_init_from_model(model.handle, parameters)
         if not self._handle:
             raise EnvironmentFault(
-                f"llama.cpp cannot make a context of {n_ctx} positions for {model.path}."
+                f"llama.cpp cannot make a context of {n_seq} x {n_ctx} positions for {model.path}."
                 f"{self._log.explain(mark)} Free some memory, or give a shorter input."
             )
         self._memory = api.llama_get_memory(self._handle)
-        self.n_ctx = int(api.llama_n_ctx(self._handle))
+        self.n_seq, self.n_ctx = n_seq, cells
         self.n_batch = int(api.llama_n_batch(self._handle))
         self.n_ubatch = int(api.llama_n_ubatch(self._handle))
 
@@ -241,9 +244,9 @@ class Context(Closing):
     def decode(
         self,
         inputs: FloatArray | IntArray,
-        positions: IntArray,
-        sequences: IntArray,
-        outputs: BoolArray,
+        positions: NDArray[np.integer],
+        sequences: IntArray | int = 0,
+        outputs: BoolArray | bool = True,
         *,
         causal: bool,
     ) -> FloatArray:
@@ -252,7 +255,7 @@ class Context(Closing):
         Args:
             inputs: raw embeddings, float32 [n, n_embd], or token ids, int32 [n].
             positions: [n], llama.cpp's.
-            sequences: [n] the sequence of each token.
+            sequences: [n] the sequence of each token, or of all.
             outputs: [n], true where logits (or states) are wanted.
 
         Returns:
@@ -268,10 +271,10 @@ class Context(Closing):
         # Each has a name, since llama.cpp sees addresses only (see the module's docstring).
         data = np.ascontiguousarray(inputs)
         places = np.ascontiguousarray(positions, dtype=np.int32)
-        ids = np.ascontiguousarray(sequences, dtype=np.int32)
+        ids = np.full(n, sequences, dtype=np.int32)
         counts = np.ones(n, dtype=np.int32)
         addresses = (ids.ctypes.data + ids.itemsize * np.arange(n)).astype(np.uintp)
-        wanted = np.ascontiguousarray(outputs, dtype=np.int8)
+        wanted = np.full(n, outputs, dtype=np.int8)
 
         api = self._api
         batch = api.llama_batch()
@@ -335,10 +338,6 @@ class Context(Closing):
         """Empty the cache of one sequence, from position `start` on."""
         self._api.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy a sequence to the empty sequence `target`; the cells are shared."""
-        self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-
     def move(self, sequence: int, by: int) -> None:
         """Add `by` to all positions of a sequence; its keys are rotated at the next decode."""
         self._api.llama_memory_seq_add(self._memory, sequence, 0, -1, by)
@@ -377,6 +376,21 @@ class Context(Closing):
                 f"llama.cpp restored {read} of {state.size} bytes of its state."
                 f"{self._log.explain(mark)}"
             )
+
+
+def _check_size(model: LlamaModel, settings: Settings, n_seq: int, cells: int) -> None:
+    """Reject a cache that does not fit: the system would end the process while it is filled."""
+    api = model.library.api
+    heads = api.llama_model_n_head_kv(model.handle) / api.llama_model_n_head(model.handle)
+    width = 2 * model.n_layer * model.n_embd * heads  # keys and values
+    needed = n_seq * cells * width * (4 if settings.cache_type == "f32" else 2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory or n_seq > api.llama_max_parallel_sequences():
+        raise InputError(
+            f"{n_seq} sequences of {cells:,} positions need {needed / 1e9:.1f} GB (this machine "
+            f"has {memory / 1e9:.1f}) and at most {api.llama_max_parallel_sequences()} fit into a "
+            "batch. Give a smaller --parallel, or a shorter text."
+        )
 
 
 class _Catcher:

@@ -19,7 +19,8 @@ model before the first sequence of several segments.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,6 @@ from valle_convert.llama.context import (
     Context,
     FloatArray,
     IntArray,
-    Output,
     Settings,
 )
 from valle_convert.llama.library import INSTALL_TESTED, Library
@@ -48,15 +48,6 @@ RMS_EPSILON = 1e-6
 NO_ROTATION = 1e-12  # a factor on positions; 0 would mean "as the file says"
 
 
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One sequence's part of a `step_many`; the arguments of `GemmaSession.step`."""
-
-    embeddings: ArrayLike  # [n, n_embd]
-    positions: ArrayLike  # [n]
-    outputs: OutputRows = None
-
-
 @dataclass
 class _Progress:
     """Where a causal sequence continues."""
@@ -66,25 +57,22 @@ class _Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class _Checked:
-    """A `Pass` with checked and converted arrays."""
+class _Given:
+    """Arguments of a step, checked and converted."""
 
-    embeddings: FloatArray  # [n, n_embd], as the caller gave them
+    embeddings: FloatArray  # [n, n_embd]
     positions: IntArray  # [n]
     outputs: BoolArray  # [n]
-
-    @property
-    def n(self) -> int:
-        return len(self.positions)
+    rows: NDArray[np.int64]  # which of the outputs, in the caller's order
 
 
 class GemmaSession(Session):
-    """A GGUF file of the `gemma` architecture, and the state of `n_seq` independent sequences.
+    """A GGUF file of the `gemma` architecture, and the state of its sequences.
 
     Args:
         probe_rows: token id -> its row in `token_embd.weight` [n_embd], to find the input scale;
             the likeliest to show it first.
-        n_seq: independent sequences, 0 to n_seq - 1.
+        n_ctx: positions that a sequence has room for at once.
         head_rows: rows of `token_embd.weight` [n, n_embd], for `Settings.own_head`.
         last_norm: `output_norm.weight` [n_embd], to get states instead of logits: the output of
             the last layer, before that norm, [n_out, n_embd].
@@ -98,7 +86,6 @@ class GemmaSession(Session):
         *,
         probe_rows: Mapping[int, FloatArray],
         n_ctx: int = 512,
-        n_seq: int = 1,
         n_threads: int | None = None,
         settings: Settings = EXACT,
         head_rows: Callable[[slice], FloatArray] | None = None,
@@ -106,14 +93,11 @@ class GemmaSession(Session):
         last_norm: FloatArray | None = None,
         library: Library | None = None,
     ) -> None:
-        if n_ctx < 1 or n_seq < 1:
-            raise ValueError(f"n_ctx and n_seq count from 1, not {n_ctx} and {n_seq}")
-        self._progress = [_Progress() for _ in range(n_seq)]
+        self._progress: dict[Hashable, _Progress] = {}
         self._segments_proven = False
         self._probe_rows = dict(probe_rows)
         super().__init__(
             path,
-            n_seq=n_seq,
             n_threads=n_threads,
             settings=settings,
             head_rows=head_rows,
@@ -130,22 +114,15 @@ class GemmaSession(Session):
                 probe_rows, of_ids=float(np.sqrt(self.n_embd))
             )
             self._prove_own_head(probe_rows)
-            self._room_for(n_ctx * n_seq)
+            self._grow(n_ctx, 1)
 
-    def reset(self, sequence: int | None = None) -> None:
-        """Empty one causal sequence, or all of them."""
-        if sequence is None:
-            self._clear()
-            return
-        if self._context is not None:
-            self._context.remove(sequence)
-        self._n_cells -= self._lengths[sequence]
-        self._lengths[sequence] = 0
-        self._progress[sequence] = _Progress()
+    def forget(self, sequence: Hashable) -> None:
+        super().forget(sequence)
+        self._progress.pop(sequence, None)
 
-    def _clear(self) -> None:
-        super()._clear()
-        self._progress = [_Progress() for _ in range(self.n_seq)]
+    def forget_all(self) -> None:
+        super().forget_all()
+        self._progress = {}
 
     def step(
         self,
@@ -155,7 +132,7 @@ class GemmaSession(Session):
         causal: bool,
         outputs: OutputRows = None,
         columns: slice = ALL_COLUMNS,
-        sequence: int = 0,
+        sequence: Hashable = 0,
     ) -> FloatArray:
         """Run a batch of one sequence through the model.
 
@@ -164,136 +141,116 @@ class GemmaSession(Session):
             positions: [n] the model's own; each segment counts 0, 1, ... . A causal call after the
                 first continues the last segment or begins another at 0, for which a sequence of
                 several segments has room once.
+            sequence: of causal calls; one that is not causal stands alone and leaves no state.
 
         Returns:
             float32 [n_out, n_columns], in the order of `outputs`.
         """
-        one = Pass(embeddings, positions, outputs)
-        if causal:
-            return self._step_causal({sequence: one}, columns)[0]
-        return self._step_both_directions(one, columns)
+        given = self._check(embeddings, positions, outputs)
+        if not causal:
+            return self._step_both_directions(given, columns)[given.rows]
+        segments = self._segments_of_call(sequence, given.positions)
+        with self._forgotten_on_error([sequence]):
+            return self._step_causal(sequence, given, segments, columns)[given.rows]
 
-    def step_many(
-        self, passes: Sequence[Pass], *, columns: slice = ALL_COLUMNS
-    ) -> list[FloatArray]:
-        """Run several independent causal sequences in one batch.
+    def append(
+        self,
+        sequences: Sequence[Hashable],
+        embeddings: ArrayLike,
+        positions: ArrayLike,
+        *,
+        columns: slice = ALL_COLUMNS,
+    ) -> FloatArray:
+        """A causal step of one row for each of several sequences, in one batch.
 
-        Pass i continues sequence i, and the last segments of all passes go into one batch: the
-        weights are read once (12 x 1024 in F16 on two cores, two new tokens after 700 positions
-        each: 48 ms, compared with 82 in two calls). In both directions the arithmetic is the limit,
-        and a batch of two would also compute the masked attention between them (6.6 s, compared
-        with 5.5 in two calls).
+        The weights are read once: 12 x 1024 in F16 on two cores, two rows after 700 positions each:
+        48 ms, compared with 82 in two calls. In both directions the arithmetic is the limit.
+
+        Args:
+            embeddings: [n, n_embd]; row i continues sequence i, which must have begun.
+            positions: [n], the model's own.
 
         Returns:
-            For each pass, float32 [n_out, n_columns].
+            float32 [n, n_columns].
         """
-        return self._step_causal(dict(enumerate(passes)), columns)
+        given = self._check(embeddings, positions, slice(None))
+        for sequence, position in zip(sequences, given.positions, strict=True):
+            self._segments_of_call(sequence, position[None])
+        with self._forgotten_on_error(sequences):
+            places = np.array(
+                [
+                    self._place_of_next(sequence, int(position))
+                    for sequence, position in zip(sequences, given.positions, strict=True)
+                ],
+                np.int32,
+            )
+            return self.decode_steps(given.embeddings, places, sequences, columns)
 
     # -- the two ways through the model ------------------------------------------------------
 
-    def _step_both_directions(self, given: Pass, columns: slice) -> FloatArray:
-        one = self._check(given)
-        split_segments(one.positions)
-        self._clear()
-        order = np.argsort(one.positions, kind="stable")
+    def _step_both_directions(self, given: _Given, columns: slice) -> FloatArray:
+        """The logits of all outputs, in the order of the batch."""
+        split_segments(given.positions)
+        order, alone = np.argsort(given.positions, kind="stable"), object()
         try:
             logits = self.decode(
-                one.embeddings[order],
-                one.positions[order],
-                np.zeros(one.n, dtype=np.int32),
-                one.outputs[order],
+                given.embeddings[order],
+                given.positions[order],
+                alone,
+                given.outputs[order],
                 causal=False,
                 columns=columns,
             )
         finally:
-            self._clear()
+            self.forget(alone)
         for parts in self._caught.values():
             parts[-1] = parts[-1][np.argsort(order)]
-        # Row k of `logits` belongs to the k-th output in sorted order.
-        rows = np.empty(one.n, dtype=np.int64)
-        rows[order[one.outputs[order]]] = np.arange(len(logits))
-        return logits[rows[_wanted(given.outputs, one.n)]]
+        return logits[np.argsort(order[given.outputs[order]])]
 
-    def _step_causal(self, passes: Mapping[int, Pass], columns: slice) -> list[FloatArray]:
-        checked: dict[int, _Checked] = {}
-        segments: dict[int, list[slice]] = {}
-        for sequence, given in passes.items():
-            if not 0 <= sequence < self.n_seq:
-                raise ValueError(f"sequence {sequence} of a session opened with {self.n_seq}")
-            one = checked[sequence] = self._check(given)
-            segments[sequence] = self._segments_of_call(sequence, one.positions)
-        if any(len(parts) > 1 for parts in segments.values()):
+    def _step_causal(
+        self, sequence: Hashable, given: _Given, segments: Sequence[slice], columns: slice
+    ) -> FloatArray:
+        """The logits of all outputs, in the order of the batch."""
+        n = len(given.positions)
+        if len(segments) > 1:
             self._prove_segments()
-        context = self._room_for(sum(one.n for one in checked.values()))
-        try:
-            logits = self._decode_causal(context, checked, segments, columns)
-        except BaseException:
-            # The state of the cache is unknown.
-            for sequence in checked:
-                self.reset(sequence)
-            raise
-        results = []
-        for sequence, given in passes.items():
-            one = checked[sequence]
-            rows = np.cumsum(one.outputs) - 1
-            results.append(logits[sequence][rows[_wanted(given.outputs, one.n)]])
-        return results
-
-    def _decode_causal(
-        self,
-        context: Context,
-        passes: Mapping[int, _Checked],
-        segments: Mapping[int, list[slice]],
-        columns: slice,
-    ) -> dict[int, FloatArray]:
-        """Decode the earlier segments of each pass, then the last ones in one batch.
-
-        Returns the logits of all outputs of each pass, in the pass's own order.
-        """
-        pieces: dict[int, list[FloatArray]] = {sequence: [] for sequence in passes}
-
-        def run(parts: Mapping[int, slice]) -> None:
-            chosen = [(sequence, passes[sequence], part) for sequence, part in parts.items()]
-            outputs = [one.outputs[part] for _, one, part in chosen]
-            offsets = [self._progress[sequence].offset for sequence in parts]
-            logits = self.decode(
-                np.concatenate([one.embeddings[part] for _, one, part in chosen]),
-                np.concatenate(
-                    [
-                        one.positions[part] + n
-                        for (_, one, part), n in zip(chosen, offsets, strict=True)
-                    ]
-                ),
-                np.repeat(list(parts), [len(wanted) for wanted in outputs]),
-                np.concatenate(outputs),
-                causal=True,
-                columns=columns,
+        self._room_for({sequence: n})
+        if sequence not in self._progress:
+            # Room below for this whole call, so that a segment can still follow it. A single
+            # segment needs none: its positions continue.
+            self._progress[sequence] = _Progress(offset=n if len(segments) > 1 else 0)
+        pieces = []
+        for part in segments:
+            first = self._place_of_next(sequence, int(given.positions[part.start]))
+            size = part.stop - part.start
+            pieces.append(
+                self.decode(
+                    given.embeddings[part],
+                    np.arange(first, first + size, dtype=np.int32),
+                    sequence,
+                    given.outputs[part],
+                    causal=True,
+                    columns=columns,
+                )
             )
-            ends = np.cumsum([np.count_nonzero(wanted) for wanted in outputs])
-            for sequence, found in zip(parts, np.split(logits, ends[:-1]), strict=True):
-                pieces[sequence].append(found)
+            self._progress[sequence].next_position += size - 1
+        return np.concatenate(pieces)
 
-        for sequence, one in passes.items():
-            progress = self._progress[sequence]
-            if not self.length(sequence):
-                # Room below for this whole call, so that a segment can still follow it. A single
-                # segment needs none: its positions continue.
-                progress.offset = one.n if len(segments[sequence]) > 1 else 0
-            elif one.positions[0] == 0:
-                park_segment(context, sequence, progress.next_position)
-            for part in segments[sequence][:-1]:
-                run({sequence: part})
-                park_segment(context, sequence, part.stop - part.start)
-        run({sequence: parts[-1] for sequence, parts in segments.items()})
-        for sequence, one in passes.items():
-            self._progress[sequence].next_position = int(one.positions[-1]) + 1
-        return {sequence: np.concatenate(parts) for sequence, parts in pieces.items()}
-
-    def _segments_of_call(self, sequence: int, positions: IntArray) -> list[slice]:
-        """The segments of a causal call, checked against the state of the sequence."""
+    def _place_of_next(self, sequence: Hashable, position: int) -> int:
+        """llama.cpp's position of a row, which is then counted; 0 parks the segment before it."""
         progress = self._progress[sequence]
-        if not self.length(sequence):
+        if position == 0 and progress.next_position:
+            context = self._context
+            assert context is not None  # noqa: S101 - it holds the segment
+            park_segment(context, self._places.index(sequence), progress.next_position)
+        progress.next_position = position + 1
+        return progress.offset + position
+
+    def _segments_of_call(self, sequence: Hashable, positions: IntArray) -> list[slice]:
+        """The segments of a causal call, checked against the state of the sequence."""
+        if sequence not in self._progress:
             return split_segments(positions)
+        progress = self._progress[sequence]
         if positions[0] == 0:
             segments = split_segments(positions)
             if self.length(sequence) + segments[-1].start > progress.offset:
@@ -306,24 +263,28 @@ class GemmaSession(Session):
         if not np.array_equal(positions, np.arange(first, first + len(positions))):
             raise ValueError(
                 f"sequence {sequence} continues at position {first}, but the positions given "
-                f"are {positions[:4].tolist()}...; reset() begins another sequence"
+                f"are {positions[:4].tolist()}...; forget it to begin another"
             )
         return [slice(0, len(positions))]
+
+    @contextmanager
+    def _forgotten_on_error(self, sequences: Sequence[Hashable]) -> Iterator[None]:
+        """After a failure, the state of the cache is unknown."""
+        try:
+            yield
+        except BaseException:
+            for sequence in sequences:
+                self.forget(sequence)
+            raise
 
     # -- proofs on the loaded model ----------------------------------------------------------
 
     def _prove_states(self, last_norm: FloatArray) -> None:
         """Check that the states, normed by hand, equal the output of llama.cpp's own norm."""
         rows = np.stack(list(self._probe_rows.values()))
-        places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
-
-        def decode(output: Output) -> FloatArray:
-            with self._new_context(len(rows), len(rows), n_seq=1, output=output) as context:
-                return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
-
-        states = decode("states").astype(np.float64)
+        states = self._outputs_of(rows, "states").astype(np.float64)
         size = np.sqrt(np.square(states).mean(-1, keepdims=True) + RMS_EPSILON)
-        normed = decode("embeddings")
+        normed = self._outputs_of(rows, "embeddings")
         # NaN and infinity are reported during computation.
         if np.isfinite(normed).all() and not nmse(normed, states / size * last_norm) <= SAME_NMSE:
             raise EnvironmentFault(
@@ -347,7 +308,7 @@ class GemmaSession(Session):
         # As large as the rows of the file, so that the residual stream does not drown attention.
         size = np.median([np.sqrt(np.mean(row**2)) for row in self._probe_rows.values()])
         inputs = tokens * np.float32(size) / np.float32(self.input_scale)
-        with self._new_context(PROBE_SEGMENTS, 1, n_seq=1) as context:
+        with self._new_context(PROBE_SEGMENTS, 1) as context:
             untouched = keys_stay_as_they_were(context, inputs)
             context.clear()
             running = _token_by_token(context, inputs)
@@ -358,7 +319,7 @@ class GemmaSession(Session):
                 segments.append(_token_by_token(context, token[None], start=offset))
                 park_segment(context, 0, 1)
             segments.append(_token_by_token(context, inputs[-1:], start=offset))
-        with self._new_context(PROBE_SEGMENTS, 1, n_seq=1, rope_scale=NO_ROTATION) as context:
+        with self._new_context(PROBE_SEGMENTS, 1, rope_scale=NO_ROTATION) as context:
             reference = _token_by_token(context, inputs)
         to_reference = nmse(reference, np.concatenate(segments))
         to_running = nmse(running, np.concatenate(segments))
@@ -373,9 +334,9 @@ class GemmaSession(Session):
 
     # -- arrays ------------------------------------------------------------------------------
 
-    def _check(self, one: Pass) -> _Checked:
-        embeddings = np.asarray(one.embeddings, dtype=np.float32)
-        positions = np.asarray(one.positions)
+    def _check(self, embeddings: ArrayLike, positions: ArrayLike, outputs: OutputRows) -> _Given:
+        embeddings = np.asarray(embeddings, dtype=np.float32)
+        positions = np.asarray(positions)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.n_embd or not len(embeddings):
             raise ValueError(
                 f"embeddings of shape {embeddings.shape}, expected [n, {self.n_embd}], n at least 1"
@@ -386,8 +347,10 @@ class GemmaSession(Session):
                 f"{len(embeddings)} integers"
             )
         wanted = np.zeros(len(embeddings), dtype=np.bool_)
-        wanted[_wanted(one.outputs, len(embeddings))] = True
-        return _Checked(embeddings, positions.astype(np.int32), wanted)
+        chosen = _wanted(outputs, len(embeddings))
+        wanted[chosen] = True
+        rows = (np.cumsum(wanted) - 1)[chosen]
+        return _Given(embeddings, positions.astype(np.int32), wanted, rows)
 
 
 def prove_states() -> None:
@@ -437,12 +400,10 @@ def _token_by_token(context: Context, inputs: FloatArray, *, start: int = 0) -> 
     Then everything compared ran through the same kernels: another batch size rounds differently, by
     up to 1e-4 with quantized weights.
     """
-    zero = np.zeros(1, dtype=np.int32)
-    one = np.ones(1, dtype=np.bool_)
     return np.concatenate(
         [
-            context.decode(token[None], zero + start + i, zero, one, causal=True).copy()
-            for i, token in enumerate(inputs)
+            context.decode(token[None], np.array([place]), causal=True).copy()
+            for place, token in enumerate(inputs, start)
         ]
     )
 

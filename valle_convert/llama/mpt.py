@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,9 +32,7 @@ from valle_convert.llama.session import CONTRAST, SAME_NMSE, Session
 from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
 from valle_convert.metrics import nmse
 
-#: llama.cpp's own limit, LLAMA_MAX_SEQ, is not lower.
-MAX_SEQUENCES = 64
-#: Cells to allocate at once: 1,024 of 12 x 1024 in f32 take 100 MB.
+#: Cells of a sequence to allocate at once: 1,024 of 12 x 1024 in f32 take 100 MB.
 _FIRST_ROOM = 1024
 #: GELU's distance from ReLU falls with the third power of k: 6e-8 of the logits at 64, measured,
 #: 9e-10 at 256 and 6e-13 at 4096, where float32 begins. Without the divisor it is 1e-2.
@@ -67,7 +65,6 @@ class MptSession(Session):
         self._copy = _copy_without_name(path) if exchangeable else None
         super().__init__(
             path,
-            n_seq=MAX_SEQUENCES,
             further_parts=further_parts,
             mapped=self._copy,
             n_threads=n_threads,
@@ -82,42 +79,42 @@ class MptSession(Session):
         with self._closed_on_error():
             self._prove_own_head(probe_rows)
 
-    def read(self, rows: FloatArray, *, room: int = 0) -> None:
-        """Empty all sequences and give sequence 0 rows that see each other, [n, n_embd]."""
-        self._clear()
-        self._room_for(len(rows) + min(room, _FIRST_ROOM), n_ubatch=len(rows))
-        self._append(rows, [0], 0, slice(0), causal=False)
+    def read(self, sequence: Hashable, rows: FloatArray, *, room: int = 0) -> None:
+        """Begin a sequence with rows that see each other, [n, n_embd]."""
+        n = len(rows)
+        self._room_for({sequence: n + min(room, _FIRST_ROOM)}, n_ubatch=n)
+        self._run(sequence, rows, 0, slice(0), causal=False)
 
-    def fork(self, n: int) -> None:
-        """Make sequences 1 to n - 1 copies of sequence 0, which continue independently."""
-        if not 1 <= n <= MAX_SEQUENCES:
-            raise ValueError(f"{n} sequences, expected 1 to {MAX_SEQUENCES}")
-        context = self._room_for(0)
-        for sequence in range(1, n):
-            context.copy(0, sequence)
-            self._lengths[sequence] = self._lengths[0]
+    def fork(self, sequence: Hashable, copies: Sequence[Hashable]) -> None:
+        """Make copies of a sequence, which continue independently."""
+        context = self._room_for(dict.fromkeys(copies, self.length(sequence)))
+        state = context.save(self._places.index(sequence))
+        for copy in copies:
+            context.restore(self._places.index(copy), state)
+            self._lengths[copy] = self._lengths[sequence]
 
-    def append(
-        self, rows: FloatArray, sequences: Sequence[int], n_outputs: int, columns: slice
+    def extend(
+        self, sequence: Hashable, rows: FloatArray, n_outputs: int, columns: slice
     ) -> FloatArray:
-        """Append rows causally: all to one sequence, or one to each of several.
+        """Append rows [n, n_embd], causally; the last ones' logits, [n_outputs, n_columns]."""
+        return self._run(sequence, rows, n_outputs, columns, causal=True)
 
-        Args:
-            rows: [n, n_embd].
-
-        Returns:
-            [n_outputs, n_columns].
-        """
-        return self._append(rows, sequences, n_outputs, columns, causal=True)
+    def append(self, sequences: Sequence[Hashable], rows: FloatArray, columns: slice) -> FloatArray:
+        """A causal step of one row [n, n_embd] for each of several sequences: [n, n_columns]."""
+        positions = np.array([self.length(one) for one in sequences], np.int32)
+        return self.decode_steps(rows, positions, sequences, columns)
 
     def both_ways(self, rows: FloatArray, n_outputs: int, columns: slice) -> FloatArray:
-        """Rows that all see each other, [n, n_embd]; empties every sequence.
+        """Rows that all see each other, [n, n_embd], and stand alone.
 
         Returns:
             Logits of the last rows, [n_outputs, n_columns].
         """
-        self._clear()
-        return self._append(rows, [0], n_outputs, columns, causal=False)
+        alone = object()
+        try:
+            return self._run(alone, rows, n_outputs, columns, causal=False)
+        finally:
+            self.forget(alone)
 
     def exchange(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
         """Compute with other values of the first part's tensors; empties every sequence.
@@ -127,29 +124,26 @@ class MptSession(Session):
         """
         if self._copy is None:
             raise ValueError(f"{self.path} was not opened to be exchanged")
-        self._clear()
+        self.forget_all()
         try:
             for start, data in pieces:
                 os.pwrite(self._copy.fileno(), data, start)
         except OSError as error:
             raise _no_copy(self.path, error) from error
 
-    def _append(
+    def _run(
         self,
+        sequence: Hashable,
         rows: FloatArray,
-        sequences: Sequence[int],
         n_outputs: int,
         columns: slice,
         *,
         causal: bool,
     ) -> FloatArray:
-        n, ids = len(rows), np.array(sequences, np.int32)
-        places = np.array([self.length(sequence) for sequence in sequences], np.int32)
-        if len(ids) == 1:
-            places = np.arange(places[0], places[0] + n, dtype=np.int32)
-            ids = ids.repeat(n)
+        n, start = len(rows), self.length(sequence)
+        positions = np.arange(start, start + n, dtype=np.int32)
         outputs = np.arange(n) >= n - n_outputs
-        return self.decode(rows, places, ids, outputs, causal=causal, columns=columns)
+        return self.decode(rows, positions, sequence, outputs, causal=causal, columns=columns)
 
     # -- proofs on the loaded model ----------------------------------------------------------
 
@@ -157,18 +151,11 @@ class MptSession(Session):
         """Three rows see each other without a mask, and only earlier ones with one."""
         rows = np.stack(list(probe_rows.values())[:3])
         n = len(rows)
-        places, ids, all_ = (
-            np.arange(n, dtype=np.int32),
-            np.zeros(n, np.int32),
-            np.ones(n, np.bool_),
-        )
-        with self._new_context(2 * n, n, n_seq=1) as context:
+        with self._new_context(2 * n, n) as context:
 
             def run(given: FloatArray, start: int = 0, *, causal: bool) -> FloatArray:
-                k = len(given)
-                return context.decode(
-                    given, places[:k] + start, ids[:k], all_[:k], causal=causal
-                ).copy()
+                places = np.arange(start, start + len(given), dtype=np.int32)
+                return context.decode(given, places, causal=causal).copy()
 
             forth = run(rows, causal=False)
             after = run(rows, n, causal=True)
@@ -232,13 +219,7 @@ def prove_relu(factor: int) -> None:
                 n_threads=1,
             ) as context,
         ):
-            found = context.decode(
-                inputs,
-                np.arange(16, dtype=np.int32),
-                np.zeros(16, np.int32),
-                np.ones(16, np.bool_),
-                causal=False,
-            ).copy()
+            found = context.decode(inputs, np.arange(16), causal=False).copy()
     up, down = weights["blk.0.ffn_up.weight"], weights["blk.0.ffn_down.weight"]
     hidden = np.maximum(_normalized(inputs) @ up.T + weights["blk.0.ffn_up.bias"], 0) @ down.T
     error = nmse(_normalized(inputs + hidden) @ weights["token_embd.weight"].T, found)

@@ -9,7 +9,7 @@ the loaded model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -53,7 +53,9 @@ _FEW_STATES = 16
 
 
 class Session(Closing):
-    """A GGUF file on llama.cpp, and the state of sequences 0 to n_seq - 1.
+    """A GGUF file on llama.cpp, and the state of its sequences, each named by any key.
+
+    A sequence begins with its first row and lasts until it is forgotten.
 
     `path` may be the first part of a split file; llama.cpp then maps `mapped` instead, which is
     closed with the session. The other arguments are those of `GemmaSession`.
@@ -67,7 +69,6 @@ class Session(Closing):
         self,
         path: Path,
         *,
-        n_seq: int,
         further_parts: Sequence[Path] = (),
         mapped: BinaryIO | None = None,
         n_threads: int | None = None,
@@ -79,13 +80,15 @@ class Session(Closing):
     ) -> None:
         self.path = path
         self._output: Output = output
-        self.n_seq = n_seq
         self.settings = settings
         self._head_rows = head_rows if settings.own_head else None
         self._heads: dict[tuple[int | None, int | None], FloatArray] = {}
         self._context: Context | None = None
-        self._lengths = [0] * n_seq  # cells that each sequence holds
-        self._n_cells = 0  # of all sequences, shared ones counted once
+        self._lengths: dict[Hashable, int] = {}
+        #: The key of each of llama.cpp's sequences; without gaps, since a gap would cut a batch.
+        self._places: list[Hashable] = []
+        self._n_seq = settings.n_parallel
+        self._is_paired: bool | None = None
         self._scales: tuple[float, ...] = ()
         self._watched: Collection[str] = ()
         self._caught: dict[str, list[FloatArray]] = {}
@@ -129,9 +132,9 @@ class Session(Closing):
         """The number of weights, as llama.cpp counts them."""
         return self._model.n_params
 
-    def length(self, sequence: int = 0) -> int:
+    def length(self, sequence: Hashable = 0) -> int:
         """The number of positions in a sequence."""
-        return self._lengths[sequence]
+        return self._lengths.get(sequence, 0)
 
     def use_adapters(self, scales: Sequence[float]) -> None:
         """Scale each of the session's adapters from now on; 0 switches it off.
@@ -143,39 +146,75 @@ class Session(Closing):
             if self._context is not None:
                 self._switch_adapters(self._context)
 
+    def make_room(self, n_seq: int) -> None:
+        """Have room for so many more sequences; llama.cpp's number is fixed while there are any."""
+        n_seq += len(self._places)
+        if self._places and self._context is not None and n_seq > self._context.n_seq:
+            raise ValueError(f"{n_seq} sequences, but there is room for {self._context.n_seq}")
+        self._n_seq = max(self._n_seq, n_seq)
+
     def decode(
         self,
         rows: FloatArray,
-        places: IntArray,
-        sequences: IntArray,
+        positions: IntArray,
+        sequence: Hashable,
         outputs: BoolArray,
         *,
         causal: bool,
         columns: slice = ALL_COLUMNS,
     ) -> FloatArray:
-        """Append a batch to the sequences.
+        """Append rows to a sequence.
 
         Args:
-                rows: [n, n_embd], the inputs of the first layer.
-            places: [n], llama.cpp's positions.
-            sequences: [n], the sequence of each row.
+            rows: [n, n_embd], the inputs of the first layer.
+            positions: [n], llama.cpp's.
             outputs: [n], true where logits are wanted.
 
         Returns:
-            [n_out, n_columns], in the order of the batch.
+            [n_out, n_columns].
         """
-        context = self._room_for(len(rows), n_ubatch=1 if causal else len(rows))
-        inputs = rows / np.float32(self.input_scale)
+        context = self._room_for({sequence: len(rows)}, n_ubatch=1 if causal else len(rows))
+        inputs, place = rows / np.float32(self.input_scale), self._places.index(sequence)
         # In the last layer, llama.cpp computes only the rows with outputs.
         wanted = np.ones_like(outputs) if self._watched else outputs
-        found = context.decode(inputs, places, sequences, wanted, causal=causal)
+        found = context.decode(inputs, positions, place, wanted, causal=causal)
         if self._watched:
             found = found[outputs]
             for name, values in {INPUTS: rows, **context.caught}.items():
                 self._caught.setdefault(name, []).append(values)
+        self._lengths[sequence] += len(rows)
+        return self._of_head(found, columns)
+
+    def decode_steps(
+        self,
+        rows: FloatArray,
+        positions: IntArray,
+        sequences: Sequence[Hashable],
+        columns: slice,
+    ) -> FloatArray:
+        """Append a row to each of several sequences, in one batch; the logits, [n, n_columns]."""
+        if len(rows) == 1 and self._needs_pair(rows):
+            companion = object()
+            try:
+                return self.decode_steps(
+                    rows.repeat(2, axis=0),
+                    np.append(positions, np.int32(0)),
+                    [*sequences, companion],
+                    columns,
+                )[:1]
+            finally:
+                self.forget(companion)
+        context = self._room_for(dict.fromkeys(sequences, 1))
+        places = np.array([self._places.index(one) for one in sequences], np.int32)
+        order = np.argsort(places)
+        inputs = (rows / np.float32(self.input_scale))[order]
+        found = context.decode(inputs, positions[order], places[order], causal=True)
         for sequence in sequences:
             self._lengths[sequence] += 1
-        self._n_cells += len(rows)
+        return self._of_head(found[np.argsort(order)], columns)
+
+    def _of_head(self, found: FloatArray, columns: slice) -> FloatArray:
+        """The wanted logits, given llama.cpp's or the inputs of the head."""
         if self._head_rows is None or self._output != "normed":
             return found[:, columns].copy()
         key = (columns.start, columns.stop)
@@ -183,9 +222,25 @@ class Session(Closing):
             self._heads[key] = np.ascontiguousarray(self._head_rows(columns).T)
         return _product(found, self._heads[key])
 
-    def forget(self) -> None:
+    def forget(self, sequence: Hashable) -> None:
+        """Empty a sequence; the last one of llama.cpp's takes its place."""
+        if self._lengths.pop(sequence, None) is None:
+            return
+        place, last = self._places.index(sequence), len(self._places) - 1
+        moved = self._places.pop()
+        if self._context is not None:
+            self._context.remove(place)
+            if place != last:
+                self._context.restore(place, self._context.save(last))
+                self._context.remove(last)
+        if place != last:
+            self._places[place] = moved
+
+    def forget_all(self) -> None:
         """Empty every sequence."""
-        self._clear()
+        if self._context is not None:
+            self._context.clear()
+        self._lengths, self._places = {}, []
 
     @contextmanager
     def watching(self, names: Collection[str]) -> Iterator[dict[str, list[FloatArray]]]:
@@ -193,14 +248,14 @@ class Session(Closing):
 
         Yields each batch's tensors by name, [n, width]; the input rows are `INPUTS`.
         """
-        self._clear()
+        self.forget_all()
         self._drop_context()
         self._watched, self._caught = names, {}
         try:
             yield self._caught
         finally:
             self._watched, self._caught = (), {}
-            self._clear()
+            self.forget_all()
             self._drop_context()
 
     def close(self) -> None:
@@ -222,7 +277,7 @@ class Session(Closing):
         self,
         n_ctx: int,
         n_ubatch: int,
-        n_seq: int | None = None,
+        n_seq: int = 1,
         rope_scale: float | None = None,
         output: Output | None = None,
         watched: Collection[str] = (),
@@ -232,7 +287,7 @@ class Session(Closing):
             self._model,
             n_ctx=n_ctx,
             n_ubatch=n_ubatch,
-            n_seq=n_seq or self.n_seq,
+            n_seq=n_seq,
             n_threads=self.n_threads,
             settings=self.settings,
             rope_scale=rope_scale,
@@ -240,41 +295,46 @@ class Session(Closing):
             watched=watched,
         )
 
-    def _room_for(self, n_cells: int, *, n_ubatch: int = 1) -> Context:
-        """The context, with room for more cells; a larger one if necessary."""
-        old, needed = self._context, self._n_cells + n_cells
-        if old is not None and needed <= old.n_ctx and n_ubatch <= old.n_ubatch:
-            return old
-        n_ctx, n_ubatch = needed, max(n_ubatch, CAUSAL_UBATCH)
-        moving: list[tuple[int, Context]] = []
+    def _room_for(self, added: Mapping[Hashable, int], *, n_ubatch: int = 1) -> Context:
+        """The context, with room for more cells of some sequences; a larger one if necessary."""
+        begun = [one for one in added if one not in self._lengths]
+        self.make_room(len(begun))
+        n_ctx = max(self.length(one) + n for one, n in added.items())
+        context = self._context
+        if (
+            context is None
+            or n_ctx > context.n_ctx
+            or n_ubatch > context.n_ubatch
+            or self._n_seq > context.n_seq
+        ):
+            context = self._grow(n_ctx, n_ubatch)
+        self._lengths |= dict.fromkeys(begun, 0)
+        self._places += begun
+        return context
+
+    def _grow(self, n_ctx: int, n_ubatch: int) -> Context:
+        """Move all sequences to a larger context."""
+        old, n_ubatch = self._context, max(n_ubatch, CAUSAL_UBATCH)
         if old is not None:
             n_ubatch = max(n_ubatch, old.n_ubatch)
-            moving = [(sequence, old) for sequence, n in enumerate(self._lengths) if n]
             # Doubling, so that a sequence that grows row by row moves only a few times.
-            n_ctx = max(n_ctx, 2 * old.n_ctx if moving and needed > old.n_ctx else old.n_ctx)
-        if moving:
-            # Copies of a sequence no longer share cells.
-            n_ctx = max(n_ctx, sum(self._lengths) + n_cells)
-        else:
-            self._drop_context()
-        new = self._new_context(n_ctx, n_ubatch, watched=self._watched)
+            is_short = self._places and n_ctx > old.n_ctx
+            n_ctx = max(n_ctx, 2 * old.n_ctx if is_short else old.n_ctx)
+            if not self._places:
+                self._drop_context()
+        new = self._new_context(n_ctx, n_ubatch, self._n_seq, watched=self._watched)
         try:
             if self._scales:
                 self._switch_adapters(new)
-            for sequence, place in moving:
-                new.restore(sequence, place.save(sequence))
+            for place in range(len(self._places)):
+                assert old is not None  # noqa: S101 - it holds them
+                new.restore(place, old.save(place))
         except BaseException:
             new.close()
             raise
         self._drop_context()
-        self._context, self._n_cells = new, sum(self._lengths)
+        self._context = new
         return new
-
-    def _clear(self) -> None:
-        if self._context is not None:
-            self._context.clear()
-        self._lengths = [0] * self.n_seq
-        self._n_cells = 0
 
     def _drop_context(self) -> None:
         if self._context is not None:
@@ -296,6 +356,26 @@ class Session(Closing):
                 "again."
             )
 
+    def _needs_pair(self, row: FloatArray) -> bool:
+        """Whether sequences are to be independent of others, and a row alone rounds differently.
+
+        So it is where llama.cpp has other kernels for one row than for several: in F32 and F16, and
+        in flash attention beyond 512 positions.
+        """
+        if self.settings.n_parallel == 1:
+            return False
+        if self._is_paired is None:
+            with self._new_context(1, 2, n_seq=2) as context:
+
+                def run(n: int) -> FloatArray:
+                    context.clear()
+                    ids, rows = np.arange(n, dtype=np.int32), row.repeat(n, axis=0)
+                    return context.decode(rows, 0 * ids, ids, causal=True)[:1].copy()
+
+                same = np.array_equal(run(1), run(2))
+            self._is_paired = self.settings.flash_attention or not same
+        return self._is_paired
+
     def _find_input_scale(self, probe_rows: Mapping[int, FloatArray], of_ids: float) -> float:
         """The factor that the graph multiplies raw embeddings by.
 
@@ -307,13 +387,12 @@ class Session(Closing):
                 it first.
         """
         root = float(np.sqrt(self.n_embd))
-        zero, one = np.zeros(1, np.int32), np.ones(1, np.bool_)
-        with self._new_context(n_ctx=1, n_ubatch=1, n_seq=1) as context:
+        with self._new_context(n_ctx=1, n_ubatch=1) as context:
             for token, row in probe_rows.items():
 
                 def logits(inputs: FloatArray | IntArray) -> FloatArray:
                     context.clear()
-                    return context.decode(inputs, zero, zero, one, causal=True).copy()
+                    return context.decode(inputs, np.zeros(1, np.int32), causal=True).copy()
 
                 expected = logits(np.array([token], np.int32))
                 if not np.isfinite(expected).all():
@@ -337,20 +416,20 @@ class Session(Closing):
         if self._head_rows is None or self._output != "logits":
             return
         rows = np.stack(list(probe_rows.values()))
-        places, wanted = np.arange(len(rows), dtype=np.int32), np.ones(len(rows), np.bool_)
-
-        def decode(output: Output) -> FloatArray:
-            with self._new_context(len(rows), len(rows), n_seq=1, output=output) as context:
-                return context.decode(rows, places, 0 * places, wanted, causal=True).copy()
-
         # The logits of the likeliest ids; our product uses the exact rows, llama.cpp's rounds
         # them as its kernels like.
         with suppress(EnvironmentFault):
-            caught = decode("normed")
-            expected = decode("logits")[:, list(probe_rows)]
-            same = nmse(decode("embeddings"), caught) <= SAME_NMSE
+            caught = self._outputs_of(rows, "normed")
+            expected = self._outputs_of(rows, "logits")[:, list(probe_rows)]
+            same = nmse(self._outputs_of(rows, "embeddings"), caught) <= SAME_NMSE
             if same and nmse(expected, caught @ rows.T) <= _ROUNDED_HEAD:
                 self._output = "normed"
+
+    def _outputs_of(self, rows: FloatArray, output: Output) -> FloatArray:
+        """What llama.cpp gives for a causal sequence of rows, in a context of its own."""
+        with self._new_context(len(rows), len(rows), output=output) as context:
+            places = np.arange(len(rows), dtype=np.int32)
+            return context.decode(rows, places, causal=True).copy()
 
     @property
     def _version(self) -> str:

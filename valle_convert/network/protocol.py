@@ -6,7 +6,7 @@ files, so the same code runs on both and comparing them is short.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -53,9 +53,9 @@ class OnLlama(Computing, Protocol):
 class Network(Computing, Protocol):
     """Embeddings in, logits of one head out, with a state for causal passes.
 
-    The state is the sequence so far. A causal step appends to it: the first one after `reset` has
-    whole segments, later ones continue the last segment or begin another. A step that attends in
-    both directions stands alone, and leaves the state empty.
+    The state is the sequences so far, each named by any key. A causal step appends to one: the
+    first one has whole segments, later ones continue the last segment or begin another. A step that
+    attends in both directions stands alone.
     """
 
     @property
@@ -65,7 +65,13 @@ class Network(Computing, Protocol):
         """Rows of an input table, [n] -> [n, n_embd]."""
         ...
 
-    def reset(self) -> None: ...
+    def make_room(self, n_seq: int) -> None:
+        """Announce so many more sequences beside those that there are."""
+        ...
+
+    def forget(self, sequence: Hashable) -> None:
+        """End a sequence, if there is one of this key."""
+        ...
 
     def step(
         self,
@@ -74,29 +80,26 @@ class Network(Computing, Protocol):
         *,
         head: str,
         outputs: Outputs,
-        sequence: int = 0,
+        sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch, [n, n_embd] -> logits [n_outputs, rows of the head], biases included.
 
         A segment begins where positions return to 0. Later steps may begin one segment together,
-        if the first step had several.
+        if the first step had several. Causal steps go on with a sequence.
         """
         ...
 
-    def step_many(
+    def append(
         self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
+        sequences: Sequence[Hashable],
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences, independent of each other: at once if it can.
+    ) -> NDArray[np.float32]:
+        """A causal step of one row for each of several sequences, in one batch.
 
-        Sequence i is given as to its own calls of `step`. Gives logits for each sequence.
+        Row i of [n, n_embd] continues sequence i, which has begun; gives logits [n, rows of the
+        head].
         """
-        given = zip(embeddings, positions, outputs, strict=True)
-        return [
-            self.step(one, places, head=head, outputs=wanted, sequence=i)
-            for i, (one, places, wanted) in enumerate(given)
-        ]
+        ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import replace
 
 from valle_convert.decode import ShouldStop
@@ -17,7 +17,7 @@ from valle_convert.speech.speaker import AnySpeaker, Watch, seeded
 
 
 class Speaking:
-    """The work of one request: bytes of sound, and a turn of others after each sentence.
+    """The work of one request: bytes of sound, and turns of others between steps.
 
     The voice is looked up at once, so that a wrong name does not occupy the queue.
     """
@@ -33,26 +33,22 @@ class Speaking:
             said = wanted.options.voice_text or self._voice.text
             self.options = replace(self.options, voice_text=said)
         self.n_frames = 0
-        self._n_sentences = 0
 
     def __call__(
         self, speaker: AnySpeaker, should_stop: ShouldStop
     ) -> Generator[bytes | None, None, None]:
         encoder, notices = Encoder(self.wanted.sound, self.wanted.speed), [""]
         voice = None if self._voice is None else self._voices.load(self._voice, speaker)
-        watch = Watch(should_stop=should_stop, on_sentences=self._count)
-        pieces = speaker.pieces(self.wanted.text, voice, self.options, watch=watch)
-        for n, piece in enumerate(pieces, 1):
+        watch = Watch(should_stop=should_stop)
+        for piece in speaker.turns(self.wanted.text, voice, self.options, watch=watch):
+            if piece is None:
+                yield TURN
+                continue
             self._metrics.spoke(piece)
             notices += piece.notices
             if piece.audio is not None and len(piece.codes):
                 self.n_frames += len(piece.codes)
                 yield encoder.add(piece.audio)
-            if n < self._n_sentences:
-                yield TURN
         if not self.n_frames and not should_stop():
             raise InputError(f"There is nothing to hear: {notices[-1]}.")
         yield encoder.finish()
-
-    def _count(self, phonemes: Sequence[str]) -> None:
-        self._n_sentences = len(phonemes)

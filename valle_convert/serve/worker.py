@@ -1,16 +1,15 @@
-"""The one thread that owns llama.cpp, and its queue.
+"""The one thread that owns llama.cpp, and its requests.
 
-A request is a generator of results. When it yields `TURN`, between two sentences, the others take
-their turns, so that a short text does not wait for a long one; every second turn is for a request
-without sound so far. Each has its own random generator, and every sentence begins with an empty
-cache, so requests do not influence each other.
+A request is a generator of results. When it yields `TURN`, it waits for a step of the speaker's
+batch, which the sentences of all requests share: `decode.batch` decides which of them begins next.
+Each sentence has its own random generator and its own sequences, so requests do not influence each
+other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from threading import Condition, Thread
@@ -23,7 +22,7 @@ from valle_convert.speech.speaker import AnySpeaker
 
 T = TypeVar("T")
 
-#: Yielded when other requests may continue.
+#: Yielded when a step of the batch has to come first.
 TURN = None
 #: The work of a request: called in the thread, with a function that stops it between two steps.
 Work = Callable[[AnySpeaker, ShouldStop], Generator[T | None, None, None]]
@@ -64,15 +63,15 @@ class Job(Generic[T]):
         return found
 
     def step(self, speaker: AnySpeaker) -> bool:
-        """Work until the next turn of others, in the worker's thread; false at the end."""
+        """Work until the next step of the batch, in the worker's thread; false at the end."""
         end: _Done | Exception = _Done()
         self._steps = self._steps or self._work(speaker, self._must_stop)
         try:
             while not self._must_stop():
                 result = next(self._steps)
                 if self._must_stop():
-                    break  # in the middle of a sentence
-                if result is None:
+                    break  # what is there of a sentence
+                if result is TURN:
                     return True
                 self._tell(result)
             self._steps.close()
@@ -104,10 +103,7 @@ class Worker(Closing):
     ) -> None:
         self._open, self._failed = open_speaker, failed
         self._n_places = n_places
-        self._new: deque[Job[Any]] = deque()
-        self._begun: deque[Job[Any]] = deque()
-        self._turns = self._begun, self._new  # swapped each time
-        self._at_work: Job[Any] | None = None
+        self._jobs: list[Job[Any]] = []
         self._changed = Condition()
         self._is_closing = False
         self._thread = Thread(target=self._run, name="speech", daemon=True)
@@ -133,14 +129,14 @@ class Worker(Closing):
 
     def add(self, job: Job[Any]) -> None:
         with self._changed:
-            self._new.append(job)
+            self._jobs.append(job)
             self._changed.notify()
 
     def close(self) -> None:
         """End the thread; remaining jobs are dropped."""
         with self._changed:
             self._is_closing = True
-            for job in filter(None, (*self._new, *self._begun, self._at_work)):
+            for job in self._jobs:
                 job.leave()
             self._changed.notify()
         if self._thread.is_alive():
@@ -150,21 +146,20 @@ class Worker(Closing):
         try:
             with self._open() as speaker:
                 self.is_ready = True
-                while (job := self._next()) is not None:
-                    if job.step(speaker):
-                        with self._changed:
-                            self._begun.append(job)
+                while jobs := self._wait():
+                    for job in jobs:
+                        if not job.step(speaker):
+                            with self._changed:
+                                self._jobs.remove(job)
+                    speaker.batch.step()
         except Exception as error:
             self.failure = error
             self.is_ready = False
             self._failed()
 
-    def _next(self) -> Job[Any] | None:
+    def _wait(self) -> list[Job[Any]]:
+        """The jobs, as soon as there are any; none at the end."""
         with self._changed:
-            while not (self._new or self._begun or self._is_closing):
+            while not (self._jobs or self._is_closing):
                 self._changed.wait()
-            if self._is_closing:
-                return None
-            queue, other = self._turns = self._turns[::-1]
-            self._at_work = (queue or other).popleft()
-            return self._at_work
+            return [] if self._is_closing else list(self._jobs)

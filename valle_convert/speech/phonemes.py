@@ -12,11 +12,13 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.voice import fit_prompt
 from valle_convert.decode import Prefix, Speech
+from valle_convert.decode.batch import Append
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, CodeFormat, Codes
+from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Recording, Speaker, sayable
+from valle_convert.speech.speaker import Line, Speaker, sayable
 from valle_convert.text import (
     assumed_language_notices,
     check_phonemes,
@@ -58,6 +60,7 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
 
     Args:
         model: the model.
+        append: grows sequences of the network.
         tokenize: turns phonemes into ids.
         codec: converts between audio and codes; None works with codes only.
         opened: resources to close with the speaker.
@@ -69,12 +72,13 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
     def __init__(
         self,
         model: ReadsPhonemes,
+        append: Append,
         *,
         tokenize: Tokenize,
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(model, codec, opened)
+        super().__init__(model, append, codec, opened)
         self._model = model
         self._tokenize = tokenize
 

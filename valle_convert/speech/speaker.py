@@ -5,8 +5,9 @@ with bundle.family.speaker(bundle, codec=EncodecCodec()) as speaker:
     spoken = speaker.speak("Hello world.", "prompt.wav")
     write_wav(Path("hello.wav"), spoken.audio)
 
-Long texts are spoken sentence by sentence; `pieces` yields each one when it is done. Nothing here
-prints: remarks for the user are `notices` of the result.
+Long texts are spoken sentence by sentence; `pieces` yields each one when it is done. With
+`settings=Settings(n_parallel=4)`, four of them are decoded side by side. Nothing here prints:
+remarks for the user are `notices` of the result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,32 +24,23 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from valle_convert.audio.codec import AudioCodec, check_codec_fits
+from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import (
-    CODES_SUFFIX,
     SavedCodes,
-    check_codes_fit,
-    is_codes_path,
-    read_codes,
 )
-from valle_convert.audio.files import Audio, read_audio
-from valle_convert.audio.voice import prompt_audio
 from valle_convert.closing import Closing
-from valle_convert.decode import ShouldStop, Speech, never
+from valle_convert.decode import Batch, Decoding, ShouldStop, Speech, Steps, never
+from valle_convert.decode.batch import Append
 from valle_convert.errors import InputError
-from valle_convert.model.spec import Codec, CodeFormat, Codes
+from valle_convert.model.spec import CodeFormat, Codes
 from valle_convert.progress import Progress, silent
+from valle_convert.speech.recordings import Recordings
 from valle_convert.speech.results import (
-    DEFAULT_FRAME_RATE,
-    MAX_RECORDING_SECONDS,
     Piece,
     SpeakOptions,
     Spoken,
     Timings,
 )
-
-#: A recording or its codes, in memory or in a file.
-Recording = str | Path | Audio | SavedCodes
 
 #: How often a sentence is drawn if the model ends before its first frame.
 MAX_DRAWS = 3
@@ -100,15 +93,37 @@ class Line(Generic[RowsT]):
     language_id: int | None = None
 
 
-class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
+@dataclass(frozen=True, eq=False)
+class SentenceInputs(Generic[RowsT, VoiceT]):
+    """What a sentence is decoded from.
+
+    Attributes:
+        said: earlier sentences of the text.
+        level_0: codes [frames] to decode only the other levels; None decodes all.
+    """
+
+    line: Line[RowsT]
+    voice: VoiceT | None
+    said: Sequence[tuple[Line[RowsT], Speech]]
+    options: SpeakOptions
+    rng: np.random.Generator
+    watch: Watch
+    level_0: Codes | None = None
+
+
+class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
     SourceT is a voice as given, VoiceT a voice for the network, RowsT a text for the network.
 
     Args:
         model: the model of the codes.
+        append: grows sequences of the network, for `batch`.
         codec: converts between audio and codes; None works with codes only.
         opened: resources to close with the speaker.
+
+    Attributes:
+        batch: the sentences that are being decoded.
 
     Raises:
         InputError: the codec does not fit the model.
@@ -116,29 +131,23 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
 
     #: Advice if the model generates nothing.
     remedies: ClassVar[str] = "try another --seed, --temperature or --voice"
+    #: The rest of the advice where `--parallel` does not apply.
+    stepwise: ClassVar[str] = ""
 
     def __init__(
-        self, model: CodeFormat, codec: AudioCodec | None, opened: ExitStack | None = None
+        self,
+        model: CodeFormat,
+        append: Append,
+        codec: AudioCodec | None,
+        opened: ExitStack | None = None,
     ) -> None:
-        if codec is not None:
-            check_codec_fits(codec, model)
-        self._format = model
-        self._codec = codec
+        super().__init__(model, codec)
+        self.batch = Batch(append)
         self._opened = ExitStack() if opened is None else opened.pop_all()
 
     def close(self) -> None:
         """Release the model."""
         self._opened.close()
-
-    @property
-    def codec_description(self) -> Codec:
-        """The codec of the codes, from the codec itself or from the model."""
-        return self._format.codec if self._codec is None else self._codec.description
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.codec_description.frame_rate or DEFAULT_FRAME_RATE
 
     # ------------------------------------------------------------ what a family supplies
 
@@ -155,22 +164,31 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         """A voice for the network, and remarks for the user."""
 
     @abstractmethod
-    def _decode(
-        self,
-        line: Line[RowsT],
-        voice: VoiceT | None,
-        said: Sequence[tuple[Line[RowsT], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Speech:
-        """Decode one sentence, after the earlier ones.
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        """Sequences that a sentence has in `batch`; 0 if all its frames are decoded at once."""
 
-        With `level_0`, [frames], only the other levels are decoded.
-        """
+    def _follows(self, voice: VoiceT | None, options: SpeakOptions) -> bool:
+        """Whether a sentence is decoded after the codes of earlier ones, so that it waits."""
+        del voice
+        return options.context_history > 0
+
+    @abstractmethod
+    def _decode(self, given: SentenceInputs[RowsT, VoiceT]) -> Steps[Speech]:
+        """Decode one sentence, after the earlier ones."""
 
     # ------------------------------------------------------------------------- speaking
+
+    def check_parallel(self, options: SpeakOptions) -> None:
+        """Reject `Settings.n_parallel` where it changes nothing.
+
+        Raises:
+            InputError: with these options, all frames of a sentence are decoded at once.
+        """
+        if self.batch.width > 1 and not self._n_sequences(options):
+            raise InputError(
+                "This model decodes all frames of a sentence at once, so --parallel does not apply;"
+                f" leave it out{self.stepwise}."
+            )
 
     def pieces(
         self,
@@ -198,29 +216,70 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
                 not usable, or the text is too long.
             EnvironmentFault: a package is missing.
         """
+        for piece in self.turns(text, voice, options, is_phonemes=is_phonemes, watch=watch):
+            if piece is None:
+                self.batch.step()
+            else:
+                yield piece
+
+    def turns(
+        self,
+        text: str,
+        voice: SourceT | None = None,
+        options: SpeakOptions | None = None,
+        *,
+        is_phonemes: bool = False,
+        watch: Watch = UNWATCHED,
+    ) -> Iterator[Piece | None]:
+        """As `pieces`, for several texts at once: None means that `batch` has to step first."""
         options = seeded(options)
+        self.check_parallel(options)
         begin = time.perf_counter()
         lines = self._lines(text, options, is_phonemes=is_phonemes, whole=is_phonemes)
         text_done = time.perf_counter()
         prompt, notices = self._voice(voice, options)
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         watch.on_sentences([line.phonemes for line in lines])
-        rng = np.random.default_rng(options.seed)
-        # At temperature 0 the result would be the same.
-        n_draws = MAX_DRAWS if options.sampling.temperature > 0 else 1
+        n_sequences = max(1, self._n_sequences(options))
+        n_ahead = 1 if self._follows(prompt, options) else max(1, self.batch.width // n_sequences)
+        left = deque(enumerate(lines))
+        begun: deque[tuple[Line[RowsT], Decoding[Speech]]] = deque()
         said: list[tuple[Line[RowsT], Speech]] = []
-        for line in lines:
-            for _ in range(n_draws):
-                speech = self._decode(line, prompt, said, options, rng, watch)
-                if len(speech.codes) or speech.end != "stop":
-                    break
-            if len(speech.codes):
-                said.append((line, speech))
-            if len(speech.codes) or speech.end == "stop":
-                yield self._piece(line, speech, notices, seconds)
-                notices, seconds = (), Timings()
-            if speech.end == "interrupted":
-                return
+        try:
+            while left or begun:
+                while left and sum(not one.is_done for _, one in begun) < n_ahead:
+                    n, line = left.popleft()
+                    shown = replace(watch, progress=silent) if begun else watch
+                    rng = np.random.default_rng([options.seed or 0, n])
+                    steps = self._draw(SentenceInputs(line, prompt, said, options, rng, shown))
+                    decoding = self.batch.add(steps, n_sequences=n_sequences, is_first=n == 0)
+                    begun.append((line, decoding))
+                line, decoding = begun[0]
+                if not decoding.is_done:
+                    yield None
+                    continue
+                begun.popleft()
+                speech = decoding.result()
+                if len(speech.codes):
+                    said.append((line, speech))
+                if len(speech.codes) or speech.end == "stop":
+                    yield self._piece(line, speech, decoding.seconds, notices, seconds)
+                    notices, seconds = (), Timings()
+                if speech.end == "interrupted":
+                    return
+        finally:
+            for _, decoding in begun:
+                decoding.close()
+
+    def _draw(self, given: SentenceInputs[RowsT, VoiceT]) -> Steps[Speech]:
+        """Decode a sentence, again if nothing comes of it."""
+        # At temperature 0 the result would be the same.
+        n_draws = MAX_DRAWS if given.options.sampling.temperature > 0 else 1
+        for _ in range(n_draws):
+            speech = yield from self._decode(given)
+            if len(speech.codes) or speech.end != "stop":
+                break
+        return speech
 
     def speak(
         self,
@@ -286,84 +345,20 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
         prompt, notices = self._voice(voice, options)
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         rng = np.random.default_rng(options.seed)
-        speech = self._decode(line, prompt, (), options, rng, watch, level_0)
-        return self._at_once(self._piece(line, speech, notices, seconds), options, watch)
-
-    def decode(self, codes: Codes | SavedCodes | str | Path) -> Audio:
-        """Decode codes [frames, levels or fewer], or a file of codes, to audio.
-
-        Raises:
-            InputError: the speaker has no codec, or the codes do not fit the model.
-        """
-        if not isinstance(codes, np.ndarray):
-            codes = self._saved(codes, "the file of codes").codes
-        return self._needed_codec().decode(codes)
-
-    def encode(
-        self, recording: Path | Audio, seconds: float | None, name: str
-    ) -> tuple[SavedCodes, tuple[str, ...]]:
-        """The codes of a recording, which serve as a voice in its place.
-
-        Args:
-            recording: what is heard, or a file of it.
-            seconds: at most so many from the first sound on; None for all of it.
-            name: of the recording, for messages.
-
-        Returns:
-            The codes, and notices of what was left out.
-
-        Raises:
-            InputError: as `prompt_audio`, or the speaker has no codec.
-        """
-        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
-        return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
-
-    def _frames(self, seconds: float) -> int:
-        return max(1, round(seconds * self.frame_rate))
-
-    # ----------------------------------------------------------------------- recordings
-
-    def _read(self, recording: Recording, name: str) -> Audio | SavedCodes:
-        """A recording or its codes, read from a file if it is a path."""
-        if isinstance(recording, SavedCodes) or (
-            isinstance(recording, str | Path) and is_codes_path(Path(recording))
-        ):
-            return self._saved(recording, name)
-        codec = self._needed_codec()
-        if isinstance(recording, Audio):
-            return recording
-        rate = codec.description.sample_rate
-        return read_audio(Path(recording), rate, max_seconds=MAX_RECORDING_SECONDS)
-
-    def _codes_of(
-        self, heard: Audio | SavedCodes, seconds: float | None, name: str
-    ) -> tuple[Codes, tuple[str, ...]]:
-        """Codes of a recording, from the first sound on for some seconds; None takes all."""
-        if isinstance(heard, SavedCodes):
-            return heard.codes, ()
-        audio, notices = prompt_audio(heard, seconds, name)
-        return self._needed_codec().encode(audio), notices
-
-    def _saved(self, codes: SavedCodes | str | Path, name: str) -> SavedCodes:
-        """Saved codes, checked to fit the model."""
-        if isinstance(codes, SavedCodes):
-            check_codes_fit(codes, self._format, name)
-            return codes
-        return read_codes(Path(codes), self._format)
-
-    def _needed_codec(self) -> AudioCodec:
-        if self._codec is None:
-            raise InputError(
-                f"Audio needs a codec; pass one with --codec, or use saved codes ({CODES_SUFFIX})."
-            )
-        return self._codec
+        steps = self._decode(SentenceInputs(line, prompt, (), options, rng, watch, level_0))
+        return self._at_once(line, steps, notices, seconds, options, watch)
 
     # ----------------------------------------------------------------------- the pieces
 
     def _piece(
-        self, line: Line[RowsT], speech: Speech, notices: tuple[str, ...], seconds: Timings
+        self,
+        line: Line[RowsT],
+        speech: Speech,
+        decoded: float,
+        notices: tuple[str, ...],
+        seconds: Timings,
     ) -> Piece:
-        """A sentence with its audio, and with notices and times of the steps before."""
+        """A sentence with its audio, the seconds of decoding it, and what came before."""
         begin = time.perf_counter()
         audio = self._audio_of(speech.codes)
         notices = line.notices + notices
@@ -389,7 +384,7 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             seconds=replace(
                 seconds,
                 length=stages.length,
-                level_0=stages.level_0,
+                level_0=decoded - stages.length - stages.levels,
                 levels=stages.levels,
                 codec=time.perf_counter() - begin,
             ),
@@ -397,15 +392,18 @@ class Speaker(Closing, Generic[SourceT, RowsT, VoiceT]):
             language_id=line.language_id,
         )
 
-    def _audio_of(self, codes: Codes) -> Audio | None:
-        """The audio of a piece, which may be empty; None without a codec."""
-        if self._codec is None:
-            return None
-        if not len(codes):
-            return Audio(np.zeros(0, np.float32), self._codec.description.sample_rate)
-        return self._codec.decode(codes)
-
-    def _at_once(self, piece: Piece, options: SpeakOptions, watch: Watch) -> Spoken:
+    def _at_once(
+        self,
+        line: Line[RowsT],
+        steps: Steps[Speech],
+        notices: tuple[str, ...],
+        seconds: Timings,
+        options: SpeakOptions,
+        watch: Watch,
+    ) -> Spoken:
+        """Decode a text of one sentence."""
+        decoding = self.batch.run(steps)
+        piece = self._piece(line, decoding.result(), decoding.seconds, notices, seconds)
         watch.on_piece(piece)
         return self._spoken([piece], options, is_whole=piece.end != "interrupted")
 

@@ -80,7 +80,6 @@ def speak_references(
     found = []
     with progress("speaking the references", len(sentences), "sentences") as advance:
         for n, sentence in enumerate(sentences):
-            network.reset()
             codes = decode_speech(
                 network,
                 sentence.condition,

@@ -7,8 +7,9 @@ without arithmetic except for a head's bias.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ from valle_convert.families.gemma import PART
 from valle_convert.families.v5.adapter import Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.context import Settings
-from valle_convert.llama.gemma import GemmaSession, Pass
+from valle_convert.llama.context import EXACT, Settings
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.session import Session
 from valle_convert.llama.tuning import Tune
 from valle_convert.model.spec import Head, Model, level_of_head
@@ -57,7 +58,6 @@ class GgufNetwork(Closing):
             return GemmaSession(
                 self.file.path,
                 n_ctx=n_ctx,
-                n_seq=2,  # guidance grows two
                 n_threads=how.n_threads,
                 settings=how,
                 probe_rows=probe_rows,
@@ -65,9 +65,12 @@ class GgufNetwork(Closing):
                 adapters=[one.path for one in self.adapters],
             )
 
-        tuned = tuned_for(self.file, probe_rows, settings, n_threads, tune)
+        given = settings or EXACT
+        one = replace(given, n_parallel=1)
+        tuned = tuned_for(self.file, probe_rows, one, n_threads, tune)
         with ExitStack() as opened:
-            self.session = opened.enter_context(open_session(tuned.steps))
+            steps = replace(tuned.steps, n_parallel=given.n_parallel)
+            self.session = opened.enter_context(open_session(steps))
             self._passes = self.session
             if tuned.passes != tuned.steps:
                 self._passes = opened.enter_context(open_session(tuned.passes))
@@ -82,8 +85,11 @@ class GgufNetwork(Closing):
         """Rows of an input table, [n] -> [n, n_embd], dequantized from the mapped file."""
         return self._embedding.rows(self._model.table(table).first_row + np.asarray(rows))
 
-    def reset(self) -> None:
-        self.session.reset()
+    def make_room(self, n_seq: int) -> None:
+        self.session.make_room(n_seq)
+
+    def forget(self, sequence: Hashable) -> None:
+        self.session.forget(sequence)
 
     def step(
         self,
@@ -92,7 +98,7 @@ class GgufNetwork(Closing):
         *,
         head: str,
         outputs: Outputs,
-        sequence: int = 0,
+        sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `protocol.Network.step`."""
         self._switch_adapters(head)
@@ -102,29 +108,25 @@ class GgufNetwork(Closing):
             embeddings,
             positions,
             causal=causal,
-            outputs=_indices(outputs),
+            outputs=outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64),
             columns=target.columns,
             sequence=sequence,
         )
         return self._biased(head, logits)
 
-    def step_many(
+    def append(
         self,
-        embeddings: Sequence[NDArray[np.float32]],
-        positions: Sequence[NDArray[np.integer]],
+        sequences: Sequence[Hashable],
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Sequence[Outputs],
-    ) -> list[NDArray[np.float32]]:
-        """Run several causal sequences in one batch; see `protocol.Network.step_many`."""
-        passes = [
-            Pass(one, places, _indices(wanted))
-            for one, places, wanted in zip(embeddings, positions, outputs, strict=True)
-        ]
+    ) -> NDArray[np.float32]:
+        """Grow several causal sequences in one batch; see `protocol.Network.append`."""
         self._switch_adapters(head)
         columns = self._model.head(head).columns
-        found = self.session.step_many(passes, columns=columns)
-        return [self._biased(head, logits) for logits in found]
+        logits = self.session.append(sequences, embeddings, positions, columns=columns)
+        return self._biased(head, logits)
 
     def _switch_adapters(self, head: str) -> None:
         if self.adapters:
@@ -143,10 +145,6 @@ class GgufNetwork(Closing):
 
     def close(self) -> None:
         self._opened.close()
-
-
-def _indices(outputs: Outputs) -> slice | NDArray[np.int64]:
-    return outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64)
 
 
 NETWORK = GgufNetwork

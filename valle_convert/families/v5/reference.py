@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class ReferenceNetwork(Backbone, Closing, Network):
             block.first_row: block for block in contents.rows if block.label.startswith("head.")
         }
         self._biases = {bias.head: bias for bias in contents.biases}
-        self._caches: dict[int, Cache] = {}
+        self._caches: dict[Hashable, Cache] = {}
 
     @property
     def model(self) -> Model:
@@ -55,8 +55,11 @@ class ReferenceNetwork(Backbone, Closing, Network):
         found: NDArray[np.float32] = self._rows(self._tables[table]).numpy()[rows]
         return found
 
-    def reset(self) -> None:
-        self._caches.clear()
+    def make_room(self, n_seq: int) -> None:
+        """PyTorch needs no preparation."""
+
+    def forget(self, sequence: Hashable) -> None:
+        self._caches.pop(sequence, None)
 
     @torch.inference_mode()
     def step(
@@ -66,13 +69,11 @@ class ReferenceNetwork(Backbone, Closing, Network):
         *,
         head: str,
         outputs: Outputs,
-        sequence: int = 0,
+        sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `Network.step`."""
         self._use_adapters(level_of_head(head))
         causal = self._model.is_causal(head)
-        if not causal:
-            self.reset()
         cache = self._caches.setdefault(sequence, []) if causal else []
         x = self.run_layers(embeddings, positions, cache, causal=causal)
         index = outputs if isinstance(outputs, slice) else torch.as_tensor(np.asarray(outputs))
@@ -85,6 +86,24 @@ class ReferenceNetwork(Backbone, Closing, Network):
             PART, TOKEN_EMBEDDING, hidden, weight, of_head
         ).numpy()
         return logits
+
+    def append(
+        self,
+        sequences: Sequence[Hashable],
+        embeddings: NDArray[np.float32],
+        positions: NDArray[np.integer],
+        *,
+        head: str,
+    ) -> NDArray[np.float32]:
+        """Run several causal sequences one after the other; see `Network.append`."""
+        return np.concatenate(
+            [
+                self.step(
+                    embeddings[[i]], positions[[i]], head=head, outputs=[0], sequence=sequence
+                )
+                for i, sequence in enumerate(sequences)
+            ]
+        )
 
     def _use_adapters(self, level: int) -> None:
         """Compute with the weights of a codebook level; each set of adapters has its own."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,9 +17,12 @@ from valle_convert.decode import (
     NarOptions,
     Speech,
     SpeechOptions,
+    Steps,
     TranscribeOptions,
-    decode_speech,
+    append_codes,
+    choose_mode,
     decode_transcript,
+    speech_steps,
 )
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
@@ -32,11 +35,11 @@ from valle_convert.speech.phonemes import (
     Tokenize,
     prefix_of,
 )
+from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
 from valle_convert.speech.speaker import (
     UNWATCHED,
-    Line,
-    Recording,
+    SentenceInputs,
     Watch,
     seeded,
 )
@@ -46,6 +49,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
     """A version 5 or 6 model that speaks, answers recordings and transcribes them."""
 
     remedies = f"{PhonemeSpeaker.remedies}, or --set mode=nar-len"
+    stepwise = ", or add --set mode=ar"
 
     def __init__(
         self,
@@ -56,31 +60,29 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
+        append = partial(append_codes, network)
+        super().__init__(network.model, append, tokenize=tokenize, codec=codec, opened=opened)
         self._network = network
         self._detokenize = detokenize
 
     # ------------------------------------------------------------------------- speaking
 
-    def _decode(
-        self,
-        line: Line[Codes],
-        voice: Codes | None,
-        said: Sequence[tuple[Line[Codes], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Speech:
-        return decode_speech(
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        if choose_mode(self._network.model, options.mode) != "ar":
+            return 0
+        return 2 if options.guidance.is_on else 1
+
+    def _decode(self, given: SentenceInputs[Codes, Codes]) -> Steps[Speech]:
+        line, options = given.line, given.options
+        return speech_steps(
             self._network,
-            Condition(phonemes=line.rows, language=line.language_id, prompt=voice),
+            Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice),
             self._decoding(options),
-            rng,
-            level_0=level_0,
-            prefix=prefix_of(said, line, options.context_history),
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            given.rng,
+            level_0=given.level_0,
+            prefix=prefix_of(given.said, line, options.context_history),
+            progress=given.watch.progress,
+            should_stop=given.watch.should_stop,
         )
 
     def _decoding(self, options: SpeakOptions) -> SpeechOptions:
@@ -130,7 +132,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         recording, notices = self._prompt(source, None, "the recording")
         prompt, of_voice = self._voice(voice, options) if task == "vc" else (recording, ())
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
-        speech = decode_speech(
+        steps = speech_steps(
             self._network,
             Condition(
                 phonemes=line.rows,
@@ -144,8 +146,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             progress=watch.progress,
             should_stop=watch.should_stop,
         )
-        piece = self._piece(line, speech, notices + of_voice, seconds)
-        return self._at_once(piece, options, watch)
+        return self._at_once(line, steps, notices + of_voice, seconds, options, watch)
 
     # ------------------------------------------------------------------------ listening
 

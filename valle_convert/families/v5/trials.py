@@ -81,19 +81,25 @@ class NetworkPass:
 
     def __call__(self, network: Network) -> Prediction:
         """The logits, [n_outputs, rows of the head]."""
-        network.reset()
         inputs = assemble(network.model, self.segments, network.look_up)
-        if not self.steps:
+        if self.steps:
+            logits = np.concatenate(list(self._stepwise(network, inputs)))
+        else:
             first = len(inputs) - self.n_outputs
-            return network.step(
+            logits = network.step(
                 inputs.embeddings, inputs.positions, head=self.head, outputs=slice(first, None)
             )
-        logits = []
+        network.forget(0)
+        return logits
+
+    def _stepwise(self, network: Network, inputs: Inputs) -> Iterator[Prediction]:
         for start, stop in pairwise([0, *(inputs.last + n for n in self.steps)]):
             part = slice(start, stop)
             rows, places = inputs.embeddings[part], inputs.positions[part]
-            logits.append(network.step(rows, places, head=self.head, outputs=slice(-1, None)))
-        return np.concatenate(logits)
+            if start and len(rows) == 1:  # as decoding does it
+                yield network.append([0], rows, places, head=self.head)
+            else:
+                yield network.step(rows, places, head=self.head, outputs=slice(-1, None))
 
 
 def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
@@ -196,14 +202,14 @@ def measure_speed(network: Network) -> Speed:
         network.step(inputs.embeddings[part], inputs.positions[part], head=head, outputs=outputs)
         return 1000 * (time.perf_counter() - begin)
 
-    network.reset()
     first = len(spoken) - _SPEED_STEPS
     edges = [0, spoken.last, first, *range(first + 1, len(spoken) + 1)]
     steps = [run(spoken, start, stop, "ar", stop - 1) for start, stop in pairwise(edges)]
     passes = []
     for _ in range(_SPEED_PASSES):
-        network.reset()
+        network.forget(0)
         passes.append(run(passed, 0, len(passed), at_once, passed.last))
+    network.forget(0)
     return Speed(
         ar_step=statistics.median(steps[-_SPEED_STEPS:]),
         nar_pass=statistics.median(passes),

@@ -83,7 +83,7 @@ class VersionSevenGguf(AllLevelsNetwork):
         self, rows: FloatArray, positions: NDArray[np.int32], n_outputs: int, *, causal: bool
     ) -> FloatArray:
         """The states of the last layer, after the last norm if the model has one."""
-        self.session.reset()
+        self.session.forget(0)
         outputs = slice(len(rows) - n_outputs, None)
         states = self.session.step(rows, positions, causal=causal, outputs=outputs)
         if self._model.config.level_norm:

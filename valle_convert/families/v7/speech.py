@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-import numpy as np
-
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds
+from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds, Steps
+from valle_convert.decode.batch import no_steps
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
@@ -18,7 +16,7 @@ from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
 from valle_convert.speech.phonemes import MAX_SECONDS, PhonemeSpeaker, Tokenize, prefix_of
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Watch
+from valle_convert.speech.speaker import SentenceInputs
 
 
 class VersionSevenSpeaker(PhonemeSpeaker):
@@ -38,20 +36,17 @@ class VersionSevenSpeaker(PhonemeSpeaker):
                 f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, "
                 "expected len."
             )
-        super().__init__(network.model, tokenize=tokenize, codec=codec, opened=opened)
+        super().__init__(network.model, no_steps, tokenize=tokenize, codec=codec, opened=opened)
         self._network = network
 
-    def _decode(
-        self,
-        line: Line[Codes],
-        voice: Codes | None,
-        said: Sequence[tuple[Line[Codes], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Speech:
-        condition = Condition(phonemes=line.rows, language=line.language_id, prompt=voice)
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        del options
+        return 0
+
+    def _decode(self, given: SentenceInputs[Codes, Codes]) -> Steps[Speech]:
+        yield from ()  # no steps
+        line, options, level_0 = given.line, given.options, given.level_0
+        condition = Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice)
         begin = time.perf_counter()
         max_frames = self._frames(options.max_seconds or MAX_SECONDS)
         if level_0 is None:
@@ -60,7 +55,7 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         else:
             n_frames = len(level_0)
         length_done = time.perf_counter()
-        before = prefix_of(said, line, options.context_history)
+        before = prefix_of(given.said, line, options.context_history)
         prefix = None
         if before is not None:
             condition = replace(condition, phonemes=before.extend(line.rows))
@@ -70,11 +65,11 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             condition,
             n_frames,
             MaskedOptions(options.max_steps, options.sampling, options.guidance),
-            rng,
+            given.rng,
             level_0=level_0,
             prefix=prefix,
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            progress=given.watch.progress,
+            should_stop=given.watch.should_stop,
         )
         codes = without_stops(self._network, condition, drawn.codes, prefix)
         is_limited = level_0 is None and n_frames == max_frames

@@ -10,13 +10,14 @@ Shapes: n rows, d = n_embd, A = codebook_size, R = n_levels.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.closing import Closing
+from valle_convert.decode.batch import Element
 from valle_convert.families.vallex.facts import Net, VallexModel
 
 Rows = NDArray[np.float32]
@@ -46,14 +47,13 @@ class VallexText:
 
 
 class ComposedNetwork(Closing):
-    """AR and NAR of one model, and the state of the AR's copies.
+    """AR and NAR of one model, and the state of the AR's sequences, each named by any key.
 
     AR logits have one code more than NAR logits: stop.
     """
 
     def __init__(self, model: VallexModel) -> None:
         self._model = model
-        self._lengths: list[int] = []  # audio rows that each sequence holds
 
     @property
     def model(self) -> VallexModel:
@@ -75,19 +75,28 @@ class ComposedNetwork(Closing):
         """Rows of an input table of `ar` or `nar`, [n] -> [n, d]."""
 
     @abstractmethod
-    def _read_text(self, rows: Rows, room: int) -> None:
-        """Forget all sequences; give the text [n, d] to sequence 0, in both directions."""
+    def _read_text(self, sequence: Hashable, rows: Rows, room: int) -> None:
+        """Begin a sequence with the text [n, d], in both directions."""
 
     @abstractmethod
-    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
-        """Append audio, causally: all rows to one sequence, or one row to each of several.
-
-        Gives the AR head's logits of the last `n_outputs` rows, [n_outputs, A + 1].
-        """
+    def _extend(self, sequence: Hashable, rows: Rows, n_outputs: int) -> Rows:
+        """Append audio to a sequence; the AR head's last logits, [n_outputs, A + 1]."""
 
     @abstractmethod
-    def _fork(self, n: int) -> None:
-        """Make sequences 1 to n - 1 copies of sequence 0."""
+    def _append(self, sequences: Sequence[Hashable], rows: Rows) -> Rows:
+        """Append a row to each of several sequences; the AR head's logits, [n, A + 1]."""
+
+    @abstractmethod
+    def _fork(self, sequence: Hashable, copies: Sequence[Hashable]) -> None:
+        """Make copies of a sequence."""
+
+    @abstractmethod
+    def make_room(self, n_seq: int) -> None:
+        """Announce so many more sequences beside those that there are."""
+
+    @abstractmethod
+    def forget(self, sequence: Hashable) -> None:
+        """End a sequence, if there is one of this key."""
 
     @abstractmethod
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
@@ -95,28 +104,32 @@ class ComposedNetwork(Closing):
 
     # ---- decoding
 
-    def begin_ar(self, text: VallexText, prompt: Ids, *, room: int = 0, n_copies: int = 1) -> Rows:
-        """Decode text, begin and the prompt's level 0 [frames]; earlier sequences are forgotten.
+    def begin_ar(
+        self, text: VallexText, prompt: Ids, sequences: Sequence[Hashable] = (0,), *, room: int = 0
+    ) -> Rows:
+        """Decode text, begin and the prompt's level 0 [frames], the same in all sequences.
 
-        Gives the logits of the first code, the same for all copies, [1, A + 1].
+        Each gets room for so many codes. Gives the logits of the first code, [1, A + 1].
         """
         codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
-        self._read_text(self._text_rows(self._model.ar, text), len(codes) + n_copies * room)
-        logits = self._append(self._audio_rows(codes, 0), [0], 1)
-        if n_copies > 1:
-            self._fork(n_copies)
-        self._lengths = [len(codes)] * n_copies
+        first, *copies = sequences
+        for sequence in sequences:
+            self.forget(sequence)
+        self.make_room(len(sequences))
+        self._read_text(first, self._text_rows(self._model.ar, text), len(codes) + room)
+        logits = self._extend(first, self._audio_rows(codes, np.arange(len(codes))), 1)
+        if copies:
+            self._fork(first, copies)
         return logits
 
-    def step_ar(self, copies: Sequence[int], codes: Ids) -> Rows:
-        """Add a code to some of the copies: [copies] -> logits of the next, [copies, A + 1]."""
-        given = [
-            self._audio_rows(np.array([code]), self._lengths[i])
-            for i, code in zip(copies, codes, strict=True)
-        ]
-        for i in copies:
-            self._lengths[i] += 1
-        return self._append(np.concatenate(given), copies, len(given))
+    def append_codes(self, elements: Sequence[Element]) -> Rows:
+        """Grow some sequences; the logits of the next codes, [n, A + 1].
+
+        The prompt's first code has position 1, after begin.
+        """
+        sequences, codes, positions = zip(*elements, strict=True)
+        rows = self._audio_rows(np.array(codes), np.array(positions))
+        return self._append(sequences, rows)
 
     def continued(self, text: VallexText, prompt: Ids, codes: Ids) -> Rows:
         """The logits of given codes [frames] of level 0, and of the next one, in one pass.
@@ -124,22 +137,26 @@ class ComposedNetwork(Closing):
         Row i of [frames + 1, A + 1] is after i codes.
         """
         given = np.concatenate([[self._model.begin_code], prompt, codes]).astype(np.int64)
-        self._read_text(self._text_rows(self._model.ar, text), len(given))
-        self._lengths = [len(given)]
-        return self._append(self._audio_rows(given, 0), [0], len(codes) + 1)
+        alone = object()
+        try:
+            self._read_text(alone, self._text_rows(self._model.ar, text), len(given))
+            rows = self._audio_rows(given, np.arange(len(given)))
+            return self._extend(alone, rows, len(codes) + 1)
+        finally:
+            self.forget(alone)
 
     def pass_nar(
         self, text: VallexText, prompt: NDArray[np.integer], codes: NDArray[np.integer]
     ) -> Rows:
         """Level q at every frame, from codes [frames, q] of the levels below it: [frames, A].
 
-        The prompt [frames, levels] may have no frames. The AR's sequence is lost.
+        The prompt [frames, levels] may have no frames.
         """
         net, level = self._model.nar, codes.shape[1]
         if not 1 <= level < self.n_levels or not len(codes):
             raise ValueError(f"codes {codes.shape} of a model of {self.n_levels} levels")
         audio = np.concatenate([self._summed(prompt), self._summed(codes)])
-        audio += net.audio_scale * positions(0, len(audio), net.n_embd)
+        audio += net.audio_scale * sinusoids(np.arange(len(audio)), net.n_embd)
         rows = np.concatenate([self._text_rows(net, text), audio])
         return self._run_nar(level, rows, len(codes))
 
@@ -148,12 +165,12 @@ class ComposedNetwork(Closing):
     def _text_rows(self, net: Net, text: VallexText) -> Rows:
         rows = self.look_up(net.name, "text", text.symbols)
         rows = rows + self.look_up(net.name, "language", text.languages)
-        return rows + net.text_scale * positions(0, len(rows), net.n_embd)
+        return rows + net.text_scale * sinusoids(np.arange(len(rows)), net.n_embd)
 
-    def _audio_rows(self, codes: Ids, start: int) -> Rows:
+    def _audio_rows(self, codes: Ids, positions: Ids) -> Rows:
         net = self._model.ar
         rows = self.look_up("ar", "audio", codes)
-        return rows + net.audio_scale * positions(start, len(rows), net.n_embd)
+        return rows + net.audio_scale * sinusoids(positions, net.n_embd)
 
     def _summed(self, codes: NDArray[np.integer]) -> Rows:
         """Frames [n, levels] of the NAR's audio: the sum of their levels' rows, [n, d]."""
@@ -164,15 +181,15 @@ class ComposedNetwork(Closing):
         return total
 
 
-def positions(start: int, n: int, width: int) -> Rows:
-    """Rows `start` to `start + n - 1` of the sinusoidal table of positions, [n, width].
+def sinusoids(positions: Ids, width: int) -> Rows:
+    """Rows of the sinusoidal table of positions, [n, width].
 
     Sine and cosine alternate, as in the original, which computes them in float32.
     """
     frequencies = np.exp(
         np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10_000.0) / width)
     )
-    angles = np.arange(start, start + n, dtype=np.float32)[:, None] * frequencies
-    table = np.empty((n, width), np.float32)
+    angles = positions.astype(np.float32)[:, None] * frequencies
+    table = np.empty((len(positions), width), np.float32)
     table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles)
     return table

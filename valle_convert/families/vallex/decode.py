@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.decode.batch import Element, Steps, alone
 from valle_convert.decode.control import End, ShouldStop, check_range, never
 from valle_convert.decode.sampling import (
     GREEDY,
@@ -29,7 +31,7 @@ from valle_convert.progress import Progress, silent
 
 #: The AR ends after this many codes per text row, including the prompt's rows.
 MAX_CODES_A_SYMBOL = 16
-#: Each continuation is a sequence in llama.cpp with its own cache.
+#: Each continuation is a sequence with a cache of its own.
 MAX_BEST_OF = 64
 
 
@@ -56,10 +58,15 @@ class VallexOptions:
         check_range("best-of", self.best_of, 1, MAX_BEST_OF)
         check_range("length-penalty", self.length_penalty, -100, 100)
 
+    @property
+    def n_copies(self) -> int:
+        """Continuations to draw; at temperature 0, they would all be the same."""
+        return self.best_of if self.sampling.temperature > 0 else 1
+
 
 @dataclass(eq=False)
 class _Continuation:
-    """A growing sequence: its codes, and the sum of their log probabilities."""
+    """A growing sequence, and its name: its codes, and the sum of their log probabilities."""
 
     codes: list[int] = field(default_factory=list)
     log_probability: float = 0.0
@@ -70,7 +77,7 @@ class _Continuation:
         return self.log_probability / math.pow(length, length_penalty)
 
 
-def decode_vallex(
+def vallex_steps(
     network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
@@ -80,7 +87,7 @@ def decode_vallex(
     level_0: Codes | None = None,
     progress: Progress = silent,
     should_stop: ShouldStop = never,
-) -> Speech:
+) -> Steps[Speech]:
     """Decode all levels of a continuation.
 
     Args:
@@ -88,13 +95,12 @@ def decode_vallex(
         level_0: of the continuation, [frames], to decode only the levels above it.
         progress: shows frames and levels.
     """
-    begin = time.perf_counter()
     end: End = "stop"
     if level_0 is None:
-        level_0, end = decode_vallex_ar(
+        level_0, end = yield from vallex_ar_steps(
             network, text, prompt[:, 0], options, rng, progress=progress, should_stop=should_stop
         )
-    level_0_done = time.perf_counter()
+    begin = time.perf_counter()
     codes, is_whole = decode_vallex_nar(
         network,
         text,
@@ -105,11 +111,11 @@ def decode_vallex(
         progress=progress,
         should_stop=should_stop,
     )
-    seconds = StageSeconds(level_0=level_0_done - begin, levels=time.perf_counter() - level_0_done)
+    seconds = StageSeconds(levels=time.perf_counter() - begin)
     return Speech(codes, "ar", end if is_whole else "interrupted", seconds)
 
 
-def decode_vallex_ar(
+def vallex_ar_steps(
     network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
@@ -118,8 +124,8 @@ def decode_vallex_ar(
     *,
     progress: Progress = silent,
     should_stop: ShouldStop = never,
-) -> tuple[Codes, End]:
-    """Decode level 0; arguments and errors as `decode_vallex`, but the prompt is [frames].
+) -> Steps[tuple[Codes, End]]:
+    """Decode level 0; arguments and errors as `vallex_steps`, but the prompt is [frames].
 
     Returns:
         Level 0 of the best continuation, [frames], without stop, and how it ended. If
@@ -130,38 +136,48 @@ def decode_vallex_ar(
     if options.max_frames is not None:
         max_frames = min(max_frames, options.max_frames)
     sampling = options.sampling
-    # The best code is the same in all of them.
-    n_copies = options.best_of if sampling.temperature > 0 else 1
-    drawn = [_Continuation() for _ in range(n_copies)]
-    growing = list(range(n_copies))
-    with progress("frames", max_frames, "frame") as advance:
-        logits: Logits | None = None
-        for _ in range(max_frames):
-            if should_stop():
-                for i in growing:
-                    drawn[i].end = "interrupted"
-                break
-            if logits is None:
-                first = network.begin_ar(text, prompt, room=max_frames, n_copies=n_copies)
-                logits = np.repeat(first, n_copies, axis=0)
-            else:
-                latest = np.array([drawn[i].codes[-1] for i in growing], np.int32)
-                logits = network.step_ar(growing, latest)
-            left = filtered(logits, sampling)
-            codes = draw(left, sampling.temperature, rng)
-            gained = log_probabilities(left, codes, sampling.temperature)
-            for i, code, log_probability in zip(list(growing), codes, gained, strict=True):
-                drawn[i].log_probability += float(log_probability)
-                if code == stop:
-                    drawn[i].end = "stop"
-                    growing.remove(i)
+    drawn = [_Continuation() for _ in range(options.n_copies)]
+    growing = list(drawn)
+    try:
+        with progress("frames", max_frames, "frame") as advance:
+            for n in range(max_frames):
+                if should_stop():
+                    for one in growing:
+                        one.end = "interrupted"
+                    break
+                logits: Logits
+                if n == 0:
+                    first = network.begin_ar(text, prompt, growing, room=max_frames)
+                    logits = np.repeat(first, len(growing), axis=0)
                 else:
-                    drawn[i].codes.append(int(code))
-            if not growing:
-                break
-            advance(1)
+                    logits = yield [Element(one, one.codes[-1], len(prompt) + n) for one in growing]
+                left = filtered(logits, sampling)
+                codes = draw(left, sampling.temperature, rng)
+                gained = log_probabilities(left, codes, sampling.temperature)
+                for one, code, log_probability in zip(list(growing), codes, gained, strict=True):
+                    one.log_probability += float(log_probability)
+                    if code == stop:
+                        one.end = "stop"
+                        growing.remove(one)
+                        network.forget(one)
+                    else:
+                        one.codes.append(int(code))
+                if not growing:
+                    break
+                advance(1)
+    finally:
+        for one in growing:
+            network.forget(one)
     best = max(drawn, key=lambda one: one.score(len(prompt), options.length_penalty))
     return np.array(best.codes, np.int32), best.end
+
+
+def _append(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
+    return network.append_codes(elements)
+
+
+decode_vallex_ar = alone(vallex_ar_steps, _append)
+decode_vallex = alone(vallex_steps, _append)
 
 
 def decode_vallex_nar(
@@ -175,7 +191,7 @@ def decode_vallex_nar(
     progress: Progress = silent,
     should_stop: ShouldStop = never,
 ) -> tuple[Codes, bool]:
-    """Decode the levels above `level_0`, [frames]; arguments and errors as `decode_vallex`.
+    """Decode the levels above `level_0`, [frames]; arguments and errors as `vallex_steps`.
 
     Returns:
             Codes [frames, levels], of fewer levels if interrupted, and whether all are there.

@@ -7,7 +7,7 @@ llama.cpp computes with them is proved at load, by comparison with a level loade
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,11 +54,14 @@ class VallexGguf(ComposedNetwork):
         ar, body, *levels = files.values()
         self._files = _Files(ar, body, tuple(levels))
         self._n_threads = n_threads
+        given = settings or EXACT
+        base = replace(given, n_parallel=1)
         is_f32 = self._files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
         # Exchanged parts cannot be repacked: llama.cpp would compute with the copies.
-        for_nar = replace(settings or Settings("f32" if is_f32 else "f16"), repack=False)
+        default = base if settings else Settings("f32" if is_f32 else "f16")
+        for_nar = replace(default, repack=False)
         self._level = 1  # the level of the NAR's norms
-        self._ar = self._open_tuned(self._files.ar, settings or EXACT, tune)
+        self._ar = self._open_tuned(self._files.ar, base, tune, given.n_parallel)
         try:
             self._nar = self._open_tuned(self._files.levels[0], for_nar, tune, exchangeable=True)
         except BaseException:
@@ -71,7 +74,7 @@ class VallexGguf(ComposedNetwork):
             raise
 
     def _open_tuned(
-        self, first: GgufFile, settings: Settings, tune: Tune, **how: bool
+        self, first: GgufFile, settings: Settings, tune: Tune, n_parallel: int = 1, **how: bool
     ) -> MptSession:
         """The AR with the best settings for steps, the NAR with those for passes."""
         is_ar = first is self._files.ar
@@ -83,7 +86,8 @@ class VallexGguf(ComposedNetwork):
             tune,
             first=None if is_ar else first.path,
         )
-        return self._open(first, tuned.steps if is_ar else tuned.passes, **how)
+        found = tuned.steps if is_ar else tuned.passes
+        return self._open(first, replace(found, n_parallel=n_parallel), **how)
 
     def _probe_rows(self, first: GgufFile) -> dict[int, Rows]:
         if first is self._files.ar:
@@ -150,14 +154,23 @@ class VallexGguf(ComposedNetwork):
         )
         return file.tensors[TOKEN_EMBEDDING].rows(part.table(table).first_row + np.asarray(ids))
 
-    def _read_text(self, rows: Rows, room: int) -> None:
-        self._ar.read(rows, room=room)
+    def make_room(self, n_seq: int) -> None:
+        self._ar.make_room(n_seq)
 
-    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
-        return self._ar.append(rows, sequences, n_outputs, self._model.ar.head("ar").columns)
+    def forget(self, sequence: Hashable) -> None:
+        self._ar.forget(sequence)
 
-    def _fork(self, n: int) -> None:
-        self._ar.fork(n)
+    def _read_text(self, sequence: Hashable, rows: Rows, room: int) -> None:
+        self._ar.read(sequence, rows, room=room)
+
+    def _extend(self, sequence: Hashable, rows: Rows, n_outputs: int) -> Rows:
+        return self._ar.extend(sequence, rows, n_outputs, self._model.ar.head("ar").columns)
+
+    def _append(self, sequences: Sequence[Hashable], rows: Rows) -> Rows:
+        return self._ar.append(sequences, rows, self._model.ar.head("ar").columns)
+
+    def _fork(self, sequence: Hashable, copies: Sequence[Hashable]) -> None:
+        self._ar.fork(sequence, copies)
 
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
         self._switch(level)

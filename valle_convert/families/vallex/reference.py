@@ -6,8 +6,9 @@ writer does not repeat here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
@@ -37,32 +38,36 @@ class VallexReference(TorchNetwork, ComposedNetwork):
         TorchNetwork.__init__(self, tensors, arithmetic)
         self._activation = arithmetic.activation or F.relu
         self._norm_of = self._stored if folded else self._folded
-        self._caches: list[Cache] = []
+        self._caches: dict[Hashable, Cache] = {}
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d]."""
         found: Rows = self.weight(table_source(net, table)).numpy()[ids]
         return found
 
-    def _read_text(self, rows: Rows, room: int) -> None:
+    def make_room(self, n_seq: int) -> None:
+        """PyTorch needs no preparation."""
+
+    def forget(self, sequence: Hashable) -> None:
+        self._caches.pop(sequence, None)
+
+    def _read_text(self, sequence: Hashable, rows: Rows, room: int) -> None:
         del room
-        self._caches = [[]]
-        self._run(self._model.ar, rows, self._caches[0], causal=False, level=0)
+        cache = self._caches[sequence] = []
+        self._run(self._model.ar, rows, cache, causal=False, level=0)
 
     @torch.inference_mode()
-    def _append(self, rows: Rows, sequences: Sequence[int], n_outputs: int) -> Rows:
-        parts = [rows] if len(sequences) == 1 else [row[None] for row in rows]
-        hidden = torch.cat(
-            [
-                self._run(self._model.ar, part, self._caches[i], causal=True, level=0)
-                for part, i in zip(parts, sequences, strict=True)
-            ]
-        )
+    def _extend(self, sequence: Hashable, rows: Rows, n_outputs: int) -> Rows:
+        hidden = self._run(self._model.ar, rows, self._caches[sequence], causal=True, level=0)
         return self._head("ar", "ar_predict_layer.weight", hidden[-n_outputs:])
 
-    def _fork(self, n: int) -> None:
+    def _append(self, sequences: Sequence[Hashable], rows: Rows) -> Rows:
+        given = zip(sequences, rows, strict=True)
+        return np.concatenate([self._extend(sequence, row[None], 1) for sequence, row in given])
+
+    def _fork(self, sequence: Hashable, copies: Sequence[Hashable]) -> None:
         # Steps replace a layer's pair without changing it, so copies may share them.
-        self._caches = [list(self._caches[0]) for _ in range(n)]
+        self._caches |= {copy: list(self._caches[sequence]) for copy in copies}
 
     @torch.inference_mode()
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:

@@ -16,10 +16,10 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
-from valle_convert.decode import Speech
+from valle_convert.decode import Speech, Steps
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
+from valle_convert.families.vallex.decode import VallexOptions, vallex_steps
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
 from valle_convert.families.vallex.text import (
     SpelledText,
@@ -36,8 +36,9 @@ from valle_convert.families.vallex.voice import (
     read_vallex_voice,
 )
 from valle_convert.model.spec import Codes
+from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
-from valle_convert.speech.speaker import Line, Recording, Speaker, Watch, sayable
+from valle_convert.speech.speaker import Line, SentenceInputs, Speaker, sayable
 from valle_convert.text import known_language
 
 #: A voice, or a recording or codes of one, or a file of any of them.
@@ -54,39 +55,40 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(network.model, codec, opened)
+        super().__init__(network.model, network.append_codes, codec, opened)
         self._network = network
 
     # ------------------------------------------------------------------------- speaking
 
-    def _decode(
-        self,
-        line: Line[VallexText],
-        voice: VallexVoice | None,
-        said: Sequence[tuple[Line[VallexText], Speech]],
-        options: SpeakOptions,
-        rng: np.random.Generator,
-        watch: Watch,
-        level_0: Codes | None = None,
-    ) -> Speech:
-        text, prompt = self._before(voice, said)
-        seconds, penalty = options.max_seconds, options.length_penalty
-        return decode_vallex(
+    def _decode(self, given: SentenceInputs[VallexText, VallexVoice]) -> Steps[Speech]:
+        text, prompt = self._before(given.voice, given.said)
+        return vallex_steps(
             self._network,
-            text + line.rows,
+            text + given.line.rows,
             prompt,
-            VallexOptions(
-                sampling=options.sampling,
-                nar_sampling=options.nar_sampling,
-                best_of=options.best_of,
-                length_penalty=1.0 if penalty is None else penalty,
-                max_frames=None if seconds is None else self._frames(seconds),
-            ),
-            rng,
-            level_0=level_0,
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            self._decoding(given.options),
+            given.rng,
+            level_0=given.level_0,
+            progress=given.watch.progress,
+            should_stop=given.watch.should_stop,
         )
+
+    def _decoding(self, options: SpeakOptions) -> VallexOptions:
+        seconds, penalty = options.max_seconds, options.length_penalty
+        return VallexOptions(
+            sampling=options.sampling,
+            nar_sampling=options.nar_sampling,
+            best_of=options.best_of,
+            length_penalty=1.0 if penalty is None else penalty,
+            max_frames=None if seconds is None else self._frames(seconds),
+        )
+
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        return self._decoding(options).n_copies
+
+    def _follows(self, voice: VallexVoice | None, options: SpeakOptions) -> bool:
+        del options
+        return voice is None
 
     def _before(
         self, voice: VallexVoice | None, said: Sequence[tuple[Line[VallexText], Speech]]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.decode.batch import Element
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
@@ -100,9 +101,13 @@ def cases(model: VallexModel, given: VallexUtterance) -> Iterator[Case[ComposedN
 
 def _stepwise(text: VallexText, before: Ids, codes: Ids, network: ComposedNetwork) -> Rows:
     """In two copies, one code a step, the first copy one behind."""
-    steps = [network.begin_ar(text, before, room=len(codes), n_copies=2)]
-    steps.append(network.step_ar([1], codes[:1]))
-    steps += [network.step_ar([0, 1], np.array(pair, np.int32)) for pair in pairwise(codes)]
+    place = 1 + len(before)
+    steps = [network.begin_ar(text, before, (0, 1), room=len(codes))]
+    steps.append(network.append_codes([Element(1, codes[0], place)]))
+    for n, (a, b) in enumerate(pairwise(codes), place):
+        steps.append(network.append_codes([Element(0, a, n), Element(1, b, n + 1)]))
+    network.forget(0)
+    network.forget(1)
     return np.concatenate(steps)
 
 
@@ -130,10 +135,11 @@ def measure_speed(network: ComposedNetwork) -> Speed:
     codes = draw.integers(0, network.codebook_size, (n, network.n_levels), dtype=np.int32)
     network.begin_ar(text, codes[: n - _SPEED_STEPS, 0], room=_SPEED_STEPS)
     steps, passes = [], []
-    for code in codes[n - _SPEED_STEPS :, :1]:
+    for place, code in enumerate(codes[n - _SPEED_STEPS :, 0], n - _SPEED_STEPS + 1):
         start = time.perf_counter()
-        network.step_ar([0], code)
+        network.append_codes([Element(0, code, place)])
         steps.append(time.perf_counter() - start)
+    network.forget(0)
     for level in range(1, min(4, network.n_levels)):
         start = time.perf_counter()
         network.pass_nar(text, codes[:_SPEED_PROMPT], codes[_SPEED_PROMPT:, :level])

@@ -1,0 +1,182 @@
+"""Sentences side by side: an AR step of 1, 2, 4 and 8 sequences, beside bare llama.cpp.
+
+    python benchmarks/bench_parallel.py [--types F16,Q8_0] [--steps 30] [--folder DIR] [--write]
+
+On the production-size random model (12 x 1024): sentences are decoded in a `Batch`, sampling
+included, and every step is followed by a bare `llama_decode` of one token for each of as many
+sequences at the same depth, so that both meet the same noise. "Over one by one" is codes a second
+over those of one sentence at a time. `--write` puts the table into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+
+import numpy as np
+from bench_speak import (
+    LENGTH_PENALTY,
+    N_PHONEMES,
+    N_PROMPT,
+    condition_of,
+    machine,
+    make_file,
+    make_source,
+)
+
+from valle_convert.decode import ArOptions, Batch, append_codes
+from valle_convert.decode.ar import ar_steps
+from valle_convert.families.bundle import open_bundle
+from valle_convert.llama.context import Settings
+from valle_convert.llama.library import load_library
+from valle_convert.wording import markdown_table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- written by benchmarks/bench_parallel.py -->", "<!-- end of it -->"
+NUMBERS = (1, 2, 4, 8)
+DEPTH = N_PHONEMES + N_PROMPT + 6
+
+
+class Bare:
+    """llama.cpp as its own programs use it: a token for each sequence, all logits."""
+
+    def __init__(self, path: Path, n: int, n_threads: int) -> None:
+        self._api: Any = load_library().api
+        self._model = self._api.llama_model_load_from_file(
+            str(path).encode(), self._api.llama_model_default_params()
+        )
+        parameters = self._api.llama_context_default_params()
+        parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = 1024 * n, n, False
+        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.type_k = parameters.type_v = self._api.GGML_TYPE_F32
+        parameters.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = self._api.llama_init_from_model(self._model, parameters)
+        self._batch = self._api.llama_batch_init(DEPTH, 0, 1)
+        self._place = DEPTH
+        for sequence in range(n):
+            self._decode([(sequence, place) for place in range(DEPTH)])
+        self._n = n
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._api.llama_batch_free(self._batch)
+        self._api.llama_free(self._context)
+        self._api.llama_model_free(self._model)
+
+    def step(self) -> None:
+        """A token more for each."""
+        self._decode([(sequence, self._place) for sequence in range(self._n)])
+        self._place += 1
+
+    def _decode(self, given: Sequence[tuple[int, int]]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(given)
+        for i, (sequence, place) in enumerate(given):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = 5 + i, place, 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = ctypes.c_int8(place >= DEPTH)
+        if self._api.llama_decode(self._context, batch) != 0:
+            raise SystemExit("llama_decode failed")
+        self._api.llama_get_logits(self._context)
+
+
+def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, float]]:
+    """Milliseconds of a step by the number of sequences: ours, and bare llama.cpp's."""
+    bundle = open_bundle(path)
+    options = ArOptions(max_frames=n_steps + 2, length_penalty=LENGTH_PENALTY)
+    found = {}
+    for n in NUMBERS:
+        with (
+            bundle.family.open(
+                bundle, n_threads=n_threads, settings=Settings(n_parallel=n)
+            ) as network,
+            Bare(path, n, n_threads) as bare,
+        ):
+            batch = Batch(partial(append_codes, network), n)
+            condition = condition_of(network.model)
+            for i in range(n):
+                batch.add(ar_steps(network, condition, options, np.random.default_rng(i)))
+            batch.step()
+            bare.step()
+            pairs = [(_ms(batch.step), _ms(bare.step)) for _ in range(n_steps)]
+            found[n] = median(a for a, _ in pairs), median(b for _, b in pairs)
+    return found
+
+
+def _ms(run: Any) -> float:  # noqa: ANN401 - a function
+    begin = time.perf_counter()
+    run()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def table(files: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Every type and number."""
+    rows = [
+        (
+            kind,
+            n,
+            f"{ours:.1f}",
+            f"{bare:.1f}",
+            f"{ours / bare:.2f}",
+            f"{int(n) * steps['1'][0] / ours:.2f}",
+        )
+        for kind, steps in files.items()
+        for n, (ours, bare) in steps.items()
+    ]
+    header = ("type", "sequences", "a step, ms", "bare llama.cpp", "ratio", "over one by one")
+    return markdown_table(header, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the numbers."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--types", default="F16,Q8_0,Q4_K_M")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, help="where the files go, or are; else a temporary")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.measure is not None:  # in a process of its own
+        measured = measure(arguments.measure, arguments.threads, arguments.steps)
+        print(json.dumps(measured))
+        return {"steps": measured}
+    load, files = os.getloadavg()[0], {}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = arguments.folder or Path(name)
+        checkpoint, f16 = folder / "production.sft", folder / "production-F16.gguf"
+        if not f16.exists():
+            checkpoint, f16 = make_source(folder)
+        for kind in arguments.types.split(","):
+            path = folder / f"production-{kind}.gguf"
+            if not path.exists():
+                path = make_file(checkpoint, f16, kind)
+            command = [sys.executable, __file__, "--measure", path, "--steps", arguments.steps]
+            done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True)
+            files[kind] = json.loads(done.stdout.splitlines()[-1])
+            print(kind, files[kind], file=sys.stderr, flush=True)
+    known = machine()
+    text = f"{known['cpu']}, {arguments.threads} threads, load {load:.1f}.\n\n{table(files)}"
+    print(text)
+    if arguments.write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    return {"files": files}
+
+
+if __name__ == "__main__":
+    main()

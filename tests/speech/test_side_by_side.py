@@ -1,0 +1,221 @@
+"""Sentences side by side: as one by one, in order, whatever runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support import GOLDEN_VALLEX
+
+from valle_convert.decode import GREEDY, Guidance, SamplingOptions
+from valle_convert.errors import InputError
+from valle_convert.families.bundle import open_bundle
+from valle_convert.llama.context import Settings
+from valle_convert.speech.results import Piece, SpeakOptions
+from valle_convert.speech.speaker import AnySpeaker, Watch
+
+WORDS = "hello world the old man sees a red apple tree and what is this good morning".split()
+ROOM = 4
+#: In Q8_0, llama.cpp computes a row of a batch as it computes it alone; in F16 and F32 it does so
+#: from two rows on.
+EXACT_ALONE = "q8_0"
+FAMILIES = [
+    ("ar-nar-len", "q8_0"),
+    ("ar-nar-len", "f16"),
+    (GOLDEN_VALLEX, "q8_0"),
+    (GOLDEN_VALLEX, "f32"),
+]
+
+Open = Callable[[int], AnySpeaker]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
+def opened(
+    request: pytest.FixtureRequest, converted: Callable[[str, str], Path]
+) -> Iterator[tuple[str, AnySpeaker, AnySpeaker]]:
+    """The type, a speaker of one sentence at a time, and one of several."""
+    folder, out_type = request.param
+    bundle = open_bundle(converted(folder, out_type))
+    with ExitStack() as held:
+        one, several = (
+            held.enter_context(
+                bundle.family.speaker(bundle, n_threads=1, settings=Settings(n_parallel=n))
+            )
+            for n in (1, ROOM)
+        )
+        yield out_type, one, several
+
+
+def options_of(speaker: AnySpeaker, rng: np.random.Generator) -> SpeakOptions:
+    """Random ones, of a voice that needs no words."""
+    options = SpeakOptions(
+        mode="ar",
+        language="en",
+        sampling=(GREEDY, SamplingOptions(), SamplingOptions(0.7, top_k=20))[rng.integers(3)],
+        nar_sampling=(GREEDY, SamplingOptions(0.5))[rng.integers(2)],
+        max_seconds=float(rng.uniform(0.1, 0.25)),
+        seed=int(rng.integers(1000)),
+    )
+    if speaker.remedies.endswith("nar-len"):
+        return replace(options, guidance=Guidance(float(rng.choice((0, 0, 3)))))
+    return replace(options, best_of=int(rng.choice((1, 1, 2))))
+
+
+def voice_of(speaker: AnySpeaker) -> object:
+    """What an earlier text said, with its words where a voice needs them."""
+    options = SpeakOptions(mode="ar", language="en", sampling=GREEDY, max_seconds=0.3, seed=0)
+    spoken = speaker.speak("Hello.", None, options)
+    return spoken.saved_codes
+
+
+def text_of(rng: np.random.Generator) -> str:
+    sentences = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(rng.integers(1, 6))]
+    return " ".join(f"{one.capitalize()}." for one in sentences)
+
+
+def request_of(speaker: AnySpeaker, seed: int) -> tuple[str, object, SpeakOptions]:
+    rng = np.random.default_rng(seed)
+    text, options = text_of(rng), options_of(speaker, rng)
+    if speaker.remedies.endswith("nar-len"):
+        return text, voice_of(speaker) if rng.integers(2) else None, options
+    return text, voice_of(speaker), replace(options, voice_text="Hello.")
+
+
+def codes(pieces: Sequence[Piece]) -> list[NDArray[np.int32]]:
+    return [piece.codes for piece in pieces]
+
+
+def same(one: Sequence[NDArray[np.int32]], other: Sequence[NDArray[np.int32]]) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sentences_are_as_one_by_one_and_in_order(
+    opened: tuple[str, AnySpeaker, AnySpeaker], seed: int
+) -> None:
+    out_type, one, several = opened
+    text, voice, options = request_of(one, seed)
+    found = {}
+    for width in range(1, ROOM + 1):
+        several.batch.width = width
+        found[width] = [*several.pieces(text, voice, options)]
+    alone = [*one.pieces(text, voice, options)]
+    assert [piece.text for piece in found[ROOM]] == [piece.text for piece in alone]
+    for width in range(1, ROOM):
+        assert same(codes(found[width]), codes(found[ROOM])), width
+    if out_type == EXACT_ALONE or options.sampling == GREEDY:
+        assert same(codes(alone), codes(found[ROOM]))
+    assert all(piece.seconds.level_0 > 0 for piece in found[ROOM])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_texts_share_a_batch_and_one_that_leaves_changes_no_other(
+    opened: tuple[str, AnySpeaker, AnySpeaker], seed: int
+) -> None:
+    """Five texts take turns; one is closed, and one is stopped, at a random time."""
+    _, _, several = opened
+    several.batch.width = ROOM
+    requests = [request_of(several, 10 * seed + i) for i in range(5)]
+    expected = [codes([*several.pieces(*one)]) for one in requests]
+    rng = np.random.default_rng(seed)
+    closed_at, stopped_at = rng.integers(1, 25, 2)
+    now = 0
+    watches = [Watch() for _ in requests]
+    watches[1] = Watch(should_stop=lambda: now >= stopped_at)
+    running = {i: several.turns(*one, watch=watches[i]) for i, one in enumerate(requests)}
+    found: list[list[Piece]] = [[] for _ in requests]
+    while running:
+        now += 1
+        if now == closed_at and 0 in running:
+            running.pop(0).close()
+        for i, turns in [*running.items()]:
+            for piece in turns:
+                if piece is None:
+                    break
+                found[i].append(piece)
+            else:
+                del running[i]
+        several.batch.step()
+    for i in range(2, 5):
+        assert same(codes(found[i]), expected[i]), i
+    for i in range(2):
+        whole = [piece for piece in found[i] if piece.end != "interrupted"]
+        assert same(codes(whole), expected[i][: len(whole)])
+    # Whoever left took nothing along: there is room for all again.
+    again = codes([*several.pieces(*requests[4])])
+    assert same(again, expected[4])
+
+
+def test_the_first_sentence_comes_before_later_ones_are_done(
+    opened: tuple[str, AnySpeaker, AnySpeaker],
+) -> None:
+    _, _, several = opened
+    several.batch.width = 2
+    _, voice, options = request_of(several, 0)
+    pieces = several.pieces("One. Two. Three. Four. Five.", voice, options)
+    assert next(pieces).text == "One."
+    begun = [*several.batch._running, *(one for queue in several.batch._turns for one in queue)]
+    assert sum(not one.is_done for one in begun) <= 2
+    assert [piece.text for piece in pieces] == ["Two.", "Three.", "Four.", "Five."]
+
+
+def test_sentences_that_go_on_from_earlier_ones_wait_for_them(
+    opened: tuple[str, AnySpeaker, AnySpeaker],
+) -> None:
+    out_type, one, several = opened
+    several.batch.width = ROOM
+    options = SpeakOptions(mode="ar", language="en", max_seconds=0.3, seed=4)
+    if one.remedies.endswith("nar-len"):
+        options = replace(options, context_history=2)
+    found, alone = (
+        codes([*speaker.pieces("One. Two. Three.", None, options)]) for speaker in (several, one)
+    )
+    if out_type == EXACT_ALONE:
+        assert same(found, alone)
+    assert several.batch.width == ROOM
+
+
+def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(
+    converted: Callable[[str, str], Path],
+) -> None:
+    bundle, options = (
+        open_bundle(converted("ar-nar-len", "q8_0")),
+        SpeakOptions(max_steps=2, seed=1),
+    )
+    with bundle.family.speaker(bundle, n_threads=1) as speaker:
+        turns = [speaker.turns("Hello.", None, options) for _ in range(3)]
+        heard = []
+        for _ in range(4):
+            heard.append([next(one, None) is not None for one in turns])
+            speaker.batch.step()
+    assert heard[:2] == [[False] * 3, [True, False, False]]
+    assert [sum(one) for one in heard] == [0, 1, 1, 1]
+
+
+def test_models_that_decode_all_frames_at_once_refuse_it(
+    converted: Callable[[str, str], Path],
+) -> None:
+    for folder, options in (
+        ("v7-nemo", SpeakOptions()),
+        ("ar-nar-len", SpeakOptions(mode="nar-len")),
+    ):
+        bundle = open_bundle(converted(folder, "auto"))
+        with (
+            bundle.family.speaker(bundle, n_threads=1, settings=Settings(n_parallel=2)) as speaker,
+            pytest.raises(InputError, match="--parallel does not apply; leave it out"),
+        ):
+            speaker.speak("One. Two.", None, options)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(
+    converted: Callable[[str, str], Path],
+) -> None:
+    bundle = open_bundle(converted("ar-nar-len", "auto"))
+    for n in (257, 1 << 22):
+        with pytest.raises(InputError, match=f"{n} sequences of .* Give a smaller --parallel"):
+            bundle.family.speaker(bundle, n_threads=1, settings=Settings(n_parallel=n))
