@@ -229,8 +229,8 @@ def plan_bundles(
     if falling and not options.allow_fallback:
         name, fallbacks = next(iter(falling.items()))
         raise InputError(
-            f"--no-fallback was given, but for {name} {describe_fallbacks(fallbacks)}. Choose a type "
-            "whose blocks (32 for Q8_0, Q5_0 and Q4_0, else 256) divide the rows."
+            f"--no-fallback was given, but for {name} {describe_fallbacks(fallbacks)}. Choose a "
+            "type whose blocks (32 for Q8_0, Q5_0 and Q4_0, else 256) divide the rows."
         )
     return plans
 
