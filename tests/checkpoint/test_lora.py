@@ -91,6 +91,14 @@ def test_from_parametrizations_among_the_weights(
     np.testing.assert_allclose(merged(path, config=config), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [[[1]], 5, "rank"])
+def test_a_config_that_is_no_dict_is_refused(source: Path, tmp_path: Path, config: object) -> None:
+    lora = tmp_path / "lora.sft"
+    save_file(plain_pair(), lora, {"config": json.dumps(config)})
+    with pytest.raises(InputError, match="config"):
+        read_checkpoint(source, lora=lora)
+
+
 def test_a_missing_alpha_is_read_from_beside(
     source: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:

@@ -360,9 +360,10 @@ def open_lora(
 def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[str, Any]:
     """The config of an adapter, inside its file or beside it."""
     said = adapter.extras.get("config") or {}
-    if not {"alpha", "lora_alpha", "lora"} & {*said} and _PEFT_CONFIG in tree.files(place.parent):
+    lacks_alpha = isinstance(said, dict) and not {"alpha", "lora_alpha", "lora"} & said.keys()
+    if lacks_alpha and _PEFT_CONFIG in tree.files(place.parent):
         beside = read_json_object(tree.get(place.parent / _PEFT_CONFIG), "file", _MAX_JSON_BYTES)
-        said = beside | said if isinstance(said, dict) else said
+        said = beside | said
     try:
         return plain_keys(said)[0]
     except ValueError as error:

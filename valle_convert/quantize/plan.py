@@ -271,10 +271,10 @@ def plan_bundles(
         plans.append(BundlePlan(kind, row, paths, known))
     falling = {plan.kind.name: plan.fallbacks for plan in plans if plan.fallbacks}
     if falling and not options.allow_fallback:
-        name, found = next(iter(falling.items()))
+        name, fallbacks = next(iter(falling.items()))
         raise InputError(
-            f"--no-fallback was given, but for {name} {describe_fallbacks(found)}. Choose a type "
-            "whose blocks (32 for Q8_0, Q5_0 and Q4_0, else 256) divide the rows."
+            f"--no-fallback was given, but for {name} {describe_fallbacks(fallbacks)}. Choose a "
+            "type whose blocks (32 for Q8_0, Q5_0 and Q4_0, else 256) divide the rows."
         )
     return plans
 
