@@ -235,6 +235,7 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("vallex ja", "20℃", "20度"),
         ("vallex ja", "$5", "5ドル"),
         ("vallex ja", "髙﨑", "高崎"),
+        # OpenJTalk writes these kana as numerals.
         ("vallex ja", "ろく", "ロク"),
     ],
 )

@@ -52,9 +52,10 @@ _NASALS = {
 _KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
 #: Text that OpenJTalk reads, up to 500 characters at a time: its buffer holds 8 kB.
 _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
-#: Characters that OpenJTalk returns unchanged; it rewrites numbers, and ろく as 六.
+#: Characters that OpenJTalk returns unchanged; it rewrites numbers, and kana such as いち as 一.
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
-_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]|ろく")
+_NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
+_TO_KATAKANA = {code: code + 0x60 for code in range(ord("ぁ"), ord("ゖ") + 1)}
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,13 @@ def _phrases(text: str) -> tuple[str, str]:
         words = openjtalk.run_frontend(text, predict_nani=False)
         is_read = any(map(_has_reading, words))  # it prints a warning if there are none
         labels = openjtalk.make_label(words) if is_read else []
-    found = "".join(word["string"] for word in words)
+    kana = text.translate(_TO_KATAKANA)
+    found = "".join(
+        word["read"]
+        if _NUMERALS.fullmatch(word["string"]) and word["read"] in kana
+        else word["string"]
+        for word in words
+    )
     if len(_WRITTEN.findall(found)) < len(_WRITTEN.findall(_NUMERALS.sub("", text))):
         raise InputError(
             f"OpenJTalk reads only {shortened(found)} of {shortened(text)}; rewrite it or use kana."
