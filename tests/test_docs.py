@@ -75,6 +75,7 @@ PAGES_ELSEWHERE = {
 #: Of a line that cannot be run here, and why.
 NOT_HERE = {
     "pip install": "what it installs is what runs; its extras are looked up",
+    "build_llama_tools": "make setup runs it",
     "make ": "it runs these tests; its target is looked up",
     "hf:": "the hub's own tests have a hub",
     "snakemake ": "tests/quantize/test_merge.py runs the workflow",
