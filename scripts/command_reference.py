@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from valle_convert.cli.app import app
+from valle_convert.cli.app import every_command
 from valle_convert.families import families
 from valle_convert.speech.settings import HELP, settings
 from valle_convert.wording import markdown_table
@@ -27,8 +27,7 @@ interrupted.
 
 def page() -> str:
     """The whole page."""
-    group: Any = typer.main.get_command(app)
-    commands: Mapping[str, Any] = group.commands
+    commands = every_command()
     counts = Counter(_key(param) for command in commands.values() for param in _options(command))
     shared = {key for key, n in counts.items() if n > 1}
     rows = {_key(param): _row(param) for one in commands.values() for param in _options(one)}

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 from support import Cli, error_of, golden_checkpoint
 from typer.models import TyperPath
 
-from valle_convert.cli.app import app
+from valle_convert.cli.app import every_command
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 #: Every command that takes a file, with FILE for that file and OUT for what it would write; and
@@ -81,10 +80,9 @@ def test_a_file_that_is_not_there_ends_with_2(
 
 
 def test_every_command_that_takes_a_file_is_tried() -> None:
-    commands = typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
     takes_one = {
         name
-        for name, command in commands
+        for name, command in every_command().items()
         if any(isinstance(one.type, TyperPath) and one.opts[0][0] != "-" for one in command.params)
     }
     assert takes_one == {name.partition(" ")[0] for name in READERS}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 
 import pytest
-import typer
 from support import Cli
 
-from valle_convert.cli.app import app
+from valle_convert.cli.app import every_command
 from valle_convert.cli.examples import EXAMPLES
 from valle_convert.cli.rules import EXCLUDES, NEEDS
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = every_command()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -15,7 +15,7 @@ import faulthandler
 import math
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -24,29 +24,8 @@ from typer.models import TyperPath
 
 from valle_convert import __version__
 from valle_convert.cli import console, interrupt, rules, streams
-from valle_convert.cli.codec import codec
-from valle_convert.cli.compare import compare
-from valle_convert.cli.convert import convert
-from valle_convert.cli.doctor import doctor
-from valle_convert.cli.evaluate import evaluate
 from valle_convert.cli.examples import EXAMPLES
-from valle_convert.cli.export import export
-from valle_convert.cli.imatrix import imatrix
-from valle_convert.cli.inspect import inspect
-from valle_convert.cli.lora import lora
-from valle_convert.cli.merge import merge
 from valle_convert.cli.options import expanded
-from valle_convert.cli.publish import publish
-from valle_convert.cli.quantize import check_manifest, quantize
-from valle_convert.cli.repair import repair
-from valle_convert.cli.scan import scan
-from valle_convert.cli.serve import serve
-from valle_convert.cli.speak import speak
-from valle_convert.cli.tokenize import tokenize
-from valle_convert.cli.transcribe import transcribe
-from valle_convert.cli.utterances import utterances
-from valle_convert.cli.verify import verify
-from valle_convert.cli.voice import voice
 from valle_convert.errors import (
     EXIT_BAD_INPUT,
     EXIT_ENVIRONMENT,
@@ -108,14 +87,41 @@ def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typ
     return ""
 
 
-class _DefaultCommandGroup(TyperGroup):
-    """A group with a default command."""
+#: In the order of `--help`: the module of each, and the function if it has another name.
+COMMANDS = {
+    **{name: name for name in "convert inspect export tokenize verify repair lora".split()},
+    "quantize": "quantize",
+    "check-manifest": "quantize:check_manifest",
+    **{name: name for name in "evaluate scan imatrix compare merge publish".split()},
+    **{name: name for name in "utterances speak serve voice transcribe codec doctor".split()},
+}
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class _Commands(TyperGroup):
+    """The commands, each imported when it is asked for; `convert` is the default."""
+
+    def list_commands(self, _: Any) -> list[str]:  # noqa: ANN401 - click's or typer's
+        return [*COMMANDS]
+
+    def get_command(self, _: Any, name: str) -> Any:  # noqa: ANN401 - click's or typer's
+        if name not in COMMANDS:
+            return None
+        if name not in self.commands:
+            module, _, function = COMMANDS[name].partition(":")
+            body = getattr(import_module(f"valle_convert.cli.{module}"), function or module)
+            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+            epilog = f"\b\nExamples:\n{EXAMPLES[name]}"
+            command = alone.command(name, cls=_Command, epilog=epilog, context_settings=_CONTEXT)
+            command(expanded(body))
+            self.commands[name] = typer.main.get_command(alone)
+        return self.commands[name]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's or typer's
         # Options of the program itself, such as --help.
-        known = self.commands.keys() | {"--help", "-h", "--version", "--install-completion"}
+        known = COMMANDS.keys() | {"--help", "-h", "--version", "--install-completion"}
         if args and args[0] not in known and not args[0].startswith("--show-completion"):
-            _refuse_misspelt(args[0], [*self.commands])
+            _refuse_misspelt(args[0], [*COMMANDS])
             args = [_DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
 
@@ -131,7 +137,7 @@ def _refuse_misspelt(word: str, commands: list[str]) -> None:
 
 app = typer.Typer(
     name="valle-convert",
-    cls=_DefaultCommandGroup,
+    cls=_Commands,
     help=(
         "Convert VALL-E checkpoints to GGUF for stock llama.cpp, check the result, quantize it, "
         "and speak with it.\n\nWithout a command: valle-convert CHECKPOINT OUT.gguf"
@@ -143,7 +149,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
     rich_markup_mode=None,
 )
 
@@ -163,15 +169,10 @@ def _program(
     """Options of the program itself."""
 
 
-#: In the order of `--help`.
-COMMANDS: tuple[Callable[..., None], ...] = (
-    *(convert, inspect, export, tokenize, verify, repair, lora),
-    *(quantize, check_manifest, evaluate, scan, imatrix, compare, merge, publish),
-    *(utterances, speak, serve, voice, transcribe, codec, doctor),
-)
-for command in COMMANDS:
-    name = command.__name__.replace("_", "-")
-    app.command(name, cls=_Command, epilog=f"\b\nExamples:\n{EXAMPLES[name]}")(expanded(command))
+def every_command() -> dict[str, Any]:
+    """All commands by name, in the order of `--help`."""
+    group: Any = typer.main.get_command(app)
+    return {name: group.get_command(None, name) for name in COMMANDS}
 
 
 def run() -> None:
