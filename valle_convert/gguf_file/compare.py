@@ -95,12 +95,12 @@ class Comparison:
         return {"schema_version": 1, "same": self.same, **asdict(self)}
 
 
-def signal_to_noise(first: TensorInfo, second: TensorInfo, *, every: int = 1) -> float | None:
+def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
     """Signal of the first tensor over the difference, in dB; infinite if the numbers are the same.
 
-    Of `every` so many rows, one is read. None if they cannot be compared.
+    None if they cannot be compared.
     """
-    found = _compare_data(first, second, every)
+    found = _compare_data(first, second)
     return math.inf if found is None or found.equal_numbers else found.snr_db
 
 
@@ -161,27 +161,27 @@ def _compare_keys(a: GgufFile, b: GgufFile) -> Iterator[KeyDifference]:
         )
 
 
-def _compare_data(a: TensorInfo, b: TensorInfo, every: int = 1) -> TensorDifference | None:
+def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
     same_type = a.ggml_type == b.ggml_type
     equal = same_type
     signal = noise = largest = 0.0
     note = ""
-    for raw_a, raw_b in zip(_pieces(a, every), _pieces(b, every), strict=True):
+    for raw_a, raw_b in zip(_pieces(a), _pieces(b), strict=True):
         same = same_type and np.array_equal(raw_a, raw_b)
         equal = equal and same
         if note:
             continue
         try:
-            x = decode(raw_a, a.ggml_type)
-            y = x if same else decode(raw_b, b.ggml_type)
+            x = decode(raw_a, a.ggml_type).ravel()
+            y = x if same else decode(raw_b, b.ggml_type).ravel()
         except InputError as fault:
             note = str(fault)
             continue
-        signal += float(np.square(x, dtype=np.float64).sum())
+        signal += float(np.vdot(x, x))
         if not same:
-            error = y.astype(np.float64) - x
-            noise += float(np.square(error).sum())
-            largest = max(largest, float(np.abs(error).max()))
+            error = y - x
+            noise += float(np.vdot(error, error))
+            largest = max(largest, float(error.max()), -float(error.min()))
     if not math.isfinite(signal + noise):
         note = "not all numbers are finite"
     if equal:
@@ -193,12 +193,12 @@ def _compare_data(a: TensorInfo, b: TensorInfo, every: int = 1) -> TensorDiffere
     return TensorDifference(a.name, _show(a), _show(b), noise == 0, snr_db, largest)
 
 
-def _pieces(tensor: TensorInfo, every: int) -> Iterator[NDArray[np.uint8]]:
+def _pieces(tensor: TensorInfo) -> Iterator[NDArray[np.uint8]]:
     """The rows of a tensor as bytes [rows, bytes of a row]; pieces of two files line up."""
-    rows = tensor.data.reshape(-1, tensor.data.shape[-1])[::every]
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
     step = max(1, _PIECE_WEIGHTS // tensor.shape[-1])
     for start in range(0, len(rows), step):
-        yield np.ascontiguousarray(rows[start : start + step])
+        yield rows[start : start + step]
 
 
 def _show(tensor: TensorInfo | None) -> str | None:

@@ -46,9 +46,6 @@ _PLAIN = 40.0
 #: Keys that quantizing changes.
 _OWN = ("quantize.", "valle.quantize.", "general.")
 _SHOWN = 3
-#: One row in so many is decoded, in a tenth of the time. The threads of llama.cpp take at least
-#: 16 rows of 1024 each, so that a thread that fails is seen.
-_EVERY = 16
 
 
 def make_bundle(
@@ -275,20 +272,23 @@ def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:
 
 def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
     yield from (f"{name} is unexpected" for name in after.tensors if name not in before.tensors)
-    for name, tensor in before.tensors.items():
-        found = after.tensors.get(name)
-        fault = "is missing" if found is None else _fault(tensor, found)
-        if fault:
-            yield f"{name} {fault}"
+    found = [after.tensors.get(name) for name in before.tensors]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        faults = pool.map(_fault, before.tensors.values(), found)
+        yield from (
+            f"{name} {fault}" for name, fault in zip(before.tensors, faults, strict=True) if fault
+        )
 
 
-def _fault(before: TensorInfo, after: TensorInfo) -> str:
+def _fault(before: TensorInfo, after: TensorInfo | None) -> str:
+    if after is None:
+        return "is missing"
     if before.shape != after.shape:
         return f"is of shape {list(after.shape)}, not {list(before.shape)}"
     kind = after.ggml_type
     if before.ggml_type == kind:
         return "" if np.array_equal(before.data, after.data) else "has different weights"
-    noise = signal_to_noise(before, after, every=_EVERY)
+    noise = signal_to_noise(before, after)
     least = _PLAIN if kind.block == 1 else max(_FLOOR, nominal_decibels(kind) - _MARGIN)
     if noise is None or noise >= least:  # None: a type that only llama.cpp can read yet
         return ""
