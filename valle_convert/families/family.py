@@ -395,10 +395,7 @@ class Family(ABC, Generic[M, N]):
         tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
-        """A speaker on the network that `open` gives for the other arguments.
-
-        Args:
-            codec: between audio and codes; None speaks codes only.
+        """A speaker on the network that `open` gives; without a codec it speaks codes only.
 
         Raises:
             InputError: the codec is not the model's, or as `open`.
