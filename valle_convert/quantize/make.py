@@ -29,6 +29,7 @@ from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode, nominal_decibels
 from valle_convert.gguf_file.keys import DIGEST_KEYS, FILE_TYPE_KEY
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.llama.cpu import usable_cores
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, TensorDigest, tensor_digests
