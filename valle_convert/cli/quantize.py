@@ -154,7 +154,7 @@ def _tensor_types(given: Sequence[str]) -> tuple[tuple[str, ...], list[Path]]:
     for one in files:
         if not one.exists():
             raise InputError(
-                f"--tensor-types {one}: expected PATTERN=TYPE, or a file of such pairs."
+                f"There is no list of tensor types {one}; expected PATTERN=TYPE, or a file of them."
             )
         pairs += read_tensor_types(one)
     return tuple(pairs), files
