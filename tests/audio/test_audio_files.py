@@ -44,7 +44,7 @@ def test_any_rate_and_format_gives_the_same_sound(tmp_path: Path, rate: int, suf
     assert audio.seconds == pytest.approx(1.0, abs=0.07 if suffix == "mp3" else 0.01)
     assert strongest(audio) == pytest.approx(440.0, abs=2.0)
     middle = audio.samples[len(audio.samples) // 4 : -len(audio.samples) // 4]
-    assert np.abs(middle).max() == pytest.approx(0.5, abs=0.03)  # ogg and mp3 are lossy
+    assert np.abs(middle).max() == pytest.approx(0.5, abs=0.06)  # ogg and mp3 are lossy
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
