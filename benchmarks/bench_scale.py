@@ -57,9 +57,9 @@ class Point:
     varied: str
     value: float
     pass_ms: float
-    pass_by_flop_ms: float
-    step_ms: float
-    step_by_bytes_ms: float
+    pass_by_flop_ms: float | str = ""
+    step_ms: float | str = ""
+    step_by_bytes_ms: float | str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
             print(asdict(point), file=sys.stderr, flush=True)
             points.append(point)
     rows = [[field.name for field in fields(Point)]]
-    rows += [[one if isinstance(one, str) else f"{one:.4g}" for one in astuple(p)] for p in points]
+    rows += [
+        [f"{one:.4g}" if isinstance(one, float) else str(one) for one in astuple(p)] for p in points
+    ]
     csv.writer(sys.stdout).writerows(rows)
     if arguments.write:
         with PAGE.with_name("speed.csv").open("w", newline="") as file:
@@ -145,7 +147,7 @@ def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
             begin = clock()
             speaker.speak("He went home. " * n, None, options, keep_audio=False)
             whole = (clock() - begin) * 1e3
-            yield Point("sentences", n, whole, float("nan"), float("nan"), float("nan"))
+            yield Point("sentences", n, whole)
 
 
 def flop_a_second() -> float:

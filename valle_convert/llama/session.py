@@ -47,8 +47,8 @@ SAME_NMSE = 1e-4
 CONTRAST = 100.0
 #: A wrong head gives 1 and more; Q4_0 rows against rounded states 1e-3.
 _ROUNDED_HEAD = 1e-2
-#: So many states are multiplied without BLAS, whose threads spin afterwards, on the cores of
-#: llama.cpp's: a step of 9 ms took 17.
+#: So many states are multiplied without BLAS, whose threads spin afterwards on the cores that
+#: llama.cpp needs for the next step.
 _FEW_STATES = 16
 
 
