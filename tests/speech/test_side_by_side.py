@@ -26,7 +26,6 @@ ROOM = 4
 EXACT_ALONE = "q8_0"
 FAMILIES = [
     ("ar-nar-len", "q8_0"),
-    ("ar-nar-len", "f16"),
     (GOLDEN_VALLEX, "q8_0"),
     (GOLDEN_VALLEX, "f32"),
 ]
@@ -94,7 +93,7 @@ def same(one: Sequence[NDArray[np.int32]], other: Sequence[NDArray[np.int32]]) -
     return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_sentences_are_as_one_by_one_and_in_order(
     opened: tuple[str, AnySpeaker, AnySpeaker], seed: int
 ) -> None:
