@@ -335,7 +335,7 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
         ),
         (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
         (["o.gguf", "Q4_0", "--imatrix", "."], "give --checkpoint"),
-        (["folder", "Q8_0"], "folder.gguf Q8_0 for a file, or folder --types Q8_0 for a folder"),
+        (["folder", "Q8_0"], "For a folder, use --types Q8_0"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
