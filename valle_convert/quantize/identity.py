@@ -35,7 +35,6 @@ class Identity:
     naming: Naming = "type"
     quantized_by: str | None = None
     base_model: str | None = None
-    license: str | None = None
 
     def __post_init__(self) -> None:
         if self.base_model is not None:
@@ -50,8 +49,6 @@ class Identity:
                 yield Key("general.version", version, "string")
         if self.quantized_by is not None:
             yield Key("general.quantized_by", self.quantized_by, "string")
-        if self.license is not None:
-            yield Key("general.license", self.license, "string")
         base = self.base_model or source.get("general.source.huggingface.repository")
         wanted = self.base_model is not None or self.naming == "convention"
         if wanted and isinstance(base, str) and _REPOSITORY.fullmatch(base):
