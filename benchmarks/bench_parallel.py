@@ -30,7 +30,6 @@ from bench_speak import (
     N_PHONEMES,
     N_PROMPT,
     condition_of,
-    machine,
     make_file,
     make_source,
 )
@@ -39,6 +38,7 @@ from valle_convert.decode import ArOptions, Batch, append_codes
 from valle_convert.decode.ar import ar_steps
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
+from valle_convert.llama.cpu import cpu_name
 from valle_convert.llama.library import load_library
 from valle_convert.wording import markdown_table
 
@@ -168,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True)
             files[kind] = json.loads(done.stdout.splitlines()[-1])
             print(kind, files[kind], file=sys.stderr, flush=True)
-    known = machine()
-    text = f"{known['cpu']}, {arguments.threads} threads, load {load:.1f}.\n\n{table(files)}"
+    text = f"{cpu_name()}, {arguments.threads} threads, load {load:.1f}.\n\n{table(files)}"
     print(text)
     if arguments.write:
         page = PAGE.read_text(encoding="utf-8")

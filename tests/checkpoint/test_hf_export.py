@@ -93,7 +93,7 @@ def test_converted_and_verified_and_recorded(tmp_path: Path, two_heads: Path, cl
         result = cli(source, out, "--config", two_heads, "--verify", "full", "--force")
         assert result.code == 0, result.err
         assert result.err.count("assumed, since the file lacks it") == 5
-        assert "lost in this file, and not in the result: the biases" in result.err
+        assert "missing in this file and in the result: the biases" in result.err
     keys = GgufFile(out).keys
     assert keys["valle.source.format"] == "Hugging Face export"
     assert keys["valle.source.lost"] == [

@@ -117,19 +117,6 @@ def test_a_card_is_a_file(kind: str, quantized: Path, cli: Cli) -> None:
     assert "expected a regular file" in error_of(cli("publish", quantized, "--force"), 2)
 
 
-def test_the_tokenizer_of_an_export_stays(tmp_path: Path, cli: Cli) -> None:
-    from valle_convert.tokenizer.choose import BUILT_IN
-
-    tokenizer = tmp_path / "tokenizer.json"
-    shutil.copy(BUILT_IN, tokenizer)
-    (tmp_path / "fp32.sft").symlink_to(tokenizer)
-    out = tmp_path / "m.gguf"
-    assert cli(CHECKPOINT, out, "--verify", "none").code == 0
-    run = ("export", out, tmp_path, "--tokenizer", tokenizer, "--force")
-    assert LOST in error_of(cli(*run), 2)
-    assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
-
-
 def test_an_export_goes_into_a_folder_only(
     converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:

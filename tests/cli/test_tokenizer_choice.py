@@ -131,7 +131,7 @@ def test_a_tokenizer_json_with_other_special_ids_than_the_network_is_refused(
     out = tmp_path / "o.gguf"
     message = error_of(cli(without_symmap, out, *([] if beside else ["--tokenizer", path])), 2)
     assert path.name in message
-    assert f"the ids {ids} for the" in message
+    assert f"unk, bos and eos = {ids}" in message
     assert not out.exists()
 
 
@@ -149,7 +149,7 @@ def test_a_sentencepiece_model_with_other_special_ids_than_the_network_is_refuse
     with_phoneme_rows(without_symmap, 600)
     out = tmp_path / "o.gguf"
     message = error_of(cli(without_symmap, out, "--tokenizer", sentencepiece_model), 2)
-    assert f"the ids {ids} for the" in message
+    assert f"unk, bos and eos = {ids}" in message
     assert not out.exists()
 
 

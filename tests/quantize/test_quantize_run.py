@@ -324,7 +324,10 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
         (["out", "--types", ","], "list of types is empty"),
         (["o.gguf", "--types", "Q8_0,Q4_0"], "give a folder"),
         (["o.gguf", "Q8_0", "--resume"], "--resume"),
-        (["o.gguf", "Q8_0", "--tensor-types", "absent.txt"], "There is no list of tensor types"),
+        (
+            ["o.gguf", "Q8_0", "--tensor-types", "absent.txt"],
+            "There is no list of tensor types",
+        ),
         (["o.gguf", "Q8_0", "--tensor-type", "attn"], "PATTERN=TYPE"),
         (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
         (["o.gguf", "IQ2_XXS"], "without an importance matrix"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +49,16 @@ class Recorded(VallexReference):
 
     passes: list[tuple[str, int, int, torch.Tensor, int]]
 
-    def _read_text(self, rows: NDArray[np.float32], room: int) -> None:
+    def _read_text(self, sequence: Hashable, rows: NDArray[np.float32], room: int) -> None:
         self.text = rows
-        super()._read_text(rows, room)
+        super()._read_text(sequence, rows, room)
 
-    def _append(
-        self, rows: NDArray[np.float32], sequences: Sequence[int], n_outputs: int
+    def _extend(
+        self, sequence: Hashable, rows: NDArray[np.float32], n_outputs: int
     ) -> NDArray[np.float32]:
         whole = torch.from_numpy(np.concatenate([self.text, rows]))
         self.passes.append(("ar", 0, len(self.text), whole, n_outputs))
-        return super()._append(rows, sequences, n_outputs)
+        return super()._extend(sequence, rows, n_outputs)
 
     def _run_nar(
         self, level: int, rows: NDArray[np.float32], n_outputs: int

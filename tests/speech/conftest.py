@@ -119,7 +119,7 @@ def version_five(bundle: Bundle, speaker: AnySpeaker, codec: EncodecCodec) -> It
     quick = SpeakOptions(
         mode="ar", language="en", sampling=GREEDY, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
-    with StopsAtOnce(bundle.main, bundle.model, n_threads=1) as network:
+    with StopsAtOnce(bundle.files, bundle.model, n_threads=1) as network:
 
         def stopping(n: int) -> AnySpeaker:
             network.n = n

@@ -164,7 +164,7 @@ def test_what_is_assumed_and_lost_is_said_and_recorded(tmp_path: Path, cli: Cli)
     said = cli("repair", OLD / "q8_0.gguf", out)
     assert said.code == 0
     assert "assumed, since the file lacks it: positions begin anew" in said.err
-    assert "lost in this file, and not in the result: the biases" in said.err
+    assert "missing in this file and in the result: the biases" in said.err
     file = GgufFile(out)
     assert len(file.keys["valle.source.assumed"]) == 5
     assert len(file.keys["valle.source.lost"]) == 2

@@ -113,4 +113,6 @@ def test_a_float32_file_is_verified_with_the_warning(tmp_path: Path) -> None:
 
 
 def test_levels_of_models_and_of_codecs_are_not_mixed_up(file: Path, cli: Cli) -> None:
-    assert "a codec has none" in cli("verify", FOLDER / "hf", file, "--level", "logits").err
+    assert (
+        "codecs have no such level" in cli("verify", FOLDER / "hf", file, "--level", "logits").err
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,8 @@ class PlainGelu(VallexReference):
 class BothCopiesAreOne(VallexReference):
     """Copies of a sequence that are one and the same."""
 
-    def _fork(self, n: int) -> None:
-        self._caches = [self._caches[0]] * n
+    def _fork(self, sequence: Hashable, copies: Sequence[Hashable]) -> None:
+        self._caches |= dict.fromkeys(copies, self._caches[sequence])
 
 
 MISTAKES: tuple[tuple[type[VallexReference], str], ...] = (

@@ -96,10 +96,7 @@ class NetworkPass:
         for start, stop in pairwise([0, *(inputs.last + n for n in self.steps)]):
             part = slice(start, stop)
             rows, places = inputs.embeddings[part], inputs.positions[part]
-            if start and len(rows) == 1:  # as decoding does it
-                yield network.append([0], rows, places, head=self.head)
-            else:
-                yield network.step(rows, places, head=self.head, outputs=slice(-1, None))
+            yield network.step(rows, places, head=self.head, outputs=slice(-1, None))
 
 
 def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
