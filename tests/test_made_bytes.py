@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_made import CHECKPOINTS, MADE, RECIPES, SETS, make, write_lora
+from make_made import CHECKPOINTS, MADE, RECIPES, VALLEX, make, write_lora
 from support import Cli
 
 EXPECTED = json.loads(MADE.read_text(encoding="utf-8"))
@@ -33,7 +33,9 @@ def test_the_bytes_are_those_of_before(name: str, cli: Cli, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "checkpoint", [CHECKPOINTS["ar-nar-len"], *SETS.values()], ids=lambda path: path.parent.name
+    "checkpoint",
+    [CHECKPOINTS["ar-nar-len"], CHECKPOINTS["v7-nemo"], VALLEX],
+    ids=lambda path: path.parent.name,
 )
 def test_an_importance_matrix_and_what_is_quantized_with_one_are_the_same_twice(
     checkpoint: Path, cli: Cli, tmp_path: Path
@@ -58,7 +60,7 @@ def test_another_processors_matrix_products_change_no_byte(tmp_path: Path) -> No
     write_lora(lora, [])
     old = {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX2 FMA3"}
     for part, name, checkpoint, options in (
-        ("valle-x-small", "valle-x-small-f32", SETS["valle-x-small"], ["--outtype", "f32"]),
+        ("valle-x-small", "valle-x-small-f32", VALLEX, ["--outtype", "f32"]),
         ("lora", "merged", CHECKPOINTS["ar-nar-len"], ["--lora", lora]),
     ):
         command = [sys.executable, "-m", "valle_convert", checkpoint, tmp_path / f"{name}.gguf"]

@@ -139,6 +139,7 @@ def test_its_options_are_refused_for_other_models(
         assert "does not apply to VALL-E; leave it out." in error_of(result, 2)
 
 
-def test_it_does_not_transcribe(vallex: Path, voice: Path, cli: Cli) -> None:
-    result = cli("transcribe", vallex, voice)
-    assert error_of(result, 2) == "transcribe does not support VALL-E X yet."
+@pytest.mark.parametrize("command", ["transcribe", "export"])
+def test_a_command_it_lacks_is_refused(command: str, vallex: Path, voice: Path, cli: Cli) -> None:
+    result = cli(command, vallex, voice)
+    assert error_of(result, 2) == f"{command} does not support VALL-E X yet."

@@ -109,7 +109,6 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("export {model} {out}", f"export {CANNOT}."),
         ("lora {model} {model} {out}", f"lora {CANNOT}."),
         ("transcribe {model} {codes}", f"transcribe {CANNOT}."),
         ("utterances {codes} --text Hi. --model {model} {out}", f"utterances {CANNOT}."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 from make_checkpoint import DTYPES, Shape, make_checkpoint
-from random_shapes import random_shape
-from support import GOLDEN, GOLDEN_NAMES, Cli, error_of, golden_checkpoint
+from random_shapes import random_shape, random_version_7
+from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VERSION_7, Cli, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
-from valle_convert.families.v5.export import export_file
-from valle_convert.families.v5.facts import PART, describe
+from valle_convert.families.gemma_export import export_file
+from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.tool import find_quantizer
 from valle_convert.verify.tensors import check_tensors
 
-#: What only training reads is not in a converted file.
-DROPPED = {"dropout_token"}
+#: Keys that tell where the weights come from.
+OF_THE_SOURCE = ("valle.source.", "valle.digest.", "general.", "valle.tokenizer.", "valle.set.")
 
 
 def tensors_of(path: Path) -> dict[str, tuple[str, np.ndarray[Any, Any]]]:
@@ -39,10 +39,9 @@ def tensors_of(path: Path) -> dict[str, tuple[str, np.ndarray[Any, Any]]]:
 def assert_same(path: Path, expected: Path) -> None:
     """The tensors, config and symmap of one checkpoint are the other's, bit for bit."""
     found, wanted = tensors_of(path), tensors_of(expected)
-    described = describe(read_checkpoint(expected))
-    contents = described.contents[PART]
-    read = {one.source for one in (*contents.rows, *contents.backbone, *contents.biases)}
-    assert found.keys() == read
+    dropped = {one.source for one in plan_conversion(expected).description.dropped}
+    rows = {name for name in wanted if name.startswith("classifier.")}  # not dropped completely
+    assert found.keys() == wanted.keys() - dropped | rows
     for name in found:
         values, right = found[name][1], wanted[name][1]
         if name.startswith("classifier."):  # rows that no head reads are gone
@@ -57,7 +56,7 @@ def assert_same(path: Path, expected: Path) -> None:
     assert one.stats.get("global_step") == other.stats.get("global_step")
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, GOLDEN_VERSION_7])
 def test_a_golden_checkpoint_comes_back(
     name: str, converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:
@@ -66,25 +65,47 @@ def test_a_golden_checkpoint_comes_back(
     assert_same(tmp_path / "back" / "fp32.sft", golden_checkpoint(name))
 
 
+@pytest.mark.parametrize("version", ["5 and 6", "7"])
 @pytest.mark.parametrize("seed", range(12))
-def test_random_checkpoints_come_back(seed: int, tmp_path: Path) -> None:
+def test_random_checkpoints_come_back(seed: int, version: str, tmp_path: Path) -> None:
     draw = random.Random(seed)  # noqa: S311 - no secret
-    shape = random_shape(seed) | {"split": seed % 4 != 0}
+    if version == "7":
+        shape = random_version_7(seed) | {"level_norm": seed % 2 == 0}
+    else:
+        shape = random_shape(seed) | {"split": seed % 4 != 0}
     source, middle = tmp_path / "random.sft", tmp_path / "random.gguf"
     make_checkpoint(source, Shape(**shape), dtype=draw.choice(list(DTYPES)))
     write_gguf(plan_conversion(source), middle)
     export_file(open_files(middle), tmp_path / "back")
     back = tmp_path / "back" / "fp32.sft"
     assert_same(back, source)
-    # And what is made of it again is the same file, but for the names and digests of its source.
+    # Converting it again gives the same files, except the names and digests of its source.
     write_gguf(plan_conversion(back), tmp_path / "again.gguf")
-    first, again = GgufFile(middle), GgufFile(tmp_path / "again.gguf")
-    assert first.tensors == again.tensors
-    for name, tensor in first.tensors.items():
-        assert tensor.data.tobytes() == again.tensors[name].data.tobytes()
-    for name in first.keys:
-        if not name.startswith(("valle.source.", "valle.digest.", "general.", "valle.tokenizer.")):
-            assert first.keys[name] == again.keys[name], name
+    one, other = (open_files(path).files for path in (middle, tmp_path / "again.gguf"))
+    assert one.keys() == other.keys()
+    for part, first in one.items():
+        again = other[part]
+        assert first.tensors == again.tensors
+        for name, tensor in first.tensors.items():
+            assert tensor.data.tobytes() == again.tensors[name].data.tobytes()
+        assert first.keys.keys() == again.keys.keys()
+        for name in first.keys:
+            if not name.startswith(OF_THE_SOURCE):
+                assert first.keys[name] == again.keys[name], name
+
+
+def test_an_export_of_an_export_gives_identical_files(tmp_path: Path) -> None:
+    source = shutil.copy(golden_checkpoint(GOLDEN_VERSION_7), tmp_path / "fp32.sft")
+    made: list[dict[str, bytes]] = []
+    for i in range(3):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        write_gguf(plan_conversion(source), folder / "out.gguf")
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        export_file(open_files(folder / "out.gguf"), folder)
+        source = folder / "fp32.sft"
+    assert len(made[1]) == 2
+    assert made[1] == made[2]
 
 
 @pytest.mark.parametrize("out_type", ["f16", "bf16", "q8_0"])
@@ -108,26 +129,27 @@ def test_a_rounded_file_gives_what_is_left(
         assert all(check.passed for check in check_tensors(plan.main, GgufFile(middle)))
 
 
+@pytest.mark.parametrize("version", [5, 7])
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K"])
-def test_a_quantized_file_comes_back_dequantized(kind: str, tmp_path: Path) -> None:
-    source, middle = tmp_path / "wide.sft", tmp_path / "wide.gguf"
-    make_checkpoint(source, Shape(dim=256, heads=4, levels=3, seed=1))
-    write_gguf(plan_conversion(source, Choices("f16")), middle)
-    quantized = tmp_path / "quantized.gguf"
-    find_quantizer("library").run([str(middle), str(quantized), kind])
-    export_file(open_files(quantized), tmp_path / "back")
-    back, file = read_checkpoint(tmp_path / "back" / "fp32.sft"), GgufFile(quantized)
-    describe(back)
-    np.testing.assert_array_equal(
-        back.tensors.read("model.layers.1.mlp.down_proj.weight"),
-        file.tensors["blk.1.ffn_down.weight"].rows(),
-    )
-    row = file.keys["valle.head.first_rows"][0]
-    np.testing.assert_array_equal(
-        back.tensors.read("classifiers.proj.0.weight"),
-        file.tensors["token_embd.weight"].rows(slice(row, row + 65)),
-    )
-    assert back.config == read_checkpoint(source).config
+def test_a_quantized_file_comes_back_dequantized(
+    kind: str, version: int, tmp_path: Path, cli: Cli
+) -> None:
+    source = tmp_path / "wide.sft"
+    make_checkpoint(source, Shape(dim=256, heads=4, levels=3, version=version, seed=1))
+    assert cli("quantize", source, tmp_path, "--types", kind, "--imatrix", "none").code == 0
+    quantized = open_files(tmp_path / f"wide-{kind}.gguf")
+    export_file(quantized, tmp_path / "back")
+    plan = plan_conversion(tmp_path / "back" / "fp32.sft")
+    for part, planned in plan.files.items():
+        for tensor in planned.tensors:
+            rows = quantized.files[part].tensors[tensor.name].rows()
+            for span in tensor.spans:
+                right = rows[span.first_row : span.first_row + span.n_rows]
+                found = plan.description.tensors.read(span.source)
+                assert found.dtype == np.float32
+                found = found[list(span.gather)] if span.gather else found
+                np.testing.assert_array_equal(found.reshape(right.shape), right)
+    assert plan.checkpoint.config == read_checkpoint(source).config
 
 
 def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
@@ -156,11 +178,12 @@ def test_what_cannot_be_exported_leaves_nothing(
     assert [one.name for one in (tmp_path / "full").iterdir()] == ["fp32.sft"]
     assert (tmp_path / "full" / "fp32.sft").read_text() == "mine"
     file = GgufFile(plain)
-    for text in ('{"version": 5}', "[]", "{", json.dumps({"version": 6} | {"size": {"dim": 32}})):
-        from valle_convert.gguf_file.header import Key
-
+    tables = ["?" if name == "length" else name for name in file.keys["valle.table.names"]]
+    configs = ('{"version": 5}', "[]", "{", json.dumps({"version": 6} | {"size": {"dim": 32}}))
+    odd_keys = [Key("valle.source.config", text, "string") for text in configs]
+    odd_keys.append(Key("valle.table.names", tables, "[string]"))
+    for key in odd_keys:
         odd = tmp_path / "odd.gguf"
-        header = file.changed([Key("valle.source.config", text, "string")])
-        odd.write_bytes(header + plain.read_bytes()[file.data_start :])
+        odd.write_bytes(file.changed([key]) + plain.read_bytes()[file.data_start :])
         assert error_of(cli("export", odd, tmp_path / "y"), 2)
         assert not (tmp_path / "y").exists()

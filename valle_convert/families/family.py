@@ -128,7 +128,8 @@ class Family(ABC, Generic[M, N]):
     speaks_with: ClassVar[frozenset[str]]
     #: Optional abilities, as places in the folder: the function that implements one, as
     #: `module:function`, or a module of several. For `transcribe` and the tasks `vc`, `ns` and
-    #: `sr`, a method of the family's speaker as `module:Class.method`.
+    #: `sr`, a method of the family's speaker as `module:Class.method`. `.module` is beside the
+    #: folder.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Whether converted files have values computed that the checkpoint keeps apart.
     folds: ClassVar[bool] = False
@@ -155,7 +156,7 @@ class Family(ABC, Generic[M, N]):
     def _at(self, place: str) -> Any:  # noqa: ANN401 - of the family's own
         """What is at a place in the family's folder; heavy packages are imported with it."""
         module, _, name = place.partition(":")
-        found = import_module(f"{type(self).__module__}.{module}")
+        found = import_module(f".{module}", type(self).__module__)
         return attrgetter(name)(found) if name else found
 
     # ---- a checkpoint

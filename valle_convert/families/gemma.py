@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,7 +27,7 @@ from valle_convert.gguf_file.loadable import dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
-from valle_convert.model.description import Description
+from valle_convert.model.description import Contents, Description
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
 from valle_convert.network.protocol import Computing
@@ -48,6 +50,11 @@ class GemmaFamily(Family[G, N]):
     reads = frozenset({"out_type", "tokenizer", "codec", "metadata"})
     needs = ("speech",)
     example_arrays = "phonemes, response, prompt and language"
+    abilities = MappingProxyType({"export": ".gemma_export:export_file"})
+
+    @abstractmethod
+    def contents_of(self, model: G) -> Mapping[str, Contents]:
+        """The checkpoint's names of everything in the files, by part, from the model alone."""
 
     def tokenizer(
         self, checkpoint: Checkpoint, description: Description[G], choices: Choices

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
-from valle_convert.model.spec import Head, Table
+from valle_convert.model.spec import Head, RowMap, Table
 
 M = TypeVar("M")
 
@@ -60,11 +60,16 @@ class RowBlocks(list[RowBlock]):
 
 @dataclass(frozen=True)
 class BackboneTensor:
-    """One tensor that is copied completely under another name."""
+    """One tensor that is copied completely under another name.
+
+    Attributes:
+        source_shape: the checkpoint's, if it differs.
+    """
 
     source: str
     target: str
     shape: tuple[int, ...]
+    source_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,28 @@ class Contents:
     rows: tuple[RowBlock, ...] = ()
     backbone: tuple[BackboneTensor, ...] = ()
     biases: tuple[BiasBlock, ...] = ()
+
+
+def blocks_of(rows: RowMap, sources: Mapping[str, str]) -> tuple[RowBlock, ...]:
+    """The blocks of tables and heads; the inverse of `RowBlocks.tables` and `RowBlocks.heads`."""
+    labelled: dict[str, Table | Head] = {table.name: table for table in rows.tables}
+    labelled |= {f"head.{head.name}": head for head in rows.heads}
+    return tuple(
+        RowBlock(label, sources[label], one.first_row, one.n_rows)
+        for label, one in labelled.items()
+    )
+
+
+def source_shapes(contents: Contents, width: int) -> dict[str, tuple[int, ...]]:
+    """The source tensors with their shapes; a single vector is not called a weight."""
+    shapes: dict[str, tuple[int, ...]] = {
+        row.source: (row.n_rows, width) if row.source.endswith(".weight") else (width,)
+        for row in contents.rows
+    }
+    shapes |= {one.source: one.source_shape or one.shape for one in contents.backbone}
+    for bias in contents.biases:  # heads may share one
+        shapes[bias.source] = max((bias.n_rows,), shapes.get(bias.source, ()))
+    return shapes
 
 
 @dataclass(frozen=True)

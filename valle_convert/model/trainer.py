@@ -328,9 +328,7 @@ LAYER_TENSORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 OUTPUT_NORM = "output_norm.weight"
 
 
-def backbone_tensors(
-    config: GemmaConfig, norm: str = "model.norm.weight"
-) -> tuple[BackboneTensor, ...]:
+def backbone_tensors(config: GemmaConfig) -> tuple[BackboneTensor, ...]:
     """The layers and the last norm."""
     dims = {
         "n_embd": config.n_embd,
@@ -346,7 +344,7 @@ def backbone_tensors(
         for layer in range(config.n_layer)
         for source, target, shape in LAYER_TENSORS
     ]
-    return (*layers, BackboneTensor(norm, OUTPUT_NORM, (config.n_embd,)))
+    return (*layers, BackboneTensor("model.norm.weight", OUTPUT_NORM, (config.n_embd,)))
 
 
 def gemma_config(

@@ -14,7 +14,7 @@ from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v5 import facts
 from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.description import Description
+from valle_convert.model.description import Contents, Description
 from valle_convert.model.spec import Head, Model, Table
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class VersionFive(GemmaFamily[Model, "Network"]):
     title = "VALL-E"
     abilities = MappingProxyType(
         {
-            "export": "export:export_file",
+            **GemmaFamily.abilities,
             "listen": "listen",
             "lora": "adapter:write_lora",
             "repair": "old:read_old",
@@ -52,6 +52,9 @@ class VersionFive(GemmaFamily[Model, "Network"]):
 
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[Model]:
         return facts.describe(checkpoint, choices.codec)
+
+    def contents_of(self, model: Model) -> Mapping[str, Contents]:
+        return {PART: facts.contents_of(model)}
 
     def refusal(self, file: GgufFile) -> str:
         from valle_convert.families.v5.old import is_old, why_wrong

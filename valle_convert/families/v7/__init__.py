@@ -13,7 +13,7 @@ from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v7 import facts, files
 from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.description import Description
+from valle_convert.model.description import Contents, Description
 from valle_convert.model.spec import Head, Table
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
 
     def describe(self, checkpoint: Checkpoint, choices: Choices) -> Description[VersionSevenModel]:
         return facts.describe(checkpoint, choices.codec)
+
+    def contents_of(self, model: VersionSevenModel) -> Mapping[str, Contents]:
+        return facts.contents_of(model)
 
     def set_salt(self, description: Description[VersionSevenModel]) -> str:
         del description

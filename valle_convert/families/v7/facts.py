@@ -12,7 +12,7 @@ llama.cpp between networks that no stock graph has. These are in a second file:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from valle_convert.model.description import (
     Contents,
     Description,
     RowBlocks,
+    blocks_of,
+    source_shapes,
 )
 from valle_convert.model.spec import GemmaConfig, GemmaModel, RowMap
 from valle_convert.model.trainer import (
@@ -126,36 +128,64 @@ def head_names(n_levels: int) -> dict[str, str]:
     return levels | {name: f"{decoder}.head" for name, decoder in others.items()}
 
 
-def audio_tensors(config: VersionSevenConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of the second file other than its rows: name -> (source, shape)."""
+def audio_sources(n_levels: int) -> dict[str, str]:
+    """The rows of the second file, tables of codes and heads, with their sources, in row order."""
+    tables = {
+        f"{kind}.{i}": f"{source}.embs.{i}.weight"
+        for kind, source in ENCODERS.items()
+        for i in range(n_levels)
+    }
+    names = head_names(n_levels).items()
+    return tables | {f"head.{name}": f"{source}.weight" for name, source in names}
+
+
+def audio_tensors(config: VersionSevenConfig) -> tuple[BackboneTensor, ...]:
+    """The tensors of the second file other than its rows."""
     d, levels = config.n_embd, config.n_levels
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: list[BackboneTensor] = []
+
+    def add(target: str, source: str, **shapes: tuple[int, ...]) -> None:
+        tensors.extend(
+            BackboneTensor(f"{source}.{kind}", f"{target}.{kind}", shape)
+            for kind, shape in shapes.items()
+        )
 
     def norm(target: str, source: str) -> None:
-        for kind in ("weight", "bias"):
-            tensors[f"{target}.{kind}"] = (f"{source}.{kind}", (d,))
+        add(target, source, weight=(d,), bias=(d,))
 
     def linear(target: str, source: str, n_out: int, n_in: int) -> None:
-        tensors[f"{target}.weight"] = (f"{source}.weight", (n_out, n_in))
-        tensors[f"{target}.bias"] = (f"{source}.bias", (n_out,))
+        add(target, source, weight=(n_out, n_in), bias=(n_out,))
 
     for kind, source in ENCODERS.items():
-        prefix = f"a.{kind}"
-        tensors[f"{prefix}.position_embd"] = (f"{source}.pos_embedding", (levels, d))
+        prefix, shape = f"a.{kind}", (levels, d)
+        position = f"{source}.pos_embedding"
+        tensors.append(BackboneTensor(position, f"{prefix}.position_embd", shape, (1, *shape)))
         if config.encoder_norm:
             norm(f"{prefix}.norm", f"{source}.norm")
         if config.n_ff_encoder:
             linear(f"{prefix}.ffn_up", f"{source}.proj.0", config.n_ff_encoder, d)
             linear(f"{prefix}.ffn_down", f"{source}.proj.2", d, config.n_ff_encoder)
         if config.level_weights:
-            tensors[f"{prefix}.level_weights"] = (f"{source}.level_weights", (levels,))
+            add(prefix, source, level_weights=(levels,))
     for level in range(levels):
         prefix, source = f"a.level.{level}", f"audio_decoder.head.{level}"
         if config.level_norm:
             norm(f"{prefix}.norm", f"{source}.0")
         linear(f"{prefix}.ffn_up", f"{source}.1", config.n_ff_decoder, d)
         linear(f"{prefix}.ffn_down", f"{source}.3", d, config.n_ff_decoder)
-    return tensors
+    return tuple(tensors)
+
+
+def contents_of(model: VersionSevenModel) -> dict[str, Contents]:
+    """The sources of everything in the files, except ones instead of a missing last norm."""
+    config, names = model.config, head_names(model.n_levels)
+    backbone = backbone_tensors(config)
+    rows = blocks_of(model.audio, audio_sources(config.n_levels))
+    biases = (BiasBlock(h.name, f"{names[h.name]}.bias", h.n_rows) for h in model.audio.heads)
+    return {
+        PART: Contents(blocks_of(model, TABLES), backbone[: -1 if config.level_norm else None]),
+        AUDIO: Contents(rows, audio_tensors(config), tuple(biases)),
+    }
 
 
 # --------------------------------------------------------------------------- describe
@@ -187,41 +217,35 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         n_ff_decoder=collector.rows_of("audio_decoder.head.0.1.weight"),
     )
     _check_switches(collector, config, switches, factors)
-    rows = _rows(collector, config)
-    audio_rows, biases = _audio_rows(collector, config)
-    norm = "model.norm.weight"
-    tensors = ComputedTensors(checkpoint.tensors)
-    if config.level_norm:
-        d = config.n_embd
-        spec = TensorSpec("no last norm", FLOAT32, "", (d,))
-        norm = tensors.add(spec, lambda: np.ones(d, np.float32))
-    backbone = backbone_tensors(config, norm)
-    for tensor in backbone:
-        if not (config.level_norm and tensor.target == OUTPUT_NORM):
-            collector.take(tensor.source, tensor.shape)
-    audio = []
-    for target, (source, shape) in audio_tensors(config).items():
-        collector.take(source, (1, *shape) if source.endswith("pos_embedding") else shape)
-        audio.append(BackboneTensor(source, target, shape))
-    dropped = collector.finish(
-        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
-        "Give the config that belongs to these weights with --config.",
-        DROPPED,
-    )
+    rows = _rows(collector, TABLES, config)
+    audio = _rows(collector, audio_sources(config.n_levels), config)
     model = VersionSevenModel(
         rows.tables,
         (),
         config,
         **names_of_rows(checkpoint),
-        audio=RowMap(audio_rows.tables, audio_rows.heads),
+        audio=RowMap(audio.tables, audio.heads),
+    )
+    contents = contents_of(model)
+    for one in contents.values():
+        for source, shape in source_shapes(one, config.n_embd).items():
+            collector.take(source, shape)
+    tensors = ComputedTensors(checkpoint.tensors)
+    if config.level_norm:
+        d = config.n_embd
+        spec = TensorSpec("no last norm", FLOAT32, "", (d,))
+        ones = BackboneTensor(tensors.add(spec, lambda: np.ones(d, np.float32)), OUTPUT_NORM, (d,))
+        main = contents[PART]
+        contents[PART] = replace(main, backbone=(*main.backbone, ones))
+    dropped = collector.finish(
+        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
+        "Give the config that belongs to these weights with --config.",
+        DROPPED,
     )
     return Description(
         model,
         tensors,
-        {
-            PART: Contents(tuple(rows), backbone),
-            AUDIO: Contents(tuple(audio_rows), tuple(audio), biases),
-        },
+        contents,
         tuple(dropped),
         (*notes, *unread_notes(checkpoint.config)),
         tuple(reader.assumed),
@@ -259,40 +283,21 @@ def _check_switches(
         )
 
 
-def _rows(collector: Collector, config: VersionSevenConfig) -> RowBlocks:
-    rows = RowBlocks()
-    for name, source in TABLES.items():
-        if name in _OPTIONAL and source not in collector.specs:
-            continue
-        is_vector = name in _VECTORS
-        n_rows = 1 if is_vector else max(1, collector.rows_of(source))
-        collector.take(source, (config.n_embd,) if is_vector else (n_rows, config.n_embd))
-        rows.add(name, source, n_rows)
-    return rows
-
-
-def _audio_rows(
-    collector: Collector, config: VersionSevenConfig
-) -> tuple[RowBlocks, tuple[BiasBlock, ...]]:
-    """Tables of codes and heads, one after the other, and the heads' biases."""
+def _rows(
+    collector: Collector, sources: Mapping[str, str], config: VersionSevenConfig
+) -> RowBlocks:
+    """The rows of one file; their number is the codec's, or the tensors'."""
     rows, codes = RowBlocks(), config.codebook_size
     # Responses have two more rows: the stop and the mask code.
-    for kind, n_rows in (("prompt", codes), ("response", codes + 2)):
-        for i in range(config.n_levels):
-            rows.add(f"{kind}.{i}", f"{ENCODERS[kind]}.embs.{i}.weight", n_rows)
-    biases: list[BiasBlock] = []
-    for name, source in head_names(config.n_levels).items():
-        weight = f"{source}.weight"
-        if name in _OPTIONAL and weight not in collector.specs:
+    known = {"prompt": codes, "response": codes + 2, "head.level": codes + 1}
+    known |= dict.fromkeys(_VECTORS, 1)
+    for label, source in sources.items():
+        table = label.removeprefix("head.")
+        if table in _OPTIONAL and source not in collector.specs:
             continue
-        n_rows = codes + 1
-        if not name.startswith("level."):
-            # For phonemes and text, as many as their tables have; for the length, all.
-            table = "" if name == "length" else TABLES.get(name, "")
-            n_rows = max(1, collector.rows_of(table if table in collector.specs else weight))
-        rows.add(f"head.{name}", weight, n_rows)
-        collector.take(f"{source}.bias", (n_rows,))
-        biases.append(BiasBlock(name, f"{source}.bias", n_rows))
-    for block in rows:
-        collector.take(block.source, (block.n_rows, config.n_embd))
-    return rows, tuple(biases)
+        # The heads of phonemes and text have as many rows as their tables.
+        counted = source if table in _VECTORS else TABLES.get(table, source)
+        there = collector.rows_of(counted if counted in collector.specs else source)
+        n_rows = known.get(label.rstrip(".0123456789"))
+        rows.add(label, source, max(1, there) if n_rows is None else n_rows)
+    return rows

@@ -151,5 +151,5 @@ def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel
 
 def _tensor_faults(file: GgufFile, config: VersionSevenConfig) -> Iterator[str]:
     embedding = (file.tensors[TOKEN_EMBEDDING].shape[0], config.n_embd)
-    shapes = {name: shape for name, (_, shape) in audio_tensors(config).items()}
+    shapes = {tensor.target: tensor.shape for tensor in audio_tensors(config)}
     return file.shape_faults({TOKEN_EMBEDDING: embedding} | shapes)

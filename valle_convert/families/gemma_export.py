@@ -1,18 +1,18 @@
-"""A converted file back to a `.sft`, the training project's own file.
+"""The converted files of a model back to a `.sft`, the training project's own file.
 
 The keys show which rows were which tensor, so no checkpoint is needed. Numbers keep their type;
-quantized ones become float32, which holds them exactly. The file has its checkpoint's config and
+quantized ones become float32, which holds them exactly. The `.sft` has its checkpoint's config and
 phoneme strings. `fp32.sft` is safetensors with config, symmap and stats as metadata.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import BFLOAT16, FLOAT16, FLOAT32
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
-from valle_convert.families.v5.facts import contents_of, describe
+from valle_convert.families.family import Choices
+from valle_convert.families.gemma import GemmaFamily
 from valle_convert.files import atomic_output, check_free_space, check_outputs, made_folder
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
@@ -29,9 +30,9 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SYMMAP_KEY,
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import PLAIN_DTYPES
-from valle_convert.model.spec import Model
+from valle_convert.model.description import Contents, source_shapes
 from valle_convert.progress import Progress, silent
 
 #: The values of `--dtype`; `auto` keeps the file's own.
@@ -48,38 +49,49 @@ _PIECE_ROWS = 4096
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of the checkpoint is in the file; a bias has no tensor."""
+    """Rows of a file's tensor that are a tensor of the checkpoint, or the values of a bias."""
 
-    tensor: str | None
+    stored: TensorInfo | NDArray[np.float32]
     first: int
     stop: int
 
 
 class BackTensors:
-    """The checkpoint's tensors from its converted file, as a `TensorSource`.
+    """The checkpoint's tensors from its converted files, as a `TensorSource`.
 
     Without a `dtype` they have the file's own type, float32 if it is quantized.
     """
 
-    def __init__(self, file: GgufFile, model: Model, dtype: np.dtype[Any] | None = None) -> None:
-        self._file = file
+    def __init__(self, bundle: Bundle, dtype: np.dtype[Any] | None = None) -> None:
+        self._path = bundle.path
+        self._dtype = dtype
         self._places: dict[str, _Place] = {}
-        description = contents_of(model)
-        specs: dict[str, TensorSpec] = {}
+        self._specs: dict[str, TensorSpec] = {}
+        try:
+            parts = cast("GemmaFamily[Any, Any]", bundle.family).contents_of(bundle.model)
+        except KeyError as error:
+            raise InputError(
+                f"{bundle.path}: no checkpoint has the table or head {error!s:.60}; "
+                "convert the checkpoint again."
+            ) from None
+        for part, contents in parts.items():
+            self._add_part(bundle.files[part], contents, bundle.model.config.n_embd)
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(self._specs)
 
-        def add(name: str, shape: tuple[int, ...], place: _Place, found: np.dtype[Any]) -> None:
-            chosen = found if dtype is None else dtype
-            specs[name] = TensorSpec(name, chosen, _DTYPE_NAMES[chosen], shape)
+    def _add_part(self, file: GgufFile, contents: Contents, width: int) -> None:
+        shapes = source_shapes(contents, width)
+
+        def add(name: str, place: _Place, found: np.dtype[Any]) -> None:
+            chosen = found if self._dtype is None else self._dtype
+            self._specs[name] = TensorSpec(name, chosen, _DTYPE_NAMES[chosen], shapes[name])
             self._places[name] = place
 
         embedding = file.tensors[TOKEN_EMBEDDING]
         matrices = PLAIN_DTYPES.get(embedding.ggml_type, FLOAT32)
-        for block in description.rows:
-            place = _Place(TOKEN_EMBEDDING, block.first_row, block.first_row + block.n_rows)
-            is_vector = block.source == "sep"
-            shape = (*([] if is_vector else [block.n_rows]), model.config.n_embd)
-            add(block.source, shape, place, matrices)
-        for tensor in description.backbone:
+        for block in contents.rows:
+            place = _Place(embedding, block.first_row, block.first_row + block.n_rows)
+            add(block.source, place, matrices)
+        for tensor in contents.backbone:
             stored = file.tensors.get(tensor.target)
             if stored is None or stored.shape != tensor.shape:
                 raise InputError(
@@ -88,20 +100,17 @@ class BackTensors:
                     "convert the checkpoint again."
                 )
             kind = PLAIN_DTYPES.get(stored.ggml_type, FLOAT32)
-            place = _Place(tensor.target, 0, tensor.shape[0])
-            if len(tensor.shape) == 1:  # norms are always float32 in a file
+            if len(tensor.shape) == 1:  # vectors are always float32 in a file
                 kind = _narrow(stored.rows(), matrices)
-            add(tensor.source, tensor.shape, place, kind)
+            add(tensor.source, _Place(stored, 0, tensor.shape[0]), kind)
         start = 0
-        self._biases = np.array(file.keys.get(BIAS_KEY, []), np.float32)
-        for bias in description.biases:
+        biases = np.array(file.keys.get(BIAS_KEY, []), np.float32)
+        for bias in contents.biases:
             stop = start + bias.n_rows
-            known = self._places.get(bias.source)
-            if known is None or bias.n_rows > known.stop - known.first:
-                kind = _narrow(self._biases[start:stop], matrices)
-                add(bias.source, (bias.n_rows,), _Place(None, start, stop), kind)
+            if shapes[bias.source] == (bias.n_rows,):
+                kind = _narrow(biases[start:stop], matrices)
+                add(bias.source, _Place(biases, start, stop), kind)
             start = stop
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, of the shape and type of its spec."""
@@ -112,10 +121,10 @@ class BackTensors:
     def pieces(self, name: str) -> Iterator[NDArray[Any]]:
         """The same, a few thousand rows at a time."""
         spec, place = self.specs[name], self._places[name]
-        if place.tensor is None:
-            yield self._cast(self._biases[place.first : place.stop], spec)
+        stored = place.stored
+        if isinstance(stored, np.ndarray):
+            yield self._cast(stored[place.first : place.stop], spec)
             return
-        stored = self._file.tensors[place.tensor]
         if len(stored.shape) == 1:
             yield self._cast(stored.rows(), spec)
             return
@@ -132,7 +141,7 @@ class BackTensors:
             cast = values.astype(spec.dtype)
         if not np.isfinite(cast.astype(np.float32)).all():
             raise InputError(
-                f"{self._file.path}: {spec.name} holds NaN, infinity or a number too large for "
+                f"{self._path}: {spec.name} holds NaN, infinity or a number too large for "
                 f"{spec.dtype_name}; give --dtype f32, or convert the checkpoint again."
             )
         return cast
@@ -165,13 +174,12 @@ def export_file(
     progress: Progress = silent,
 ) -> Exported:
     """Write a converted file back as a checkpoint, or leave nothing."""
-    file, model, path = bundle.main, bundle.model, bundle.path
-    tensors = BackTensors(file, model, DTYPES[dtype])
-    documents = _metadata(file, model, tensors)
+    tensors = BackTensors(bundle, DTYPES[dtype])
+    documents = _metadata(bundle, tensors)
     target = folder / SFT_NAME
     with made_folder(folder, "give another name."):
-        check_outputs([target], force=force, inputs=[path])
-        size = _write(tensors, documents, target, path, force=force, progress=progress)
+        check_outputs([target], force=force, inputs=bundle.paths)
+        size = _write(tensors, documents, target, bundle.paths, force=force, progress=progress)
     return Exported(target, size)
 
 
@@ -179,7 +187,7 @@ def _write(
     tensors: BackTensors,
     metadata: Mapping[str, str],
     target: Path,
-    source: Path,
+    sources: Sequence[Path],
     *,
     force: bool,
     progress: Progress,
@@ -199,7 +207,7 @@ def _write(
     size = 8 + len(text) + end
     check_free_space(target, size)
     with (
-        atomic_output(target, force=force, sources=[source]) as stream,
+        atomic_output(target, force=force, sources=sources) as stream,
         progress("writing", size, "B") as advance,
     ):
         advance(stream.write(len(text).to_bytes(8, "little") + text))
@@ -220,17 +228,17 @@ def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:
     return value
 
 
-def _metadata(file: GgufFile, model: Model, tensors: BackTensors) -> dict[str, str]:
+def _metadata(bundle: Bundle, tensors: BackTensors) -> dict[str, str]:
     """The entries of the header, each a JSON string."""
+    file, model = bundle.main, bundle.model
     config = _json_key(file, SOURCE_CONFIG_KEY)
     symmap = _json_key(file, SOURCE_SYMMAP_KEY)
     if config is None:
         raise InputError(f"{file.path} lacks {SOURCE_CONFIG_KEY}; convert the checkpoint again.")
-    found = describe(
-        Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {})
-    ).model
-    carried = replace(found.config, codec=model.codec)
-    if (carried, found.tables) != (model.config, model.tables):
+    back = Checkpoint(file.path, "gguf", tensors, config, f"in {file.path.name}", None, {})
+    found = bundle.family.describe(back, Choices()).model
+    carried = replace(found, config=replace(found.config, codec=model.codec))
+    if bundle.family.differences(carried, model):
         raise InputError(
             f"{file.path}: its config contradicts its tensors and keys; "
             "convert the checkpoint again."
