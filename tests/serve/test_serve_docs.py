@@ -40,7 +40,7 @@ def test_the_page_leads_to_sound(clone: Path) -> None:
         "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
     }
     how = {"cwd": clone, "env": environment}
-    _, *prepare, serve = start.replace("\\\n", " ").splitlines()
+    _, _, *prepare, serve = start.replace("\\\n", " ").splitlines()
     subprocess.run(["bash", "-euc", "\n".join(prepare)], check=True, **how)
     command = [*shlex.split(serve), "--port", str(port), "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **how) as process:
