@@ -493,6 +493,18 @@ def test_single_files_are_neither_pruned_nor_selected(
     assert words in error_of(cli(*run, *options.split()), 2)
 
 
+def test_prune_leaves_everything_if_nothing_was_judged(
+    cli: Cli, gguf_256: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    assert cli("quantize", gguf_256, folder, "--types", "COPY,Q8_0,Q4_0").code == 0
+    before = {path.name for path in folder.glob("*.gguf")}
+    result = cli("evaluate", folder, "--types", "COPY,Q8_0", "--prune", *QUICK)
+    assert "not judged" in result.out
+    assert "since not everything passed" in result.err
+    assert {path.name for path in folder.glob("*.gguf")} == before
+
+
 def test_prune_leaves_other_models(
     cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path
 ) -> None:

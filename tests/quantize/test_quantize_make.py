@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from quantize.making import make_one, script
+from support import Cli
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.keys import DIGEST_KEYS
@@ -19,6 +20,7 @@ from valle_convert.quantize.imatrix import (
     encode_imatrix,
     read_imatrix,
 )
+from valle_convert.quantize.make import _tensors
 from valle_convert.quantize.options import MakeOptions, RunLog
 from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
@@ -147,6 +149,19 @@ def test_a_failure_shows_the_last_lines_and_leaves_nothing(
         make_one(replace(plan, quantizer=tool), folder / "out.gguf", RunLog(keep_log=logs.extend))
     assert list(folder.iterdir()) == []
     assert logs == ["the model is upside down"]
+
+
+def test_nan_in_a_quantized_tensor_is_a_fault(gguf_256: Path, cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "o.gguf"
+    assert cli("quantize", gguf_256, out, "Q8_0").code == 0
+    file = GgufFile(out)
+    tensor = file.tensors["blk.0.attn_q.weight"]
+    with out.open("r+b") as stream:
+        stream.seek(file.data_start + tensor.offset)
+        stream.write(np.float16(np.nan).tobytes())
+    assert list(_tensors(GgufFile(gguf_256), GgufFile(out))) == [
+        "blk.0.attn_q.weight holds NaN or infinity"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from support import GOLDEN_VALLEX, Cli, error_of, golden_checkpoint
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_bundle, paths_of
 from valle_convert.families.family import Choices
+from valle_convert.families.vallex import facts
 from valle_convert.families.vallex.composed import Rows, VallexText
 from valle_convert.families.vallex.facts import Net
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.network.arithmetic import Arithmetic
-from valle_convert.verify import verify_path
+from valle_convert.verify import verify, verify_path
 from valle_convert.verify.logits import Yardstick, check_logits
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
@@ -143,6 +144,23 @@ def test_a_network_that_computes_something_else_is_noticed(
     description = plan.description
     for mistake, case in MISTAKES:
         assert case in failures(mistake(description.tensors, description)), mistake.__name__
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16"])
+def test_norms_that_are_folded_wrongly_are_noticed(
+    out_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are as planned, and only the checkpoint's own network shows it."""
+    right = facts.fold_norm
+    monkeypatch.setattr(facts, "fold_norm", lambda read, norm, _level: right(read, norm, 1))
+    plan = plan_conversion(CHECKPOINT, Choices(out_type))
+    write_gguf(plan, tmp_path / "x.gguf")
+    report = verify(
+        plan, open_bundle(tmp_path / "x.gguf"), levels=["structure", "tensors", "logits"]
+    )
+    failed = {check.name.removeprefix("logits ") for check in report.failures}
+    assert failed >= {f"nar.{level}" for level in range(2, 8)}
+    assert not failed & {"ar", "nar.1"}
 
 
 def test_a_set_is_written_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import io
 import mmap
 import re
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,7 @@ class TorchTensors:
             )
         self._path = path
         self._is_checked = _is_bare_pickle(path)  # no checksums
+        self._checking = threading.Lock()
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {
                 name: TensorSpec(
@@ -173,9 +175,10 @@ class TorchTensors:
 
     def check(self) -> None:
         """Check the file against its checksums, once."""
-        if not self._is_checked:
-            check_sums(self._path, zip_entries(self._path))
-            self._is_checked = True
+        with self._checking:
+            if not self._is_checked:
+                check_sums(self._path, zip_entries(self._path))
+                self._is_checked = True
 
 
 def is_bare_torch_pickle(head: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,10 +14,13 @@ from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import prove_library
 
+_LOADING = threading.Lock()
+
 
 def rounded_by_ggml(values: NDArray[np.float32]) -> NDArray[np.float16] | None:
     """The values rounded to nearest, ties to even; None without a working llama.cpp."""
-    routine = _routine()
+    with _LOADING:
+        routine = _routine()
     if routine is None:
         return None
     values = np.ascontiguousarray(values)

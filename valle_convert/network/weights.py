@@ -39,7 +39,10 @@ class BundleTensors:
         files: Iterable[tuple[PlannedFile, GgufFile]],
         recovered: Mapping[str, Recovered],
         kind: Callable[[PlannedFile, GgufFile], NamedTensors],
+        others: NamedTensors | None = None,
     ) -> None:
+        """`others` has what no file has under its own name."""
+        self._others = others
         self._recovered = recovered
         self._readers: dict[str, NamedTensors] = {}
         for plan, file in files:
@@ -52,7 +55,10 @@ class BundleTensors:
         """One tensor as float32."""
         way = self._recovered.get(name)
         if way is None:
-            return self._readers[name].read(name)
+            reader = self._readers.get(name, self._others)
+            if reader is None:
+                raise KeyError(name)
+            return reader.read(name)
         values = self.read(way.source)
         return values if way.undo is None else way.undo(values)
 

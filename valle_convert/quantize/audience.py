@@ -6,7 +6,6 @@ speaks the recordings that all files are compared with, with a seed used for not
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of, valid_utf8
 from valle_convert.listening.listen import ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
+from valle_convert.llama.cpu import usable_cores
 from valle_convert.model.spec import Model
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
@@ -108,7 +108,7 @@ class Audience:
     ) -> tuple[Listening, ListeningTest]:
         """The F16 file's results, twice; without recordings, it speaks them first."""
         audience, seed = self, self.measuring.seed
-        n_threads = self.measuring.threads or os.cpu_count() or 1
+        n_threads = self.measuring.threads or usable_cores()
         adapters = self.measuring.adapters
         with bundle.family.open(bundle, n_threads=n_threads, adapters=adapters) as network:
             if self.listening.sentences is not None:

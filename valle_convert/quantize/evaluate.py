@@ -211,7 +211,7 @@ def _open(given: Given) -> Iterator[Bundle]:
         yield from sorted(kept, key=lambda one: -one.n_bytes)
 
 
-def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[str, str]:
+def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
     """The files of folders whose bytes are not those of the manifest."""
     listed = {
         folder / one.name: one.sha256
@@ -220,7 +220,7 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[str, str]:
         for one in read_manifest(folder / MANIFEST)
     }
     return {
-        path.name: f"the sha256 of {path.name} differs from {MANIFEST}"
+        path: f"the sha256 of {path.name} differs from {MANIFEST}"
         for one in bundles
         for path in one.paths
         if path in listed and sha256_of(path) != listed[path]
@@ -304,7 +304,8 @@ def _check_prunes(given: Given) -> None:
 def _prune(
     given: Given, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
 ) -> Iterator[str]:
-    why_not = "" if report.passed else "not everything passed"
+    is_right = all(file.outcome == "passed" for file in report.files)
+    why_not = "" if is_right else "not everything passed"
     digests = {one.main.keys.get(SOURCE_SHA256_KEY) for one in bundles}
     sources = {one for one in digests if isinstance(one, str)}
     for folder in given.paths:
@@ -398,8 +399,8 @@ def _why_kept(folder: Path, file: ManifestFile) -> str:
 def _remove(
     folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
 ) -> dict[str, str]:
-    """Remove files; those that the system does not let go of, each with its words."""
-    # The manifest first: if this is interrupted there is a file too many, and none missing.
+    """Remove files; returns those that could not be removed, with the system's error."""
+    # The manifest first: an interruption leaves an extra file, never a missing one.
     left = {name: file for name, file in listed.items() if name not in names}
     write_manifest(folder, left.values())
     refused: dict[str, str] = {}

@@ -124,7 +124,11 @@ def _samples(report: EvaluationReport) -> Iterator[tuple[str, Audio, list[Any]]]
     if listening is None:
         return
     speakers = [("F16", listening.baseline.clips)]
-    speakers += [(file.kind, file.listened.clips) for file in report.files if file.listened]
+    speakers += [
+        (file.kind, file.listened.clips)
+        for file in report.files
+        if file.listened and file.listened.clips
+    ]
     ways = dict.fromkeys(clip.way for clip in listening.baseline.clips)
     for n, recording in enumerate(listening.sounds):
         sounds = [(way, [(name, _find(clips, n, way)) for name, clips in speakers]) for way in ways]

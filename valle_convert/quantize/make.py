@@ -291,6 +291,8 @@ def _fault(before: TensorInfo, after: TensorInfo | None) -> str:
         return "" if np.array_equal(before.data, after.data) else "has different weights"
     noise = signal_to_noise(before, after)
     least = _PLAIN if kind.block == 1 else max(_FLOOR, nominal_decibels(kind) - _MARGIN)
+    if noise is None and can_decode(before.ggml_type) and can_decode(kind):
+        return "holds NaN or infinity"
     if noise is None or noise >= least:  # None: a type that only llama.cpp can read yet
         return ""
     return f"has {noise:.1f} dB signal to noise, and {kind.name} has at least {least:.1f}"

@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Measured
-    from valle_convert.verify.report import Report
 
 #: The time of an utterance on llama.cpp, and of a file's verdict, relative to an utterance on the
 #: reference: measured on small models, within a factor of two.
@@ -101,9 +100,9 @@ class Measurer:
 
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         (expected, compared), start = self.reference, time.perf_counter()
-        report, why_not = self._verify(bundle)
+        verified, is_sound = self._verify(bundle)
         measured, note = None, "not measured, since its structure is wrong"
-        if report is None or not any(one.failed for one in report.levels[:1]):
+        if is_sound:
             measured, note = self._measure(bundle, name, expected)
         if measured is not None:
             total = measured.quality[ALL]
@@ -119,9 +118,9 @@ class Measurer:
         return Predictions(
             compared=compared,
             measured=measured,
-            verified=None if report is None else Verified(report.outcome, report.verdict()),
+            verified=verified,
             tensors=tuple(self.tensor_reports(bundle)),
-            note="; ".join(filter(None, (note, why_not))),
+            note=note,
         )
 
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
@@ -157,15 +156,16 @@ class Measurer:
         )
         return network
 
-    def _verify(self, bundle: Bundle) -> tuple[Report | None, str]:
-        """Whether files have the checkpoint's weights, and the right logits."""
+    def _verify(self, bundle: Bundle) -> tuple[Verified | None, bool]:
+        """Whether files have the checkpoint's weights and the right logits; and its structure."""
         from valle_convert.verify.run import verify
 
         if self.source.reference is None:
-            return None, ""
+            return None, True
         unknown = unread_types(bundle.files)
         if unknown:
-            return None, f"not verified: the gguf package cannot read {', '.join(unknown)} yet"
+            words = f"NOT VERIFIED: the gguf package cannot read {', '.join(unknown)} yet."
+            return Verified("not verified", words), True
         report = verify(
             self.source.reference,
             bundle,
@@ -176,7 +176,9 @@ class Measurer:
         )
         names = (self.source.reference.checkpoint.path.name, bundle.path.name)  # and no paths
         checkpoint, file = map(valid_utf8, names)
-        return replace(report, checkpoint=checkpoint, file=file), ""
+        verdict = replace(report, checkpoint=checkpoint, file=file).verdict()
+        is_sound = not any(one.failed for one in report.levels[:1])
+        return Verified(report.outcome, verdict), is_sound
 
     @cached_property
     def reference(self) -> tuple[Expected, Compared]:

@@ -8,7 +8,6 @@ the file is made nevertheless, and its own header shows the types.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
+from valle_convert.llama.cpu import usable_cores
 from valle_convert.quantize.identity import convention_name
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile
@@ -243,7 +243,7 @@ def plan_bundles(
     def planned(kind: FileType) -> dict[Unit, FilePlan]:
         return {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # a dry run takes one core
+    with ThreadPoolExecutor(usable_cores()) as pool:  # a dry run takes one core
         rows = list(pool.map(planned, options.types))
     needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
     given = matrices.planned(scratch) if needing or matrices.for_all else {}

@@ -356,12 +356,12 @@ class Evaluated:
 @dataclass(frozen=True)
 class Judge:
     """Judges files by `gates`; without any, verdicts stay. `hears`: whether to judge the speech.
-    `faults`: what else is wrong with files, by name.
+    `faults`: what else is wrong with files.
     """
 
     gates: Gates | None
     hears: bool
-    faults: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[Path, str] = field(default_factory=dict)
 
     def judged(self, model: Evaluated) -> Evaluated:
         if self.gates is None:
@@ -382,7 +382,10 @@ class Judge:
             first.compared,
             tuple(map(self._file, models)),
             notes=() if first.compared.checkpoint else (_UNVERIFIED,),
-            listening=heard[0].listening if heard else None,
+            # Stored speech has no sound.
+            listening=max(heard, key=lambda one: len(one.listening.sounds)).listening
+            if heard
+            else None,
             command=command,
         )
 
@@ -394,7 +397,7 @@ class Judge:
             given = found.judgement.limits if found.judgement else {}
             return replace(report, limits=Limits("given to evaluate", given) if given else None)
         limits = self.gates.limits_of(report.kind)
-        failures = tuple(self.faults[one] for one in found.files if one in self.faults)
+        failures = tuple(self.faults[one] for one in model.bundle.paths if one in self.faults)
         if limits is not None:
             base = found.speech.listening.baseline if found.speech else None
             failures += limits.failures(report.measured, report.listened, base)

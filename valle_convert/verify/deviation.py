@@ -74,7 +74,7 @@ class Deviation:
         return self.decided == 0 and self.badness <= 1.0
 
 
-def hold_against(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
+def deviation_of(exact: Logits, emulated: Logits, found: Logits) -> Deviation:
     if not exact.shape == emulated.shape == found.shape or not exact.size:
         raise ValueError(f"logits {found.shape}, {emulated.shape} against {exact.shape}")
     energy = float(np.square(exact, dtype=np.float64).mean())

@@ -29,7 +29,7 @@ from valle_convert.network.weights import (
     KeptTensors,
     RoundedTensors,
 )
-from valle_convert.verify.deviation import NOISE_FACTOR, Deviation, hold_against
+from valle_convert.verify.deviation import NOISE_FACTOR, Deviation, deviation_of
 from valle_convert.verify.report import Check
 from valle_convert.verify.structure import pairs_of
 
@@ -118,7 +118,7 @@ class References:
         ):
             if not np.isfinite(numbers).all():
                 return Judged(None, math.inf, 0.0, words)
-        result = hold_against(self.exact, self.emulated, found)
+        result = deviation_of(self.exact, self.emulated, found)
         allowed = COST_FACTOR * nmse(self.meant, self.degraded) + result.allowed
         return Judged(result, nmse(self.meant, found), allowed)
 
@@ -134,7 +134,8 @@ def reference_numbers(
     """What `run` gives for each PyTorch network; only one of them is in memory at a time.
 
     `is_rounded`: the files are known to hold the checkpoint's weights, exactly rounded. Then the
-    number formats should cost what they do.
+    error of `exact` is the cost of the number formats, unless values in the files are computed:
+    those that the checkpoint keeps apart are taken from it, so that a wrong computation shows.
     """
     files = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
     recovered = plan.description.recovered
@@ -153,7 +154,11 @@ def reference_numbers(
     emulated = numbers(stored, plan.family.arithmetic(bundle))
     del stored
     meant = numbers(plan.description.tensors, folded=False)
-    degraded = exact if is_rounded else numbers(BundleTensors(files, recovered, RoundedTensors))
+    if is_rounded and not plan.family.folds:
+        degraded = exact
+    else:
+        noisy = BundleTensors(files, recovered, RoundedTensors, plan.description.tensors)
+        degraded = numbers(noisy, folded=False)
     return {key: References(exact[key], emulated[key], meant[key], degraded[key]) for key in exact}
 
 
@@ -235,4 +240,5 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
 def n_passes(plan: Plan, *, is_rounded: bool) -> int:
     """The number of passes of a `Yardstick` and `check_logits` together."""
     (example,) = plan.family.draw(plan.model, 1, 0, LENGTH)
-    return (N_NETWORKS - is_rounded) * len(list(plan.family.cases(plan.model, example)))
+    n_networks = N_NETWORKS - (is_rounded and not plan.family.folds)
+    return n_networks * len(list(plan.family.cases(plan.model, example)))

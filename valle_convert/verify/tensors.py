@@ -174,10 +174,11 @@ def _count_different(
 
 
 def _rounded(source: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
-    by_ggml = None
     if ggml_type == F16 and source.dtype == np.float32:
         by_ggml = rounded_by_ggml(source)
-    return encode(source, ggml_type, name) if by_ggml is None else by_ggml
+        if by_ggml is not None and np.isfinite(by_ggml).all():
+            return by_ggml
+    return encode(source, ggml_type, name)  # which rejects what the type cannot hold
 
 
 def _check_moved(
