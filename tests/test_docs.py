@@ -57,7 +57,6 @@ NEEDED = {
 }
 #: Blocks that other tests run, by how one of their lines begins, and where.
 ELSEWHERE = {
-    "name: ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
     "python -m miniature serve": "tests/serve/test_serve_docs.py",
     "curl http://127.0.0.1:8000/": "tests/serve/test_serve_docs.py",
