@@ -67,9 +67,6 @@ ELSEWHERE = {
 #: Pages whose commands have placeholders, or need a LoRA, an old file or a hub.
 PAGES_ELSEWHERE = {
     "docs/inputs.md": "tests/checkpoint/test_hub.py",
-    "docs/lora.md": "tests/checkpoint/test_kept_apart.py",
-    "docs/publish.md": "tests/quantize/test_publish.py",
-    "docs/repair.md": "tests/verify/test_repair.py",
 }
 #: Of a line that cannot be run here, and why.
 NOT_HERE = {
@@ -77,6 +74,7 @@ NOT_HERE = {
     "build_llama_tools": "make setup runs it",
     "make ": "it runs these tests; its target is looked up",
     "hf:": "the hub's own tests have a hub",
+    " me/": "tests/quantize/test_publish.py has a hub",
     "snakemake ": "tests/quantize/test_merge.py runs the workflow",
 }
 _WITH_SHELL = re.compile(r"^(CMAKE_ARGS=|(valle-convert|llama-quantize|pip|make|python|hf) )")
