@@ -91,7 +91,7 @@ class Comparison:
             yield f"{len(self.keys)} of {keys} and {len(self.tensors)} of {tensors} differ"
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as plain values; docs/quantize.md describes them."""
+        """The comparison as plain values."""
         return {"schema_version": 1, "same": self.same, **asdict(self)}
 
 
