@@ -340,7 +340,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "script": (lambda _: ["Привет."], "the script Cyrillic"),
     "temperature": (lambda _: ["Hi.", "--temperature", -1], "temperature is -1"),
     "setting": (lambda _: ["Hi.", "--set", "tempo=2"], "--set tempo=2"),
-    "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec folder"),
+    "missing codec": (lambda t: ["Hi.", "--codec", t / "none"], "There is no codec "),
 }
 
 

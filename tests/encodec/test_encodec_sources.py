@@ -192,9 +192,9 @@ def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> No
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("source", ["./none", "/none/there", "a/b/c", "none"])
+@pytest.mark.parametrize("source", ["./none", "/none/there", "a/b/c", "none", "none/codec.gguf"])
 def test_what_is_not_there_is_no_name_on_the_hub(source: str) -> None:
-    with pytest.raises(InputError, match="no codec folder"):
+    with pytest.raises(InputError, match="There is no codec"):
         open_encodec(source)
 
 

@@ -134,8 +134,8 @@ def ids_of(rows: VallexText) -> tuple[Any, Any]:
         ({"voice_text": SAID}, "but there is none"),
         ({"language": "de"}, "does not speak the language 'de'"),
         ({"accent": "fr"}, "does not speak the language 'fr'"),
-        ({"max_seconds": 0.0}, "max-seconds is 0"),
-        ({"best_of": 0}, "best-of is 0"),
+        ({"max_seconds": 0.0}, "max_seconds is 0"),
+        ({"best_of": 0}, "best_of is 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -83,7 +83,7 @@ def convert(
 
     if out is None and not dry_run:
         raise typer.BadParameter(
-            "Give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
+            "give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
         )
     inputs = [checkpoint, *reading.files, tokenizer, metadata]
     if out is not None and not dry_run:

@@ -48,7 +48,7 @@ class ArOptions:
     length_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("length-penalty", self.length_penalty, -100.0, 100.0)
+        check_range("length_penalty", self.length_penalty, -100.0, 100.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,4 +25,4 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Reject an option's value outside of `low` to `high`."""
     if not low <= value <= high or math.isinf(value):
         limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise InputError(f"The option {name} is {value}, expected a number {limits}.")
+        raise InputError(f"{name} is {value}, expected a number {limits}.")

@@ -26,8 +26,8 @@ class Guidance:
     cfg_rescale: float = 0.75
 
     def __post_init__(self) -> None:
-        check_range("guidance", self.cfg_strength, 0.0, math.inf)
-        check_range("guidance-rescale", self.cfg_rescale, 0.0, 1.0)
+        check_range("guidance_strength", self.cfg_strength, 0.0, math.inf)
+        check_range("guidance_rescale", self.cfg_rescale, 0.0, 1.0)
 
     @property
     def is_on(self) -> bool:

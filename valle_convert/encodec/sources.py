@@ -98,10 +98,11 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source))
+    if not on_hub or path.suffix in (".gguf", ".bin", ".th"):
         raise InputError(
-            f"There is no codec folder or file {source}; pass a folder with config.json and "
-            f"weights, a .th, .bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
+            f"There is no codec {source}; expected a folder with config.json and weights, a .th, "
+            f".bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
         )
     folder = _fetch(str(source))
     opened = _open_folder(folder, str(source))
@@ -354,10 +355,10 @@ def _fetch(name: str) -> Path:
         if all(any((folder / one).is_file() for one in some) for some in ((_CONFIG,), weights)):
             return folder
         error, commit = None, None if from_cache else folder.name
-    reason = words_of(error)[:200] if error else "it has no weights that can be read"
+    reason = words_of(error)[:60] if error else "it has no weights that can be read"
     raise EnvironmentFault(
-        f"The codec {name} cannot be downloaded ({reason}). With a network, run hf download {name} "
-        "--local-dir encodec, and pass the folder encodec."
+        f"The codec {name} cannot be downloaded: {reason}; with a network, run hf download {name} "
+        "--local-dir DIR, and give DIR."
     ) from error
 
 

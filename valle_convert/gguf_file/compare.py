@@ -18,7 +18,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
-from valle_convert.wording import plural
+from valle_convert.wording import listing, plural
 
 _PIECE_WEIGHTS = 1 << 20
 _SHOWN, _BEFORE = 60, 20
@@ -110,9 +110,10 @@ def compare_files(
     """Compare the files of two models, key by key and tensor by tensor."""
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
+        kinds = [listing(parts, 2) for parts in (first, second)]
         raise InputError(
-            f"{paths[0]} has {plural(len(first), 'file')}, but {paths[1]} has {len(second)}; "
-            "compare files of the same kind."
+            f"{paths[0]} has the parts {kinds[0]}, but {paths[1]} has {kinds[1]}; compare models "
+            "of the same kind."
         )
     pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []

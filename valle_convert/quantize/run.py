@@ -176,7 +176,7 @@ def quantize(
         scratch = held.enter_context(closing(Scratch(place)))
         source = open_source(path, checkpoint, scratch)
         if folder is not None and not existing.dry_run:
-            held.enter_context(made_folder(folder))
+            held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
             held.enter_context(locked_folder(folder))
         listed = {} if folder is None else known_files(folder, force=existing.force)
         matrices = Matrices.of(source, folder, options)

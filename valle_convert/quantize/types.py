@@ -71,17 +71,17 @@ FILE_TYPES: Mapping[str, FileType] = _table()
 COMMON = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M")
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def _advice(name: str, names: Iterable[str], otherwise: str) -> str:
     near = difflib.get_close_matches(name.strip().upper(), names, n=1)
-    return f". Did you mean {near[0]}?" if near else ";"
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def file_type(name: str) -> FileType:
     found = FILE_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(
-            f"There is no type {name.strip()!r:.40}{_nearest(name, FILE_TYPES)} "
-            "`quantize --list-types` lists all."
+            f"There is no type {name.strip()!r:.40}; "
+            + _advice(name, FILE_TYPES, "`quantize --list-types` lists all.")
         )
     return found
 
@@ -102,7 +102,10 @@ def ggml_type(name: str) -> GgmlType:
     made = {one.base.name: one.base for one in FILE_TYPES.values() if one.base}
     found = made.get(name.strip().upper())
     if found is None:
-        raise InputError(f"The tensor type {name.strip()!r:.14} is none of {' '.join(made)}.")
+        raise InputError(
+            f"There is no tensor type {name.strip()!r:.14}; "
+            + _advice(name, made, f"expected one of {' '.join(made)}.")
+        )
     return found
 
 

@@ -70,10 +70,10 @@ class SpeakOptions:
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None:
-            check_range("max-seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
-        check_range("prompt-seconds", self.prompt_seconds, 0.1, 60.0)
-        check_range("context-history", self.context_history, 0, 100)
-        check_range("max-steps", self.max_steps, 1, 1000)
+            check_range("max_seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
+        check_range("prompt_seconds", self.prompt_seconds, 0.1, 60.0)
+        check_range("context_history", self.context_history, 0, 100)
+        check_range("max_steps", self.max_steps, 1, 1000)
 
 
 @dataclass(frozen=True)

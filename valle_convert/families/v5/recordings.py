@@ -92,7 +92,7 @@ def fill_folder(
     inputs = [*inputs, *bundle.paths, *heard]
     made = []
     with (
-        made_folder(folder, "give another name."),
+        made_folder(folder),
         locked_folder(folder),
         ExitStack() as opened,
     ):

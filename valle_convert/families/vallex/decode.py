@@ -55,8 +55,8 @@ class VallexOptions:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        check_range("best-of", self.best_of, 1, MAX_BEST_OF)
-        check_range("length-penalty", self.length_penalty, -100, 100)
+        check_range("best_of", self.best_of, 1, MAX_BEST_OF)
+        check_range("length_penalty", self.length_penalty, -100, 100)
 
     @property
     def n_copies(self) -> int:
