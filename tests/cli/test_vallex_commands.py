@@ -118,7 +118,7 @@ def test_codes_alone_need_no_codec(vallex: Path, voice: Path, tmp_path: Path, cl
         ("--task sr --source a.wav", "--task sr does not apply to VALL-E X; leave it out."),
         ("--language de", "does not speak the language 'de'"),
         ("--set accent=fr", "does not speak the language 'fr'"),
-        ("--set best_of=0", "best-of is 0"),
+        ("--set best_of=0", "best_of is 0"),
     ],
 )
 def test_what_it_cannot_do_is_refused_in_one_sentence(

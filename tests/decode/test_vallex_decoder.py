@@ -217,9 +217,9 @@ def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"best_of": 0}, "best-of is 0"),
+        ({"best_of": 0}, "best_of is 0"),
         ({"best_of": 65}, "1 to 64"),
-        ({"length_penalty": math.nan}, "length-penalty is nan"),
+        ({"length_penalty": math.nan}, "length_penalty is nan"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, float], said: str) -> None:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def doctor(json_: bool = JSON) -> None:
-    """Show versions, llama.cpp, the CPU, and what each command lacks.
+    """Show the state of this machine.
 
-    Exit code 3 if a command lacks something.
+    Shows versions, llama.cpp, the CPU, and what each command lacks. Exit code 3 if one lacks
+    something.
     """
     from valle_convert.doctor import examine
 

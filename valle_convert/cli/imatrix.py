@@ -18,11 +18,11 @@ def imatrix(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Make an importance matrix for llama-quantize by running the PyTorch reference.
+    """Make an importance matrix for llama-quantize.
 
-    Runs every mode of the model over the utterances, and writes the mean square of each input
-    column of each matrix in llama.cpp's own format. A model of several networks gets a file for
-    each: a VALL-E X OUT.gguf for its AR and OUT-nar.gguf for its NAR.
+    Runs every mode of the model, in PyTorch, over the utterances, and writes the mean square of
+    each input column of each matrix in llama.cpp's own format. A model of several networks gets a
+    file for each: a VALL-E X OUT.gguf for its AR and OUT-nar.gguf for its NAR.
     """
     from valle_convert.families.bundle import plan
     from valle_convert.files import check_outputs

@@ -140,7 +140,7 @@ def speak(
     request: RequestOptions,
     engine: EngineOptions,
     decoding: DecodingOptions,
-    seed: int | None = opt("Repeats a run. Default: random.", "N", DECODING, min=0),
+    seed: int | None = opt("Random seed, to repeat a run. Default: random.", "N", DECODING, min=0),
     target: TargetOptions,
 ) -> None:
     """Speak a text with a converted model, on stock llama.cpp.

@@ -40,8 +40,8 @@ class EngineOptions:
     )
 
     parallel: int = opt(
-        "Sentences to decode side by side, in one batch of llama.cpp, by a model with an AR; "
-        "guidance and best_of need several places for one.",
+        "Sentences to decode side by side in one batch of llama.cpp; needs a model with an AR. "
+        "With guidance or best_of, a sentence takes several places.",
         "N",
         MODEL,
         default=1,
@@ -82,7 +82,7 @@ class DecodingOptions:
     """How codes are drawn."""
 
     temperature: float = opt(
-        "Of level 0; 0 takes the most likely code.", "N", DECODING, default=1.0
+        "Sampling temperature of level 0; 0 takes the most likely code.", "N", DECODING, default=1.0
     )
     set_: list[str] | None = opt(
         "Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",

@@ -70,13 +70,12 @@ def verify(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    r"""Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
+    """Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
 
-    \b
-    structure  stock llama.cpp loads the file; all keys and counts are as planned
-    tensors    every weight is read back and compared
-    tokenizer  llama.cpp gives the same ids as the tokenizer's own library
-    logits     llama.cpp computes what PyTorch computes, for every head and task, within rounding
+    Structure: stock llama.cpp loads the file, and all keys and counts are as planned. Tensors:
+    every weight is read back and compared. Tokenizer: llama.cpp gives the ids of the tokenizer's
+    own library. Logits: llama.cpp computes what PyTorch computes, for every head and task, within
+    rounding.
 
     Use the same --config, --lora, --tokenizer and --codec-name as for the conversion. For models of
     several files, name the first one. Checks that cannot run here give NOT VERIFIED and exit code
