@@ -52,9 +52,9 @@ def serve(
 ) -> None:
     """Serve speech as OpenAI's API does, with a web page.
 
-    The endpoint is POST /v1/audio/speech, the page is at /. Sound is sent sentence by sentence. One thread speaks;
-    requests take turns after each sentence, or with --parallel, their sentences are decoded side by
-    side. The options of speaking are the defaults for requests without them.
+    The endpoint is POST /v1/audio/speech, the page is at /. Sound is sent sentence by sentence. One
+    thread speaks; requests take turns after each sentence, or with --parallel, their sentences are
+    decoded side by side. The options of speaking are the defaults for requests without them.
     """
     from valle_convert.extras import require
     from valle_convert.families.bundle import open_bundle
