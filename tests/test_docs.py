@@ -22,9 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
-from quantize.making import voice_file
 from support import GOLDEN, PROJECT
-from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.families import FOLDERS
@@ -43,8 +41,6 @@ NEEDED = {
         "a.wav",
         "b.flac",
         "list.tsv",
-        "vallex-checkpoint.pt",
-        "voices",
     ],
     "docs/speak.md": [
         "model.gguf",
@@ -180,10 +176,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("prompt.wav", "speech.wav", "a.wav", "b.flac"):
         soundfile.write(folder / name, 0.1 * rng.standard_normal(24_000), 24_000)
     (folder / "list.tsv").write_text("a.wav\tHello world.\nb.flac\tHow are you?\n")
-    shutil.copy(VALLEX, folder / "vallex-checkpoint.pt")
-    (folder / "voices").mkdir()
-    for n in (30, 41):
-        voice_file(folder / "voices" / f"{n}.npz", n)
     (folder / "text.txt").write_text("One. Two.\n")
     snapshot = folder / "hub" / "hub" / "models--facebook--encodec_24khz" / "snapshots" / ("a" * 40)
     shutil.copytree(GOLDEN / "encodec-small" / "hf", snapshot)
