@@ -58,6 +58,17 @@ SIGNS: dict[str, dict[str, str]] = {
         "<": "작다", ">": "크다", "〇": "영",
     },
 }  # fmt: skip
+#: Words for a minus before a number.
+_MINUS = {
+    "en": "minus",
+    "de": "minus",
+    "fr": "moins",
+    "ja": "マイナス",
+    "zh": "负",
+    "ko": "마이너스",
+}
+#: It is not within a range, a date or a word.
+_NEGATIVE = re.compile(r"(?<!\w)(?<!\d[.,])[-−–](?=[$€£¥₩]?\.?\d)")
 _NAMES = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
 _NAMES |= {"zh": "Chinese", "ko": "Korean"}
 #: The voices of these languages do not read it as one number; the Korean one drops its fraction.
@@ -104,12 +115,13 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
 
 
 def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """Write the `SIGNS` of a folded text in words, unless `said` can read them."""
+    """Write negative numbers and the `SIGNS` of a folded text in words, unless `said` reads them."""
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
     if language in ("ja", "ko", "zh"):
         space = ""
         text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
+    text = _NEGATIVE.sub(f"{_MINUS[language]}{space}", text)
     written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
     return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
@@ -119,6 +119,8 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
 def _expanded(text: str) -> str:
     """Write abbreviations, numbers and signs in words."""
     text = re.sub("[’‘`]", "'", text)
+    # Currencies stay for `_money`.
+    text = signs_in_words(text, "en", _CURRENCIES.__contains__)
     text = re.sub(
         r"(?<![\w.])[A-Za-z][A-Za-z.]*\.",
         lambda word: _ABBREVIATIONS.get(word[0].lower(), word[0]),
@@ -129,7 +131,6 @@ def _expanded(text: str) -> str:
     text = _FRACTION.sub(lambda n: f"{_cardinal(n[1])} over {_cardinal(n[2])}", text)
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
-    text = NEGATIVE.sub("minus ", text)
     # A letter next to a number is a separate word: mp3, 4K.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")

@@ -21,7 +21,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
 from valle_convert.text.folding import HAN, shortened, signs_in_words
 
 #: Symbols of OpenJTalk's phones, where they differ; capital letters are devoiced vowels.
@@ -79,7 +79,7 @@ def japanese_symbols(text: str) -> tuple[str, list[str]]:
 
     Raises InputError if OpenJTalk drops part of the text.
     """
-    return put_together(_pieces(signs_in_words(NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")))
+    return put_together(_pieces(signs_in_words(plain(text, "ja"), "ja")))
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
