@@ -43,7 +43,7 @@ def test_no_file_of_a_set_is_replaced_by_one_of_another(
     files = open_files(copied).paths
     before = [path.read_bytes() for path in files]
     (tmp_path / "out").mkdir()
-    link(tmp_path / "x-nar.gguf", tmp_path / "out" / "y-nar.gguf")
+    link(copied.with_name(f"{copied.stem}-nar.gguf"), tmp_path / "out" / "y-nar.gguf")
     out = tmp_path / "out" / "y.gguf"
     run = ("quantize", copied, out, "Q8_0", "--force")
     assert LOST in error_of(cli(*run), 2)
@@ -68,11 +68,9 @@ def test_no_file_of_a_set_and_nothing_beside_it_is_replaced_by_a_report(
     assert part.read_bytes() == before
 
 
-def test_the_report_of_verify_replaces_no_file_of_a_set(
-    copied: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_the_report_of_verify_replaces_no_file_of_a_set(copied: Path, cli: Cli) -> None:
     run = ("verify", VALLEX, copied, "--level", "structure", "--force", "--report")
-    assert LOST in error_of(cli(*run, tmp_path / "x-nar.gguf"), 2)
+    assert LOST in error_of(cli(*run, copied.with_name(f"{copied.stem}-nar.gguf")), 2)
 
 
 def test_metadata_is_not_replaced_by_a_file_of_the_set(tmp_path: Path, cli: Cli) -> None:

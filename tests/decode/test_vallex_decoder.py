@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from vallex_golden import decode_vallex
 
 from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.decode.batch import Element
@@ -17,7 +18,6 @@ from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
     VallexOptions,
-    decode_vallex,
     decode_vallex_ar,
     log_probabilities,
 )

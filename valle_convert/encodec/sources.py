@@ -8,7 +8,7 @@ norm is stored in two parts, under one of two names, and is folded when it is re
     conv.parametrizations.weight.original0, .original1              transformers 5
     conv.weight                                                     folded already
 
-Unknown and missing tensors are errors, except for tensors of training that are listed here.
+Unknown and missing tensors are errors, except the training tensors listed here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from valle_convert.files import (
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
 _CONFIG = "config.json"
-#: In this order, as transformers looks for them; an index names the shards.
+#: In transformers' order; the index lists the shards.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = "model.safetensors.index.json"
 #: Files to download from the hub; the second set only if the first does not exist.
@@ -164,7 +164,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
-        notes=("a .th file has no rate and padding; those of the published EnCodec are assumed",),
+        notes=("a .th file has no sample rate or padding; EnCodec's published ones are assumed",),
     )
 
 
@@ -226,7 +226,7 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
         codebook_dim=dim,
         use_conv_shortcut=any(".shortcut." in name for name in shapes),
     )
-    # The published bandwidths that there are enough codebooks for.
+    # The published bandwidths for which there are enough codebooks.
     paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
     everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
     return replace(spec, target_bandwidths=paid or (everything,))
@@ -293,7 +293,7 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
 
         def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
             path = folder / name
-            # Without exception if the name is too long.
+            # No exception if the name is too long.
             if not os.path.isfile(path):  # noqa: PTH113
                 return None
             file = SafetensorsFile(path)
@@ -414,6 +414,6 @@ class _FoldingReader:
         magnitude, direction = (
             torch.from_numpy(np.array(self._tensors.read(part), np.float32)) for part in parts
         )
-        # The only function that gives the float32 bits that torch computes with.
+        # Only this function gives the same float32 bits as torch.
         folded: Tensor = torch._weight_norm(direction, magnitude, 0).numpy()  # noqa: SLF001
         return folded

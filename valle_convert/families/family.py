@@ -131,7 +131,7 @@ class Family(ABC, Generic[M, N]):
     #: `sr`, a method of the family's speaker as `module:Class.method`. `.module` is beside the
     #: folder.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: Whether converted files have values computed that the checkpoint keeps apart.
+    #: Whether converted files store values precomputed from separate tensors of the checkpoint.
     folds: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()

@@ -66,7 +66,7 @@ class Network(Computing, Protocol):
         ...
 
     def make_room(self, n_seq: int) -> None:
-        """Announce so many more sequences beside those that there are."""
+        """Reserve room for `n_seq` more sequences."""
         ...
 
     def forget(self, sequence: Hashable) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels
+from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES, GgmlType
@@ -42,9 +42,7 @@ def tuned_for(
         first: the first part, if `file` is the second.
     """
     base = replace(settings or EXACT, n_threads=n_threads)
-    sizes: Counter[GgmlType] = Counter()
-    for tensor in file.tensors.values():
-        sizes[tensor.ggml_type] += tensor.n_elements
+    sizes = weights_by_type(file.tensors.values())
     # A small model speaks in less time than the search takes.
     if tune == "off" or sizes.total() < SMALL_MODEL:
         return Tuned(base, base)

@@ -62,11 +62,9 @@ from valle_convert.quantize.source import (
     open_source,
     reference_of,
 )
-from valle_convert.quantize.types import FileType
+from valle_convert.quantize.types import PLAIN_TYPES, FileType
 from valle_convert.verify.run import main_type
 from valle_convert.verify.structure import check_source
-
-_PLAIN = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
             choices = replace(reference.choices, out_type="f16")
             reference = plan(reference.checkpoint, choices)
         return convert_in_scratch(reference, scratch)
-    base = next((one for one in bundles if main_type(one) in _PLAIN), None)
+    base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
         raise InputError(
             f"There is nothing to compare {bundles[0].path} with. Give --checkpoint, or a second "

@@ -25,9 +25,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.audio.codes import (
-    SavedCodes,
-)
+from valle_convert.audio.codes import SavedCodes
 from valle_convert.closing import Closing
 from valle_convert.decode import Batch, Decoding, ShouldStop, Speech, Steps, never
 from valle_convert.decode.batch import Append
@@ -35,12 +33,7 @@ from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.recordings import Recordings
-from valle_convert.speech.results import (
-    Piece,
-    SpeakOptions,
-    Spoken,
-    Timings,
-)
+from valle_convert.speech.results import Piece, SpeakOptions, Spoken, Timings
 
 #: How often a sentence is drawn if the model ends before its first frame.
 MAX_DRAWS = 3

@@ -115,7 +115,7 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
 
 
 def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """Write negative numbers and the `SIGNS` of a folded text in words, unless `said` reads them."""
+    """Write the minus and the `SIGNS` of a folded text in words, unless `said` reads them."""
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
     if language in ("ja", "ko", "zh"):

@@ -205,9 +205,8 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
     found = yardstick.run(network)
     for name, numbers in yardstick.numbers.items():
         label, logits = f"logits {name}", found.get(name)
-        if logits is None or logits.shape != numbers.exact.shape:
-            words = "the file has a different head or task, or none"
-            yield Check.failure(label, words)
+        if logits is None:
+            yield Check.failure(label, "the file lacks this head or task")
             continue
         judged = numbers.judge(logits)
         result = judged.deviation

@@ -15,6 +15,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
+from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.llama.library import INSTALL, find_library
@@ -128,17 +129,13 @@ def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type:
 
 def main_type(bundle: Bundle) -> str:
     """The type that most of the weights have, such as `Q4_K`."""
-    sizes: dict[str, int] = {}
-    for file in bundle.files.values():
-        for tensor in file.tensors.values():
-            name = tensor.ggml_type.name
-            sizes[name] = sizes.get(name, 0) + tensor.n_elements
-    return max(sizes, key=lambda name: sizes[name], default="none")
+    tensors = (tensor for file in bundle.files.values() for tensor in file.tensors.values())
+    return next((kind.name for kind, _ in weights_by_type(tensors).most_common(1)), "none")
 
 
 @dataclass
 class _Run:
-    """The levels but `structure`."""
+    """Runs every level except `structure`."""
 
     plan: Plan
     bundle: Bundle

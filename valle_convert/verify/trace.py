@@ -1,8 +1,8 @@
 """Where does llama.cpp go wrong first? Compares the layers of a network with PyTorch.
 
 llama.cpp's evaluation callback gives the residual stream after every layer, at every position of a
-pass, and each part of a layer. The references give the same, and `judge_numbers` sets the limits,
-as for logits.
+pass, and each part of a layer. The references give the same, and `References.judge` sets the
+limits, as for logits.
 """
 
 from __future__ import annotations

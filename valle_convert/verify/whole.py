@@ -29,7 +29,7 @@ from valle_convert.verify.run import main_type
 
 _PIECE = 8 << 20
 _NO_DIGESTS = (
-    "the file has no digests of its own, as quantized files: give its checkpoint, or use "
+    "the file has no digests of its own; quantized files never do: give its checkpoint, or use "
     "check-manifest for their folder"
 )
 _QUANTIZED_SINCE = (

@@ -172,12 +172,11 @@ def vallex_ar_steps(
     return np.array(best.codes, np.int32), best.end
 
 
-def _append(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
+def append_codes(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
     return network.append_codes(elements)
 
 
-decode_vallex_ar = alone(vallex_ar_steps, _append)
-decode_vallex = alone(vallex_steps, _append)
+decode_vallex_ar = alone(vallex_ar_steps, append_codes)
 
 
 def decode_vallex_nar(

@@ -56,7 +56,7 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols, and list the characters that cannot be read."""
+    """Convert text to symbols; also returns the unreadable characters."""
     symbols, unsaid = put_together(_pieces(_expanded(plain(text, "zh"))))
     return re.sub(r" (?=[~-])", "", symbols), unsaid
 
