@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 from make_checkpoint import PRODUCTION, Shape, make_checkpoint
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.decode import ArOptions, decode_ar
+from valle_convert.decode import ArOptions, Callbacks, decode_ar
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
 from valle_convert.llama.context import EXACT, Settings
@@ -214,7 +214,9 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
 
     options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
     condition = condition_of(network.model, n_prompt)
-    decode_ar(network, condition, options, np.random.default_rng(0), should_stop=mark)
+    decode_ar(
+        network, condition, options, np.random.default_rng(0), watch=Callbacks(should_stop=mark)
+    )
     return float(np.diff(marks)[1:].min()) * 1e3  # the first is the prompt
 
 

@@ -963,9 +963,9 @@ def _read_set(folder: Path) -> None:
     json.dumps(inspect_file(path).to_json())
     bundle = open_bundle(path)
     family, model = bundle.family, bundle.model
-    (example,) = family.draw(model, 1, 0)
+    (example,) = family.trials.utterances(model, 1)
     with family.open(bundle, n_threads=1) as network:
-        next(family.cases(model, example)).run(network)
+        next(family.trials.cases(model, example)).run(network)
 
 
 def _read_old(folder: Path) -> None:

@@ -4,7 +4,6 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +135,7 @@ def reference(request: pytest.FixtureRequest, tiny: Plan) -> Plan:
     return tiny if request.param == "file" else plan(read_checkpoint(VALLEX))
 
 
-def seeded(reference: Plan, seed: int) -> Examples[Any]:
+def seeded(reference: Plan, seed: int) -> Examples:
     return Examples.seeded(reference.family, reference.model, 2, seed=seed)
 
 

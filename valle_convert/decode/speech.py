@@ -14,7 +14,7 @@ import numpy as np
 
 from valle_convert.decode.ar import ArOptions, append_codes, ar_steps
 from valle_convert.decode.batch import Steps, alone
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import UNWATCHED, Callbacks, End
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
 from valle_convert.decode.masked import MaskedOptions, decode_masked
 from valle_convert.decode.nar import NarOptions, decode_nar
@@ -22,7 +22,6 @@ from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
-from valle_convert.progress import Progress, silent
 
 Mode = Literal["ar", "nar-len"]
 ModeChoice = Literal["auto", "ar", "nar-len"]
@@ -113,8 +112,7 @@ def speech_steps(
     level_0: Codes | None = None,
     prefix: Prefix | None = None,
     source: Codes | None = None,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
+    watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
     """Decode all levels of a response.
 
@@ -122,7 +120,6 @@ def speech_steps(
         level_0: of the response, [frames], to decode only the levels above it.
         source: level 0 of a recording whose voice is changed, [frames] (voice conversion); the
             response has its length.
-        progress: shows frames, steps and levels.
     """
     mode = choose_mode(network.model, options.mode)
     if source is not None:
@@ -159,8 +156,7 @@ def speech_steps(
             ar_options,
             rng,
             prefix=before,
-            progress=progress,
-            should_stop=should_stop,
+            watch=watch,
         )
         level_0, end = spoken.codes, spoken.end
     else:
@@ -177,8 +173,7 @@ def speech_steps(
             rng,
             prefix=before,
             source=source,
-            progress=progress,
-            should_stop=should_stop,
+            watch=watch,
         )
         level_0, end = drawn.codes, drawn.end
         if is_limited and end == "stop":
@@ -191,8 +186,7 @@ def speech_steps(
         options.nar,
         rng,
         prefix=None if prefix is None else prefix.codes,
-        progress=progress,
-        should_stop=should_stop,
+        watch=watch,
     )
     done = time.perf_counter()
     return Speech(

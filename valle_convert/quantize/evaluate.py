@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -105,7 +104,7 @@ def evaluate(
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        examples: Examples[Any] = Examples.choose(
+        examples: Examples = Examples.choose(
             source.family,
             source.model,
             measuring.data,

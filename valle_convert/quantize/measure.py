@@ -70,7 +70,7 @@ class Measurer:
     """
 
     source: SourceBundle
-    examples: Examples[Any]
+    examples: Examples
     options: MeasureOptions
     audience: Audience | None
     scratch: Scratch
@@ -331,7 +331,7 @@ def save_reference(path: Path, expected: Expected, compared: Compared) -> None:
 
 
 def read_reference(
-    path: Path, inputs: Mapping[str, str], examples: Examples[Any]
+    path: Path, inputs: Mapping[str, str], examples: Examples
 ) -> tuple[Expected, Compared]:
     """Read the untrusted file, made with these inputs."""
     file = SafetensorsFile(path)
@@ -350,7 +350,7 @@ def read_reference(
         )
     arrays = {name: file.read(name) for name in sorted(file.specs)}
     given = tuple(examples)
-    cases = [case for one in given for case in examples.family.cases(examples.model, one)]
+    cases = [case for one in given for case in examples.family.trials.cases(examples.model, one)]
     logits = [array for name, array in arrays.items() if name.startswith("logits.")]
     spoken = [array for name, array in arrays.items() if name.startswith("spoken.")]
     size, n_levels = examples.model.codebook_size, examples.model.n_levels

@@ -173,7 +173,7 @@ def scan(
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
-        examples: Examples[Any] = Examples.choose(
+        examples: Examples = Examples.choose(
             source.family,
             source.model,
             measuring.data,
@@ -208,7 +208,7 @@ class Scan:
         quantizer: Quantizer,
         source: SourceBundle,
         plan: Plan,
-        examples: Examples[Any],
+        examples: Examples,
         options: MakeOptions,
         imatrices: Mapping[str, ImatrixInput],
         scratch: Scratch,
@@ -233,7 +233,7 @@ class Scan:
         self._expected = [
             (case, case.run(base))
             for example in examples
-            for case in plan.family.cases(plan.model, example)
+            for case in plan.family.trials.cases(plan.model, example)
             if not case.repeats
         ]
 

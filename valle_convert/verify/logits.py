@@ -175,8 +175,8 @@ class Yardstick:
         is_rounded: bool = False,
         advance: Callable[[int], object] = lambda _n: None,
     ) -> None:
-        self._family = plan.family
-        (self._example,) = plan.family.draw(plan.model, 1, seed, LENGTH)
+        self._trials = plan.family.trials
+        (self._example,) = self._trials.utterances(plan.model, 1, seed=seed, length=LENGTH)
         self._advance = advance
         self.numbers = reference_numbers(
             plan, bundle, adapters, self._of_reference, is_rounded=is_rounded
@@ -185,7 +185,7 @@ class Yardstick:
     def run(self, network: Computing) -> dict[str, Logits]:
         """The logits of every case; a file's network composes its inputs by its own keys."""
         found = {}
-        for case in self._family.cases(network.model, self._example):
+        for case in self._trials.cases(network.model, self._example):
             found[case.name] = case.run(network)
             self._advance(1)
         return found
@@ -193,7 +193,7 @@ class Yardstick:
     def _of_reference(self, network: Computing) -> dict[str, Logits]:
         """The same, without computing again what a case repeats."""
         found: dict[str, Logits] = {}
-        for case in self._family.cases(network.model, self._example):
+        for case in self._trials.cases(network.model, self._example):
             repeated = found[case.repeats][list(case.rows)] if case.rows else None
             found[case.name] = case.run(network) if repeated is None else repeated
             self._advance(1)
@@ -238,6 +238,6 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
 
 def n_passes(plan: Plan, *, is_rounded: bool) -> int:
     """The number of passes of a `Yardstick` and `check_logits` together."""
-    (example,) = plan.family.draw(plan.model, 1, 0, LENGTH)
+    (example,) = plan.family.trials.utterances(plan.model, 1, length=LENGTH)
     n_networks = N_NETWORKS - (is_rounded and not plan.family.folds)
-    return n_networks * len(list(plan.family.cases(plan.model, example)))
+    return n_networks * len(list(plan.family.trials.cases(plan.model, example)))

@@ -163,8 +163,8 @@ def traced_cases(
     only: Collection[str] | None = None,
 ) -> Iterator[Case[Any]]:
     """The cases of one example that are compared."""
-    (example,) = plan.family.draw(plan.model, 1, seed, LENGTH)
-    for case in plan.family.cases(model, example):
+    (example,) = plan.family.trials.utterances(plan.model, 1, seed=seed, length=LENGTH)
+    for case in plan.family.trials.cases(model, example):
         if case.name in only if only is not None else not case.repeats:
             yield case
 

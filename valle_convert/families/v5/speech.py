@@ -81,8 +81,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             given.rng,
             level_0=given.level_0,
             prefix=prefix_of(given.said, line, options.context_history),
-            progress=given.watch.progress,
-            should_stop=given.watch.should_stop,
+            watch=given.watch,
         )
 
     def _decoding(self, options: SpeakOptions) -> SpeechOptions:
@@ -143,8 +142,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             self._decoding(options),
             np.random.default_rng(options.seed),
             source=recording[:, 0] if task == "vc" else None,
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            watch=watch,
         )
         return self._at_once(line, steps, notices + of_voice, seconds, options, watch)
 
@@ -170,8 +168,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             codes,
             self._language_id(spoken),
             options or TranscribeOptions(),
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            watch=watch,
         )
         return Heard(
             phonemes="" if self._detokenize is None else self._detokenize(transcript.phonemes),

@@ -68,8 +68,7 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             given.rng,
             level_0=level_0,
             prefix=prefix,
-            progress=given.watch.progress,
-            should_stop=given.watch.should_stop,
+            watch=given.watch,
         )
         codes = without_stops(self._network, condition, drawn.codes, prefix)
         is_limited = level_0 is None and n_frames == max_frames

@@ -69,8 +69,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
             self._decoding(given.options),
             given.rng,
             level_0=given.level_0,
-            progress=given.watch.progress,
-            should_stop=given.watch.should_stop,
+            watch=given.watch,
         )
 
     def _decoding(self, options: SpeakOptions) -> VallexOptions:
