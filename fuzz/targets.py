@@ -242,7 +242,9 @@ def _make_calls(rng: Random) -> Files:
                 "value": rng.choice((0.5, 0.5, 0.5, 1e30, "nan", "inf")),
                 "positions": positions,
                 "causal": bool(rng.randrange(2)),
-                "outputs": rng.choice((None, None, [0], [-1], [n], [0, 0], [1 << 40], [])),
+                "outputs": rng.choice(
+                    ([-1, None], [-1, None], [0, 1], [n, None], [0, 0], [1 << 40])
+                ),
                 "sequence": rng.choice((0, 0, 0, 1, 2, -1, 1 << 40)),
             }
         )
@@ -260,7 +262,7 @@ def _read_calls(folder: Path) -> None:
                 embeddings,
                 np.array(call["positions"]),
                 causal=call["causal"],
-                outputs=call["outputs"],
+                outputs=slice(*call["outputs"]),
                 sequence=call["sequence"],
             )
     except ValueError as error:

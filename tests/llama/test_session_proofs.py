@@ -125,7 +125,7 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
                 [
                     session.step(x, places, causal=causal, outputs=outputs, columns=columns)
                     for columns in (slice(0, 40), slice(100, 300))
-                    for outputs in ([4, 1], slice(None))
+                    for outputs in (slice(1, 5, 3), slice(None))
                     for _ in [session.forget(0)]
                 ]
             )

@@ -25,7 +25,6 @@ from valle_convert.llama.session import Session
 from valle_convert.llama.tuning import Tune
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.protocol import Outputs
 from valle_convert.network.tuned import head_rows, tuned_for
 
 
@@ -97,7 +96,7 @@ class GgufNetwork(Closing):
         positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Outputs,
+        outputs: slice,
         sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `protocol.Network.step`."""
@@ -108,7 +107,7 @@ class GgufNetwork(Closing):
             embeddings,
             positions,
             causal=causal,
-            outputs=outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64),
+            outputs=outputs,
             columns=target.columns,
             sequence=sequence,
         )
