@@ -33,6 +33,7 @@ from valle_convert.speech.phonemes import (
     Detokenize,
     PhonemeSpeaker,
     Tokenize,
+    language_id,
     prefix_of,
 )
 from valle_convert.speech.recordings import Recording
@@ -128,7 +129,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         else:
             line = self._silence(options)
         text_done = time.perf_counter()
-        recording, notices = self._prompt(source, None, "the recording")
+        recording, notices = self.prompt(source, None, "the recording")
         prompt, of_voice = self._voice(voice, options) if task == "vc" else (recording, ())
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         steps = speech_steps(
@@ -161,12 +162,12 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             raise InputError("This model cannot transcribe: it has no head for the task stt.")
         spoken = self._language(language)
         begin = time.perf_counter()
-        codes, notices = self._prompt(recording, None, "the recording")
+        codes, notices = self.prompt(recording, None, "the recording")
         voice_done = time.perf_counter()
         transcript = decode_transcript(
             self._network,
             codes,
-            self._language_id(spoken),
+            language_id(model, spoken),
             options or TranscribeOptions(),
             watch=watch,
         )

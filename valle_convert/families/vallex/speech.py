@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,13 +118,9 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
             sentences = [pieces]
         else:
             sentences, outside = tagged_sentences(text, language)
-
-        def reader(sentence: Sequence[TaggedText]) -> Callable[[], Line[VallexText]]:
-            return lambda: _line(sentence, options.accent, spell)
-
         return sayable(
             (
-                (_text_of(sentence), reader(sentence))
+                (_text_of(sentence), partial(_line, sentence, options.accent, spell))
                 for sentence in sentences or [[TaggedText("", VALLEX_LANGUAGES[0])]]
             ),
             _outside_notices(outside),
