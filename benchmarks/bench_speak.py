@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import load_library
-from valle_convert.llama.tuning import settings_words, ways
+from valle_convert.llama.tuning import CACHES, settings_words
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
@@ -175,7 +176,10 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
         if not BUSY:
             add(TUNED, tune="again")
         network = add(WHOLE_HEAD, settings=EXACT)
-        for settings in ways(Settings(own_head=True)):
+        for repack, (cache, flash) in product((True, False), CACHES):
+            settings = Settings(
+                cache_type=cache, flash_attention=flash, repack=repack, own_head=True
+            )
             add(settings_words(settings), settings=settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)

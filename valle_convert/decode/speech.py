@@ -108,7 +108,6 @@ def speech_steps(
     options: SpeechOptions,
     rng: np.random.Generator,
     *,
-    n_frames: int | None = None,
     level_0: Codes | None = None,
     prefix: Prefix | None = None,
     source: Codes | None = None,
@@ -121,7 +120,7 @@ def speech_steps(
         source: level 0 of a recording whose voice is changed, [frames] (voice conversion); the
             response has its length.
     """
-    mode = choose_mode(network.model, options.mode)
+    mode, n_frames = choose_mode(network.model, options.mode), None
     if source is not None:
         if mode != "nar-len":
             raise InputError(

@@ -49,7 +49,8 @@ _Way = TypeVar("_Way")
 
 VERSION = 2  # increment it when the search changes
 SENTENCE = 512  # positions
-_CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))
+#: The searched types of the cache, each with or without flash attention; the exact one is first.
+CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))
 _ROWS, _STEPS, _ROUNDS = 32, 4, 3
 #: A setting must be this much faster than the exact one, since timings are noisy.
 _GAIN = 0.97
@@ -123,15 +124,6 @@ def kept_settings() -> list[Fastest]:
     machine = _machine()
     found = [_read(path, machine) for path in sorted(cache_folder().glob("tuned-*.json"))]
     return sorted((one for one in found if one is not None), key=lambda one: str(one.file))
-
-
-def ways(base: Settings) -> list[Settings]:
-    """All combinations that are searched, except for threads; the exact ones come first."""
-    return [
-        replace(base, repack=repack, cache_type=cache, flash_attention=flash)
-        for repack in ((True, False) if base.repack else (False,))
-        for cache, flash in _CACHES
-    ]
 
 
 def settings_words(settings: Settings) -> str:
@@ -264,13 +256,13 @@ def _time_attention(model: LlamaModel, base: Settings) -> dict[tuple[CacheType, 
         layer = held.enter_context(LlamaModel(model.library, path, settings=base))
         kinds = {
             (cache, flash): replace(base, cache_type=cache, flash_attention=flash)
-            for cache, flash in _CACHES
+            for cache, flash in CACHES
         }
         contexts = {
             kind: held.enter_context(_open(layer, how, len(rows))) for kind, how in kinds.items()
         }
         found = _best_of(contexts, rows, _ROUNDS)
-    exact = found[_CACHES[0]]
+    exact = found[CACHES[0]]
     return {kind: (seconds - exact) * model.n_layer for kind, seconds in found.items()}
 
 

@@ -104,13 +104,7 @@ def evaluate(
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        examples: Examples = Examples.choose(
-            source.family,
-            source.model,
-            measuring.data,
-            measuring.n_utterances,
-            seed=measuring.seed,
-        )
+        examples = Examples.of_options(source.family, source.model, measuring)
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
         types = set(map(type_of, bundles))

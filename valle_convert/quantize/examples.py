@@ -15,6 +15,7 @@ from typing import Any, Self
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
 from valle_convert.files import describe_os_error
+from valle_convert.quantize.options import MeasureOptions
 from valle_convert.wording import plural
 
 N_SEEDED = 2
@@ -41,6 +42,10 @@ class Examples:
         text = f"{utterances} of random phonemes and codes, seed {seed} (no real speech)"
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         return cls(family, model, count, text, sha256, seed=seed)
+
+    @classmethod
+    def of_options(cls, family: AnyFamily, model: Any, options: MeasureOptions) -> Self:  # noqa: ANN401
+        return cls.choose(family, model, options.data, options.n_utterances, seed=options.seed)
 
     @classmethod
     def choose(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -179,23 +180,20 @@ class Yardstick:
         (self._example,) = self._trials.utterances(plan.model, 1, seed=seed, length=LENGTH)
         self._advance = advance
         self.numbers = reference_numbers(
-            plan, bundle, adapters, self._of_reference, is_rounded=is_rounded
+            plan, bundle, adapters, partial(self.run, repeat=False), is_rounded=is_rounded
         )
 
-    def run(self, network: Computing) -> dict[str, Logits]:
-        """The logits of every case; a file's network composes its inputs by its own keys."""
-        found = {}
-        for case in self._trials.cases(network.model, self._example):
-            found[case.name] = case.run(network)
-            self._advance(1)
-        return found
+    def run(self, network: Computing, *, repeat: bool = True) -> dict[str, Logits]:
+        """The logits of every case; a file's network composes its inputs by its own keys.
 
-    def _of_reference(self, network: Computing) -> dict[str, Logits]:
-        """The same, without computing again what a case repeats."""
+        Without `repeat`, what a case repeats is not computed again.
+        """
         found: dict[str, Logits] = {}
         for case in self._trials.cases(network.model, self._example):
-            repeated = found[case.repeats][list(case.rows)] if case.rows else None
-            found[case.name] = case.run(network) if repeated is None else repeated
+            is_known = case.rows and not repeat
+            found[case.name] = (
+                found[case.repeats][list(case.rows)] if is_known else case.run(network)
+            )
             self._advance(1)
         return found
 
