@@ -84,6 +84,8 @@ MINUS = {
     "zh": "负",
     "ko": "마이너스",
 }
+#: These languages have no space before a number.
+UNSPACED = {"ja": ("気温は", "気温", "第3回は"), "zh": ("温度是", "最低气温")}
 #: Separators, and the pause before a consonant.
 SILENT = set("|っッ⁄")
 
@@ -176,7 +178,12 @@ def test_a_minus_is_said_before_a_number_and_not_in_a_range(number: str, path: P
             said, named = read(path, text)
             assert sounds(said).count(word) == 1
             assert not named
-    assert word not in sounds(read(path, "5-6, 5–6, 2026-11-30, A-5")[0])
+        for before in UNSPACED.get(path[1], ()):
+            assert sounds(read(path, f"{before}{minus}{number}")[0]).count(word) == 1
+    ranges = "5-6, 5–6, 2026-11-30, A-5"
+    if path[1] in UNSPACED:
+        ranges += "、5月-7月、2020年–2025年"
+    assert word not in sounds(read(path, ranges)[0])
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,14 @@ _MINUS = {
     "zh": "负",
     "ko": "마이너스",
 }
-#: It is not within a range, a date or a word.
-_NEGATIVE = re.compile(r"(?<!\w)(?<!\d[.,])[-−–](?=[$€£¥₩]?\.?\d)")
+#: It is not within a range, a date or a word. Chinese and Japanese have no space before it, but a
+#: range may have a unit there: 5月-7月.
+_UNSPACED = rf"ぁ-ヺー{HAN}"
+_NEGATIVE = re.compile(
+    rf"(?<![^\W{_UNSPACED}])(?<!\d[.,])(?<!\dつ)"
+    rf"(?:(?<=[ぁ-ゖ])|(?<!\d[{_UNSPACED}])(?<!\d[{_UNSPACED}]{{2}})(?<!\d[{_UNSPACED}]{{3}}))"
+    r"[-−–](?=[$€£¥₩]?\.?\d)"
+)
 _NAMES = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
 _NAMES |= {"zh": "Chinese", "ko": "Korean"}
 #: The voices of these languages do not read it as one number; the Korean one drops its fraction.
