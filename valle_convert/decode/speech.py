@@ -7,7 +7,8 @@ the duration is decoded first, then all of level 0 by demasking. NAR levels foll
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 from typing import Literal
 
 import numpy as np
@@ -56,11 +57,23 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class StageSeconds:
-    """Seconds of computing the stages that stand alone; the rest is level 0's."""
+class Timings:
+    """Seconds of computing, by stage."""
 
+    text: float = 0.0
+    voice: float = 0.0
     length: float = 0.0
+    level_0: float = 0.0
     levels: float = 0.0
+    codec: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The sum of all stages."""
+        return float(sum(astuple(self)))
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +84,13 @@ class Speech:
         codes: [frames, levels]; if interrupted, the complete frames and levels.
         end: how that ended; `limit` if speech was cut off at the maximum (ar), or is shorter
             than the model predicted (nar-len).
+        seconds: of the stages that stand alone; the rest is level 0's.
     """
 
     codes: Codes
     mode: Mode
     end: End
-    seconds: StageSeconds
+    seconds: Timings
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
@@ -192,10 +206,7 @@ def speech_steps(
         codes=raised.codes,
         mode=mode,
         end="interrupted" if raised.end == "interrupted" else end,
-        seconds=StageSeconds(
-            length=length_done - begin,
-            levels=done - level_0_done,
-        ),
+        seconds=Timings(length=length_done - begin, levels=done - level_0_done),
     )
 
 

@@ -27,13 +27,13 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.closing import Closing
-from valle_convert.decode import Batch, Callbacks, Decoding, Speech, Steps
+from valle_convert.decode import Batch, Callbacks, Decoding, Speech, Steps, Timings
 from valle_convert.decode.batch import Append
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes
 from valle_convert.progress import silent
 from valle_convert.speech.recordings import Recordings
-from valle_convert.speech.results import Piece, SpeakOptions, Spoken, Timings
+from valle_convert.speech.results import Piece, SpeakOptions, Spoken
 
 #: How often a sentence is drawn if the model ends before its first frame.
 MAX_DRAWS = 3
@@ -375,7 +375,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
                 notices += (f"{said!r} was shortened to {length}, the limit",)
         if not len(speech.codes):
             notices += (f"the model generated nothing for {said!r}; {self.remedies}",)
-        stages = speech.seconds
+        here = Timings(level_0=decoded - speech.seconds.total, codec=time.perf_counter() - begin)
         return Piece(
             text=line.text,
             phonemes=line.phonemes,
@@ -385,13 +385,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
             mode=speech.mode,
             end=speech.end,
             notices=notices,
-            seconds=replace(
-                seconds,
-                length=stages.length,
-                level_0=decoded - stages.length - stages.levels,
-                levels=stages.levels,
-                codec=time.perf_counter() - begin,
-            ),
+            seconds=seconds + speech.seconds + here,
             ids=line.ids,
             language_id=line.language_id,
         )

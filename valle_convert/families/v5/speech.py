@@ -18,6 +18,7 @@ from valle_convert.decode import (
     Speech,
     SpeechOptions,
     Steps,
+    Timings,
     TranscribeOptions,
     append_codes,
     choose_mode,
@@ -37,7 +38,7 @@ from valle_convert.speech.phonemes import (
     prefix_of,
 )
 from valle_convert.speech.recordings import Recording
-from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
+from valle_convert.speech.results import Heard, SpeakOptions, Spoken
 from valle_convert.speech.speaker import (
     UNWATCHED,
     SentenceInputs,

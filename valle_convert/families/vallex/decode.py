@@ -19,7 +19,7 @@ from valle_convert.decode.batch import Element, Steps, alone
 from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, check_range
 from valle_convert.decode.nar import decode_levels_above
 from valle_convert.decode.sampling import GREEDY, Logits, SamplingOptions, draw, filtered
-from valle_convert.decode.speech import Speech, StageSeconds
+from valle_convert.decode.speech import Speech, Timings
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
 
@@ -94,7 +94,7 @@ def vallex_steps(
     begin = time.perf_counter()
     sampling = options.nar_sampling
     raised = decode_vallex_nar(network, text, prompt, level_0, sampling, rng, watch=watch)
-    seconds = StageSeconds(levels=time.perf_counter() - begin)
+    seconds = Timings(levels=time.perf_counter() - begin)
     if raised.end == "interrupted":
         end = raised.end
     return Speech(raised.codes, "ar", end, seconds)
