@@ -221,7 +221,7 @@ _RIGHT_CALL = {
     "value": 0.5,
     "positions": [0, 1],
     "causal": True,
-    "outputs": None,
+    "outputs": [-1, None],
     "sequence": 0,
 }
 

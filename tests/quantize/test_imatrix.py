@@ -77,7 +77,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
     network.watch = lambda _part, name, x, _y: inputs.setdefault(name, []).append(x.numpy().copy())
-    for case in FAMILY.cases(description.model, utterance):
+    for case in FAMILY.trials.cases(description.model, utterance):
         if not case.repeats:
             case.run(network)
     gate = np.array(checkpoint.tensors.read("model.layers.0.mlp.gate_proj.weight"), np.float64)

@@ -19,12 +19,10 @@ from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
 from valle_convert.text import (
-    assumed_language_notices,
     check_phonemes,
-    detect_languages,
     known_language,
     listed,
-    split_sentences,
+    sentences_of,
     to_phonemes,
     unknown_phonemes,
     unsaid_characters,
@@ -89,18 +87,9 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
         read = partial(line_of, self._model, self._tokenize)
         if is_phonemes:
             return [read(text, self._language(options.language), is_phonemes=True)]
-        given = options.language and self._language(options.language)
-        sentences = [text] if whole else split_sentences(text, language=given) or [""]
-        notices: tuple[str, ...] = ()
-        if options.language is None:
-            languages = detect_languages(sentences, self._languages)
-            notices = tuple(assumed_language_notices(sentences, languages, self._languages))
-        else:
-            languages = [self._language(options.language)] * len(sentences)
-        pairs = zip(sentences, languages, strict=True)
-        return sayable(
-            ((sentence, partial(read, sentence, language)) for sentence, language in pairs), notices
-        )
+        given = None if options.language is None else self._language(options.language)
+        sentences, notices = sentences_of(text, given, self._languages, whole=whole)
+        return sayable(((one[0], partial(read, *one)) for one in sentences), notices)
 
     def _silence(self, options: SpeakOptions) -> Line[Codes]:
         """The text input for a recording without transcript."""
