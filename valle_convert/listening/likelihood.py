@@ -79,9 +79,8 @@ def teacher_forced_passes(
 
 def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> NDArray[np.float64]:
     """The negative log likelihood of each target, in nats, [n]."""
-    logits = run_pass(network, one_pass.segments, head=one_pass.head, n_outputs=one_pass.n_outputs)[
-        one_pass.among
-    ]
+    head, n = one_pass.head, one_pass.n_outputs
+    logits = run_pass(network, one_pass.segments, head=head, n_outputs=n)[one_pass.among]
     found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), one_pass.targets]
     return -found
 

@@ -10,7 +10,8 @@ would take seconds for each setting:
 
 A setting that rounds more than the exact ones must cost less precision than the file's type.
 
-On a busy machine the times mean nothing (one thread beats two), so nothing is searched or kept.
+On a busy machine the times mean nothing (one thread beats two): the search is given up, and nothing
+is kept.
 """
 
 from __future__ import annotations

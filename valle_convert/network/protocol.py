@@ -81,8 +81,8 @@ class Network(Computing, Protocol):
     ) -> NDArray[np.float32]:
         """Run a batch, [n, n_embd] -> logits of the rows `outputs`, [n_outputs, rows of the head].
 
-        A segment begins where positions return to 0. Later steps may begin one segment together,
-        if the first step had several. Causal steps go on with a sequence.
+        Biases are included. A segment begins where positions return to 0. Later steps may begin one
+        segment together, if the first step had several. Causal steps go on with a sequence.
         """
         ...
 
