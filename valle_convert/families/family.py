@@ -17,7 +17,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
@@ -30,7 +30,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, CodeFormat, Head, Table
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import Computing, OnLlama
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
@@ -388,8 +388,8 @@ class Family(ABC, Generic[M, N]):
             if isinstance(codec, Future):
                 codec = codec.result()
             speaker = self.speaker_on(network, bundle, codec, opened)
-        if settings is not None:
-            speaker.batch.width = settings.n_parallel
+            first, *_ = cast("OnLlama", network).sessions.values()
+            speaker.batch.width = first.settings.n_parallel
         return speaker
 
     @abstractmethod

@@ -170,12 +170,12 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     # ------------------------------------------------------------------------- speaking
 
     def check_parallel(self, options: SpeakOptions) -> None:
-        """Reject `Settings.n_parallel` where it changes nothing.
+        """Check that sentences with these options can be decoded side by side.
 
         Raises:
-            InputError: with these options, all frames of a sentence are decoded at once.
+            InputError: all frames of a sentence are decoded at once.
         """
-        if self.batch.width > 1 and not self._n_sequences(options):
+        if not self._n_sequences(options):
             raise InputError(
                 "This model decodes all frames of a sentence at once, so --parallel does not apply;"
                 f" leave it out{self.stepwise}."
@@ -224,7 +224,6 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     ) -> Iterator[Piece | None]:
         """As `pieces`, for several texts at once: None means that `batch` has to step first."""
         options = seeded(options)
-        self.check_parallel(options)
         lines, prompt, notices, seconds = self._inputs(
             text, voice, options, is_phonemes=is_phonemes, whole=is_phonemes
         )

@@ -19,7 +19,7 @@ from valle_convert.families.vallex.facts import Net, VallexModel
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.llama.context import EXACT, Settings
+from valle_convert.llama.context import Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
 from valle_convert.llama.session import Session
@@ -55,17 +55,14 @@ class VallexGguf(ComposedNetwork):
     ) -> None:
         super().__init__(model)
         self._file, self._body, *self._levels = files.values()
-        given = settings or EXACT
-        base = replace(given, n_parallel=1)
         is_f32 = self._body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
         # Exchanged parts cannot be repacked: llama.cpp would compute with the copies.
-        default = base if settings else Settings("f32" if is_f32 else "f16")
+        default = settings or Settings("f32" if is_f32 else "f16")
         for_nar = replace(default, repack=False)
         self._level = 1  # the level of the NAR's norms
         with ExitStack() as opened:
             ar = _Part(self._file, self._file, model.ar)
-            steps = tuned_for(self._file, ar.probe_rows, base, n_threads, tune).steps
-            steps = replace(steps, n_parallel=given.n_parallel)
+            steps = tuned_for(self._file, ar.probe_rows, settings, n_threads, tune).steps
             self._ar = opened.enter_context(self._open(ar, steps))
             nar = _Part(self._levels[0], self._body, model.nar)
             passes = tuned_for(
