@@ -186,6 +186,22 @@ def test_a_minus_is_said_before_a_number_and_not_in_a_range(number: str, path: P
     assert word not in sounds(read(path, ranges)[0])
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_fraction_is_not_two_numbers(path: Path) -> None:
+    for fraction in ("7/9", "⅞", "5 ⅞"):
+        said, named = read(path, fraction)
+        numbers = fraction.replace("/", " ").replace("⅞", "7 8")
+        assert len(sounds(said)) > len(sounds(read(path, numbers)[0]))
+        assert not named
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_sign_that_unicode_counts_as_punctuation_is_said_or_named(path: Path) -> None:
+    for sign in "§%&@":
+        said, named = read(path, f"{sign} 3")
+        assert sign in named or sounds(said) != sounds(read(path, "3")[0]), sign
+
+
 @pytest.mark.parametrize(
     ("language", "word"),
     [

@@ -41,7 +41,6 @@ _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
 #: Other dotted abbreviations, such as U.S.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
-_FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
 _PLAIN = re.compile(_NUMBER)
@@ -128,7 +127,6 @@ def _expanded(text: str) -> str:
     )
     text = _LETTER_NAMES.sub(_letter_names, text)
     text = _MONEY.sub(_money, text)
-    text = _FRACTION.sub(lambda n: f"{_cardinal(n[1])} over {_cardinal(n[2])}", text)
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
     # A letter next to a number is a separate word: mp3, 4K.
