@@ -10,7 +10,7 @@ import mmap
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -53,6 +53,7 @@ _STORAGES = {
 _STORAGE = re.compile(r"torch\.(?:storage\.)?(\w+)Storage")
 _MAX_ARRAY_BYTES = 1 << 16
 _MAX_NAMES = 1000
+_MAX_KEY = 1000  # values in a key, each counted as often as it is named
 
 
 class RefusedError(Exception):
@@ -153,7 +154,7 @@ def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(
         type(one) is int and 0 <= one < 1 << 62 for one in values
     ):
-        raise ValueError("sizes of a tensor that are no whole numbers")
+        raise ValueError("a size of a tensor that is not a whole number")
     return tuple(values)
 
 
@@ -163,22 +164,24 @@ class _TypedStorage:
     numbers: Numbers
 
 
-def _flat(key: object) -> object:
-    """A key without depth: Python hashes what a tuple names twice twice, and so on."""
-    inner = key if isinstance(key, tuple) else ()
-    if any(isinstance(one, tuple | frozenset) for one in inner):
-        raise ValueError("a key that is a tuple of tuples")
+def _small(key: object) -> object:
+    """A key that is hashed quickly: a few bytes can describe a tuple of billions of values."""
+    left = [key]
+    for one in left:  # which grows
+        if isinstance(one, tuple | frozenset):
+            left += one
+        if len(left) > _MAX_KEY:
+            raise ValueError(f"a key of more than {_MAX_KEY:,} values")
     return key
 
 
 def _frozen(items: Iterable[object] = ()) -> frozenset[object]:
-    if any(isinstance(one, tuple | frozenset) for one in items):
-        raise ValueError("a set of tuples or sets")
-    return frozenset(items)
+    return frozenset(map(_small, items))
 
 
-def _ordered(items: Iterable[Sequence[Any]] = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((_flat(key), value) for key, value in items)
+def _ordered(items: Mapping[Any, Any] | Iterable[Sequence[Any]] = ()) -> OrderedDict[Any, Any]:
+    pairs = items.items() if isinstance(items, Mapping) else items  # a Counter's argument is a dict
+    return OrderedDict((_small(key), value) for key, value in pairs)
 
 
 def _first(value: object = None, *_more: object) -> object:
@@ -243,11 +246,13 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         found = _known(full)
         if found is None and is_harmful(full):
             raise RefusedError(full)
-        if found is None:
-            found = self._stand_ins.setdefault(full, stand_in_for(full))
+        if found is not None:
+            return found
+        if full not in self._stand_ins:
+            self._stand_ins[full] = stand_in_for(full)
             if len(self._stand_ins) > _MAX_NAMES:
                 raise ValueError(f"it names more than {_MAX_NAMES:,} classes")
-        return found
+        return self._stand_ins[full]
 
     def persistent_load(self, saved: object) -> object:
         """The storage that a pickle refers to."""
@@ -277,17 +282,17 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][_flat(key)] = value
+        self.stack[-1][_small(key)] = value
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][_flat(key)] = value
+            self.stack[-1][_small(key)] = value
 
     def load_additems(self) -> None:
         items = self.pop_mark()
         for item in items:
-            self.stack[-1].add(_flat(item))
+            self.stack[-1].add(_small(item))
 
     def load_frozenset(self) -> None:
         self.append(_frozen(self.pop_mark()))
