@@ -222,6 +222,15 @@ def test_a_header_longer_than_the_first_range_is_read_to_its_end(
     assert len([r for r in hub.requests if "/store/" in r.path]) == 2
 
 
+def test_a_mirror_without_ranges_does_not_send_the_whole_file(
+    hub: SmallHub, published: dict[str, bytes], cli: Cli
+) -> None:
+    hub.add("me/big", {"fp32.sft": published[WEIGHTS] + bytes(1 << 25)})
+    hub.knows_ranges = False
+    assert cli("inspect", "hf:me/big").code == 0
+    assert hub.sent("/store/") < 1 << 25
+
+
 def test_where_a_header_does_not_tell_it_the_weights_do(
     hub: SmallHub, tmp_path: Path, cli: Cli
 ) -> None:
@@ -435,15 +444,19 @@ def test_what_is_not_there_is_answered_with_what_is(
         "hf:ecker/vall-e@a\nb:c",
         "hf:ecker/vall-e@../..:c",
         "hf:ecker/va ll-e",
+        "hf:ecker/vall-e@/etc/passwd",
         "hf:a--b/c..d",
+        f"hf:a/{'b' * 97}",
     ],
 )
 def test_a_place_of_another_form_asks_nobody(
-    text: str, hub: SmallHub, tmp_path: Path, cli: Cli
+    text: str, hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error_of(cli("inspect", text), 2)
     error_of(cli(text, tmp_path / "out.gguf"), 2)
     assert not hub.requests
+    offline(hub, monkeypatch)
+    error_of(cli("inspect", text), 2)
 
 
 def test_a_private_repository_opens_to_its_token(
