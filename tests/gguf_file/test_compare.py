@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_bytes import entry, whole
 from support import Cli, error_of
 
 from valle_convert.families.bundle import open_files
@@ -83,7 +84,19 @@ def test_a_changed_weight_is_measured(golden: Path, tmp_path: Path) -> None:
     signal = float(np.square(weights.astype(np.float64)).sum()) - float(weights[3]) ** 2
     signal += float(before) ** 2
     assert found.snr_db is not None
-    assert math.isclose(found.snr_db, 10 * math.log10(signal / error**2), rel_tol=1e-6)
+    assert math.isclose(found.snr_db, 10 * math.log10(signal / error**2), rel_tol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1.0, 3e19, 3e38])
+def test_numbers_of_every_size_are_measured(size: float, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    values = [np.array([size, size], np.float32), np.array([size, -size], np.float32)]
+    for path, two in zip(paths, values, strict=True):
+        path.write_bytes(whole(tensors=[entry("a", [2], 0, 0)], data=two.tobytes()))
+    (found,) = compare_files(*({"": GgufFile(path)} for path in paths)).tensors
+    assert found.max_error == 2 * float(values[0][0])
+    assert found.snr_db == pytest.approx(10 * math.log10(2 / 4), rel=1e-12)
 
 
 def test_another_number_format_is_told_with_its_noise(
