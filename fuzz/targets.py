@@ -753,10 +753,16 @@ def _read_sentencepiece(folder: Path) -> None:
 
 
 def _read_codec(folder: Path) -> None:
+    from valle_convert.encodec.cpp_file import plan_cpp_file
+    from valle_convert.encodec.gguf_codec import plan_gguf_codec
     from valle_convert.encodec.sources import open_encodec
+    from valle_convert.errors import ValleConvertError
 
     paths = list(folder.iterdir())
     codec = open_encodec(folder if len(paths) > 1 else paths[0])
+    for make in (plan_cpp_file, plan_gguf_codec):
+        with suppress(ValleConvertError):
+            make(codec)
     for tensor in codec.tensors[:40]:
         codec.read(tensor.name)
 

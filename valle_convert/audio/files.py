@@ -380,10 +380,9 @@ def write_wav(
     *,
     force: bool = False,
     sample_format: SampleFormat = "int16",
-    sources: Iterable[Path] = (),
 ) -> WrittenAudio:
     """Write a whole file; arguments and errors as `AudioWriter`."""
-    with AudioWriter(path, force=force, sample_format=sample_format, sources=sources) as writer:
+    with AudioWriter(path, force=force, sample_format=sample_format) as writer:
         writer.add(audio)
         written = writer.written
     assert written is not None  # noqa: S101 - something was added

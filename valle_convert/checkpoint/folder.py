@@ -62,7 +62,7 @@ class HubOrigin:
 
     Attributes:
         sha256: by local file, if the hub gives one.
-        n_bytes: of files that are not downloaded.
+        n_bytes: the size of each file, by the hub's list.
     """
 
     repository: str
@@ -100,7 +100,7 @@ class Tree(Protocol):
         ...
 
     def header(self, path: PurePath) -> SafetensorsHeader | None:
-        """The header of a file of safetensors, if that is all that is wanted of it."""
+        """The header of a safetensors file that `get` does not download, else None."""
         ...
 
     def name(self, path: PurePath) -> str:

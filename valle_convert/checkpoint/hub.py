@@ -261,7 +261,7 @@ class HubTree:
         return found
 
     def _is_header_enough(self, place: PurePosixPath) -> bool:
-        """Whether nothing but a header is wanted of a file that is not in the cache."""
+        """Whether to read only the header of a file, since the cache does not have it."""
         file = self._files[place]
         if not self._headers_only or file.cached or place.suffix not in SAFETENSORS_SUFFIXES:
             return False
@@ -332,7 +332,7 @@ class HubTree:
         return (
             f"{where.repository} at {where.revision or 'main'} has no "
             f"{'model' if models else 'file or folder'} {path}; "
-            f"{'near' if near else 'there'} are {shown}."
+            f"{'did you mean' if near else 'it has'} {shown}{'?' if near else '.'}"
         )
 
 

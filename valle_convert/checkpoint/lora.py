@@ -372,9 +372,9 @@ def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[
         if not {"alpha", "lora_alpha"} & said.keys() and _PEFT_CONFIG in tree.files(place.parent):
             path = tree.get(place.parent / _PEFT_CONFIG)
             said = plain_keys(read_json_object(path, "file", _MAX_JSON_BYTES))[0] | {**said}
-        return said
     except ValueError as error:
         raise InputError(f"{tree.name(place)}: its config is rejected: {error}.") from error
+    return said
 
 
 def _numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Replaces a value that is not plain; an error of code that needs it gives the reason."""
+    """Replaces a value that is not plain; an error about it shows the reason."""
 
     reason: str
 

@@ -45,8 +45,9 @@ from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
 from valle_convert.files import (
+    ZIP_MAGIC,
     check_input_file,
-    os_fault,
+    first_bytes,
     read_json_object,
     read_small_file,
     stat_of,
@@ -113,16 +114,12 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
 
 
 def _open_file(path: Path, source: str) -> EncodecWeights:
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise os_fault(f"The codec {path} cannot be read", error) from error
+    head = first_bytes(path, 8)
     if head.startswith(MAGIC):
         return open_cpp_file(path, source)
     if head.startswith(b"GGUF"):
         return open_gguf_codec(path, source)
-    if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
+    if head.startswith(ZIP_MAGIC) or head[:1] == b"\x80":
         return _open_meta(path, source)
     if path.suffix == ".nemo":
         raise InputError(f"{path} is a NeMo model, expected EnCodec. {_ELSEWHERE}")
