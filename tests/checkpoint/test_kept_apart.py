@@ -254,6 +254,11 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(Exception, match="not a LoRA adapter"):
         open_adapter(LoraFile(base), AdapterBase.of_gguf(GgufFile(base)))
+    for factor in ("1e38", "1e300"):
+        run = ("lora", base, f"{lora}@{factor}", adapter, "--force")
+        before = adapter.read_bytes()
+        assert "expected at most 1e+09" in error_of(cli(*run), 2)
+        assert adapter.read_bytes() == before
     assert error_of(cli("lora", base, lora, adapter), 2)  # exists
     assert error_of(cli("lora", base, lora, base, "--force"), 2)
 

@@ -6,6 +6,7 @@ import argparse
 import gc
 import io
 import json
+import os
 import pickle
 import pickletools
 import subprocess
@@ -272,6 +273,19 @@ def test_what_is_no_dense_tensor_is_named(
     torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(InputError, match=words):
         read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_nothing_in_a_pickle_is_run(is_zip: bool, tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    value = {**checkpoint(), "hostile": Runs()}
+    torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(InputError, match=r"could run code, since it asks for posix\.mkdir"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()
 
 
 def doubled(first: bytes, twice: bytes) -> bytes:

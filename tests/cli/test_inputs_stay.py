@@ -13,6 +13,7 @@ from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, write_gguf
 from valle_convert.families.bundle import open_files
+from valle_convert.tokenizer.choose import BUILT_IN
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 LOST = "which would be lost"
@@ -113,6 +114,14 @@ def test_a_card_is_a_file(kind: str, quantized: Path, cli: Cli) -> None:
     else:
         card.symlink_to("/dev/null")
     assert "expected a regular file" in error_of(cli("publish", quantized, "--force"), 2)
+
+
+def test_a_tokenizer_beside_a_checkpoint_stays(tmp_path: Path, cli: Cli) -> None:
+    tokenizer, checkpoint = tmp_path / "tokenizer.json", tmp_path / "a.sft"
+    shutil.copy(BUILT_IN, tokenizer)
+    shutil.copy(CHECKPOINT, checkpoint)
+    assert "is the input file itself" in error_of(cli(checkpoint, tokenizer, "--force"), 2)
+    assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
 
 
 def test_an_export_goes_into_a_folder_only(

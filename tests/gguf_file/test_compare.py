@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_bytes import entry, whole
-from support import Cli, error_of
+from support import GOLDEN_VERSION_7, Cli, error_of
 
 from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.compare import Comparison, compare_files
@@ -123,6 +123,26 @@ def test_other_tensors_and_shapes_are_named(converted: Callable[[str, str], Path
     assert first != second
     assert first is not None
     assert first.startswith("F16 [")
+
+
+def test_sets_are_compared_part_by_part(
+    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+) -> None:
+    model = converted(GOLDEN_VERSION_7, "f16")
+    for path in open_files(model).paths:
+        shutil.copy(path, tmp_path)
+    run = ("compare", model, tmp_path / model.name, "--exit-code", "--json")
+    assert cli(*run).code == 0
+    audio = open_files(tmp_path / model.name).files["audio"]
+    contents = bytearray(audio.path.read_bytes())
+    contents[audio.tensors["a.level.1.ffn_up.weight"].start + 1] ^= 1
+    audio.path.write_bytes(contents)
+    found = cli(*run)
+    assert found.code == 1, found
+    (tensor,) = json.loads(found.out)["tensors"]
+    assert tensor["name"] == "audio: a.level.1.ffn_up.weight"
+    audio.path.unlink()
+    assert "-audio.gguf of the set of" in error_of(cli(*run), 2)
 
 
 def test_a_file_that_is_no_gguf_is_bad_input(cli: Cli, golden: Path, tmp_path: Path) -> None:
