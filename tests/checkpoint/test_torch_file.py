@@ -16,6 +16,7 @@ import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -112,6 +113,29 @@ def test_what_torch_saved_is_what_torch_loads(value: Any, is_zip: bool) -> None:
 def test_what_trainers_save_is_what_torch_loads(value: object, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "x.pth")
     assert load_torch_file(tmp_path / "x.pth") == torch.load(tmp_path / "x.pth", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf", "ignore:torch.quantize")
+def test_a_tensor_has_torchs_number_type_or_is_none(tmp_path: Path) -> None:
+    path, names = tmp_path / "x.pth", set()
+    for dtype in {one for one in vars(torch).values() if isinstance(one, torch.dtype)}:
+        with suppress(KeyError, RuntimeError):  # torch cannot make or save it
+            torch.save(torch.empty(8, dtype=dtype), path)
+            found = load_torch_file(path)
+            assert isinstance(found, StoredTensor)
+            names.add(found.numbers.name)
+            assert f"torch.{found.numbers.name}" == str(dtype)
+    assert names > {"float32", "float8_e8m0fnu", "float4_e2m1fn_x2", "uint16", "complex32"}
+    torch.save(torch.empty(8, dtype=torch.float8_e8m0fnu), path)
+    path = rewritten(path, lambda data: data.replace(b"float8_e8m0fnu", b"float9_unknown"))
+    assert isinstance(load_torch_file(path), StandIn)
+
+
+def test_sets_that_cannot_change_are_read_in_every_protocol(tmp_path: Path) -> None:
+    value = {"a": frozenset({("x", 1), (2, 3)}), "b": [frozenset([1])]}
+    for protocol in range(2, 6):
+        torch.save(value, tmp_path / "x.pth", pickle_protocol=protocol)
+        assert load_torch_file(tmp_path / "x.pth") == value
 
 
 def test_every_fixture_is_what_torch_loads() -> None:

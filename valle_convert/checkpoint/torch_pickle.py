@@ -23,11 +23,14 @@ from valle_convert.checkpoint.stand_ins import StandIn, is_harmful, stand_in_for
 #: The number types by torch's names: their bytes, and numpy's type.
 _NUMBERS: dict[str, tuple[int, np.dtype[Any] | None]] = {
     **{name: (dtype.itemsize, dtype) for name, dtype in DTYPES.items()},
-    **dict.fromkeys("uint16 complex32 float8_e4m3fnx2".split(), (2, None)),
+    **dict.fromkeys("uint16 complex32 bits16".split(), (2, None)),
     **dict.fromkeys("uint32 qint32".split(), (4, None)),
     **dict.fromkeys("uint64 complex64".split(), (8, None)),
     **dict.fromkeys("quint8 qint8 quint4x2 quint2x4".split(), (1, None)),
     **dict.fromkeys("float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split(), (1, None)),
+    **dict.fromkeys(
+        "float8_e8m0fnu float4_e2m1fn_x2 bits8 bits1x8 bits2x4 bits4x2".split(), (1, None)
+    ),
     "complex128": (16, None),
 }
 _STORAGES = {
@@ -134,9 +137,10 @@ def _tensor(
     """`_rebuild_tensor_v2`, and 3 with its own type; rejects what does not fit."""
     if not isinstance(storage, _TypedStorage):
         raise TypeError("a tensor without a storage")
-    bits = more[2] if len(more) > 2 else None
-    if isinstance(bits, dict) and (bits.get("neg") or bits.get("conj")):
+    if any(isinstance(one, dict) and (one.get("neg") or one.get("conj")) for one in more):
         return _Negated()
+    if any(isinstance(one, type) for one in more):
+        return StandIn()  # of a number type that is not known
     numbers = next((one for one in more if isinstance(one, Numbers)), storage.numbers)
     sizes, steps = _counts(shape), _counts(strides)
     (begin,) = _counts((offset,))
@@ -295,7 +299,8 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
             self.stack[-1].add(_small(item))
 
     def load_frozenset(self) -> None:
-        self.append(_frozen(self.pop_mark()))
+        items = self.pop_mark()  # changes self.append
+        self.append(_frozen(items))
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001
