@@ -225,6 +225,14 @@ class Opaque:
     """Something that has no plain value."""
 
 
+class Subclass(torch.Tensor):
+    """A tensor without numbers of its own, as DTensor is."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
 class AttributeDict(dict[str, Any]):
     """What trainers keep settings in."""
 
@@ -287,6 +295,10 @@ def test_a_value_that_the_network_depends_on_is_not_passed_over(
             r"not dense tensors: a \(negated",
         ),
         ({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, r"not dense tensors: a \(Tensor\)"),
+        (
+            {"a": torch.Tensor._make_wrapper_subclass(Subclass, (2,)), "b": torch.ones(2)},
+            r"not dense tensors: a \(\w+\.Subclass\)",
+        ),
         (torch.nn.Linear(2, 2), r"holds a torch\.nn\.modules\.linear\.Linear"),
     ],
 )

@@ -192,9 +192,11 @@ def _first(value: object = None, *_more: object) -> object:
     return value
 
 
-def _of_type(rebuild: object, _kind: object, given: tuple[Any, ...], *_more: object) -> object:
-    """`_rebuild_from_type_v2`: a tensor with attributes."""
-    return _tensor(*given) if rebuild is _tensor else StandIn()
+def _of_type(rebuild: object, kind: object, given: tuple[Any, ...], *_more: object) -> object:
+    """`_rebuild_from_type_v2`: a tensor with attributes, or of a subclass."""
+    if rebuild is _tensor:
+        return _tensor(*given)
+    return kind() if isinstance(kind, type) and issubclass(kind, StandIn) else StandIn()
 
 
 _KNOWN: dict[str, object] = {
