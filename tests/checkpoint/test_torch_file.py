@@ -324,6 +324,13 @@ def test_nothing_in_a_pickle_is_run(is_zip: bool, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
+    with pytest.raises(InputError, match="is a TorchScript program"):
+        load_torch_file(tmp_path / "x.pt")
+
+
 def doubled(first: bytes, twice: bytes) -> bytes:
     """A dict with a key that is made of two of itself, sixty times."""
     return b"\x80\x02}" + first + b"q\x000" + (twice + b"q\x000") * 60 + b"h\x00K\x01s."

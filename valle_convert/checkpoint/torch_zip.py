@@ -137,6 +137,11 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
             f"{path} is rejected: its zip table lists an entry twice, which readers read "
             "differently; save it again with torch.save."
         )
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise InputError(
+            f"{path} is a TorchScript program, not a file of torch.save; save the state_dict() of "
+            "torch.jit.load(...) instead."
+        )
     pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
     if len(pickles) != 1:
         raise InputError(
