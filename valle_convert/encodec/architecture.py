@@ -110,7 +110,7 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
             continue  # null means the default, as in transformers
         try:
             known[name] = msgspec.convert(config[name], kind)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:  # half of a surrogate pair
             problems.append(f"{name} is {config[name]!r:.40}: {error}")
     if problems:
         raise InputError(
