@@ -543,6 +543,11 @@ def test_a_lora_inside_a_model_that_peft_wraps_is_merged(tmp_path: Path) -> None
         {"peft_type": "IA3"},
         {"modules_to_save": ["sep"]},
         {"fan_in_fan_out": True},
+        {"lora_bias": True},
+        {"use_qalora": True},
+        {"trainable_token_indices": [1]},
+        {"alora_invocation_tokens": [1]},
+        {"init_lora_weights": "pissa"},
     ],
     ids=lambda more: next(iter(more)),
 )

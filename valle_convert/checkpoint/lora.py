@@ -53,6 +53,12 @@ _PEFT_USUAL: dict[str, tuple[object, ...]] = {
     "alpha_pattern": (None, {}),
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
+    "lora_bias": (None, False),
+    "use_qalora": (None, False),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    # The others change the weights that the adapter is added to: pissa, olora, loftq, corda.
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
 
 
