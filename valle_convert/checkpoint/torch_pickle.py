@@ -56,7 +56,7 @@ _STORAGES = {
 _STORAGE = re.compile(r"torch\.(?:storage\.)?(\w+)Storage")
 _MAX_ARRAY_BYTES = 1 << 16
 _MAX_NAMES = 1000
-_MAX_KEY = 1000  # values in a key, each counted as often as it is named
+_MAX_KEY = 100  # values in a key, each counted as often as it is named
 
 
 class RefusedError(Exception):
