@@ -36,12 +36,6 @@ def test_audio_becomes_75_frames_a_second_of_8_levels(codec: EncodecCodec) -> No
     assert (codec.description.sample_rate, codec.description.frame_rate) == (RATE, 75.0)
 
 
-def test_a_frame_of_codes_is_320_samples_of_audio(codec: EncodecCodec) -> None:
-    audio = codec.decode(np.zeros((7, 8), np.int32))
-    assert (len(audio.samples), audio.sample_rate) == (7 * 320, RATE)
-    assert len(codec.decode(np.zeros((0, 8), np.int32)).samples) == 0
-
-
 def test_a_codec_with_other_codebooks_finds_its_own_bandwidth(tmp_path: Path) -> None:
     codec = EncodecCodec(save_codec(tmp_path, codebook_size=64))
     assert codec.encode(noise(1.0)).shape == (75, 8)

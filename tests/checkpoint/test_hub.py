@@ -263,15 +263,6 @@ def test_a_gguf_file_on_the_hub_is_looked_into(
     assert "did you mean VALL-E-F16.gguf?" in message
 
 
-def test_shards_are_inspected_by_their_headers(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    index = sharded(tmp_path / "m", SHAPE)
-    hub.add("me/shards", files_below(index.parent))
-    local = json.loads(cli("inspect", index, "--json").out)
-    found = json.loads(cli("inspect", "hf:me/shards", "--json").out)
-    assert found["groups"] == local["groups"]
-    assert found["n_bytes"] == local["n_bytes"]
-
-
 @pytest.mark.parametrize("raw", [b"short", b"\xff" * 200, b"\x40\0\0\0\0\0\0\0{" + b" " * 90])
 def test_what_is_no_safetensors_is_refused_by_its_place(
     raw: bytes, hub: SmallHub, cli: Cli
@@ -602,5 +593,3 @@ def test_locations() -> None:
     found = parse_location("hf:ecker/vall-e@refs/pr/1:models/a b+c.sft")
     assert (found.repository, found.revision) == ("ecker/vall-e", "refs/pr/1")
     assert str(found.path) == "models/a b+c.sft"
-    assert parse_location("hf:a/b").path.as_posix() == "."
-    assert parse_location("hf:a/b/m@r").revision == "r"

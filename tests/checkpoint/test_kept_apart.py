@@ -92,15 +92,6 @@ def test_the_logits_are_those_of_the_merged_file(
     assert min(errors(logits(plain), expected).values()) > 1e-2
 
 
-def test_a_quantized_base_takes_the_same_adapter(checkpoint: Path, tmp_path: Path) -> None:
-    lora = lora_file(tmp_path / "lora.sft")
-    base = converted_to(tmp_path / "base.gguf", checkpoint, "q8_0")
-    merged = converted_to(tmp_path / "merged.gguf", read_checkpoint(checkpoint, lora=lora))
-    write_lora(checkpoint, lora, tmp_path / "adapter.gguf")
-    found = logits(base, [LoraFile(tmp_path / "adapter.gguf")])
-    assert max(errors(found, logits(merged)).values()) < 1e-2
-
-
 def test_several_adapters_with_scales_are_merged_or_applied_alike(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -50,11 +50,6 @@ def expected(source: Path) -> np.ndarray:
     return load_file(source)[f"{TARGET}.weight"] + UPDATE
 
 
-def test_from_a_safetensors_file(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4, alpha=ALPHA, rvq_levels=[])
-    np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-6)
-
-
 def test_from_a_torch_file(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
     lora = tmp_path / "lora.pth"
     tensors = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
@@ -182,14 +177,6 @@ def test_an_alpha_that_is_no_number_is_refused(source: Path, alpha: str, tmp_pat
     lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4, alpha=float(alpha))
     with pytest.raises(InputError, match=r"finite number|valid JSON"):
         read_checkpoint(source, lora=lora)
-
-
-def test_the_alpha_of_rslora_is_divided_by_the_root_of_the_rank(
-    source: Path, tmp_path: Path
-) -> None:
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), r=4, lora_alpha=6, use_rslora=True)
-    expected = load_file(source)[f"{TARGET}.weight"] + 6 / 2 * (UP @ DOWN)
-    np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-5)
 
 
 def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(

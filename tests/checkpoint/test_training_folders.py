@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,28 +118,11 @@ def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
     assert (found.path, found.title) == (path, "ar+nar-len-llama-8")
 
 
-def test_converted_and_verified_from_a_training_folder(
-    make: Make, tmp_path: Path, cli: Cli
-) -> None:
-    folder, out = make(tmp_path / "m", SHAPE), tmp_path / "out.gguf"
-    result = cli(folder, out, "--verify", "full")
-    assert result.code == 0, result.err
-    assert cli("verify", folder, out, "--level", "tensors").code == 0
-    for command in (("inspect", folder), ("inspect", out), ("verify", out)):
-        assert cli(*command).code == 0
-    error_of(cli(folder, folder / "1000.gguf", "--dry-run", "--config", folder), 2)
-
-
 def test_a_file_of_the_folder_is_no_output(make: Make, tmp_path: Path, cli: Cli) -> None:
     folder = make(tmp_path / "m", SHAPE)
     message = error_of(cli(folder, folder / "latest", "--force"), 2)
     assert "a file of the input" in message
     assert (folder / "latest").read_text().strip() in [path.name for path in folder.iterdir()]
-
-
-def test_a_class_in_a_state_of_deepspeed_does_not_matter(tmp_path: Path, cli: Cli) -> None:
-    folder = deepspeed_training(tmp_path / "m", SHAPE, args=argparse.Namespace(local_rank=0))
-    assert cli(folder, tmp_path / "out.gguf", "--dry-run").code == 0
 
 
 @pytest.mark.parametrize("content", ["nothing", "a lora", "a readme"])

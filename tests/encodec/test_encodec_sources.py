@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import EncodecConfig, EncodecModel
 
-from valle_convert.encodec import EncodecWeights, open_encodec, write_cpp_file
+from valle_convert.encodec import EncodecWeights, open_encodec
 from valle_convert.encodec.cpp_file import plan_cpp_file
 from valle_convert.encodec.gguf_codec import plan_gguf_codec
 from valle_convert.errors import EnvironmentFault, InputError
@@ -101,7 +100,7 @@ def test_every_kind_of_file_and_both_namings_are_read(
 ) -> None:
     codec = open_encodec(save(folder, rename(golden_tensors())))
     assert_is_golden(codec)
-    assert ("rate and padding" in "".join(codec.notes)) == (save is in_metas_file)
+    assert ("rate or padding" in "".join(codec.notes)) == (save is in_metas_file)
 
 
 @pytest.mark.parametrize("name", ["encodec.th", "pytorch_model.bin"])
@@ -172,17 +171,6 @@ def test_without_a_network_the_way_to_work_offline_is_told(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EnvironmentFault, match=r"hf download nobody/no-codec --local-dir"):
         open_encodec("nobody/no-codec")
-
-
-def test_a_file_of_encodec_cpp_is_read(tmp_path: Path) -> None:
-    golden = open_encodec(GOLDEN_FOLDER)
-    write_cpp_file(golden, tmp_path / "encodec.bin")
-    codec = open_encodec(tmp_path / "encodec.bin")
-    assert codec.spec.target_bandwidths == (6.0,)
-    for entry in golden.tensors:
-        value = golden.read(entry.name)
-        expected = value.astype(np.float16).astype(np.float32) if entry.is_weight else value
-        np.testing.assert_array_equal(codec.read(entry.name), expected)
 
 
 # ------------------------------------------------------------------------------- bad input
@@ -359,50 +347,6 @@ def test_values_that_are_no_numbers_are_refused_when_they_are_read(
     ]
     with pytest.raises(InputError, match="are not finite"):
         codec.read(entry.name)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\x08\x00\x00\x00\x00\x00\x00\x00{}"])
-def test_damaged_weights_are_refused(folder: Path, data: bytes) -> None:
-    (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match=r"safetensors|missing"):
-        open_encodec(folder)
-
-
-def test_a_missing_shard_is_named(folder: Path) -> None:
-    save_shards(folder, golden_tensors())
-    (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(InputError, match=r"missing shards: model-00002-of-00003"):
-        open_encodec(folder)
-
-
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", ".."])
-def test_an_index_does_not_lead_out_of_its_folder(folder: Path, name: str) -> None:
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"a": name}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="expected names of weight files"):
-        open_encodec(folder)
-
-
-class _Exploit:
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self._target,))
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "encodec.th"])
-def test_a_pickle_in_the_place_of_weights_is_not_run(
-    folder: Path, tmp_path: Path, name: str
-) -> None:
-    trace = tmp_path / "ran"
-    (folder / "model.safetensors").unlink()
-    for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
-        save({"x": _Exploit(trace)}, folder / name)
-        with pytest.raises(InputError):
-            open_encodec(folder / name if name.endswith(".th") else folder)
-    assert not trace.exists()
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
-import ml_dtypes
-import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file
 from support import GOLDEN_NAMES, golden_checkpoint
 
-from valle_convert import __version__, plan_conversion, read_checkpoint, verify_gguf, write_gguf
+from valle_convert import __version__, plan_conversion, verify_gguf, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
 
@@ -60,73 +54,6 @@ def test_every_key_of_the_contract_is_there_with_its_type(name: str, converted: 
     source = golden_checkpoint(name)
     assert file.keys["valle.source.sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert file.keys["valle.source.name"] == source.name
-
-
-def test_the_keys_say_what_the_config_said(converted: Convert) -> None:
-    one = GgufFile(converted("ar-nar-len", "f32")).keys
-    other = GgufFile(converted("ar-nar-len-unified-causal", "f32")).keys
-    assert (one["valle.positions"], one["valle.nar_attention"]) == ("segment", "bidirectional")
-    assert (other["valle.positions"], other["valle.nar_attention"]) == ("unified", "causal")
-    assert "valle.head.bias" in one
-    assert "valle.head.bias" not in other
-    assert one["valle.languages"] == ["en", "ja", "de", "fr", "zh", "ko"]
-    assert one["valle.tasks"][:4] == ["tts", "tts-c", "ns", "sr"]
-    assert GgufFile(converted("single-classifier", "f32")).keys["valle.codec.name"] == (
-        "encodec-24khz"
-    )
-
-
-def test_tables_and_heads_stand_in_the_order_of_the_contract(converted: Convert) -> None:
-    model = open_bundle(converted("v6-text-head", "f32")).model
-    levels = range(1, 8)
-    assert [table.name for table in model.tables] == [
-        *"phonemes text level language task length tone separator".split(),
-        *(f"prompt.{i}" for i in range(8)),
-        "response.ar",
-        *(f"response.{i}" for i in levels),
-        "response.mask",
-    ]
-    assert [head.name for head in model.heads] == [
-        "ar",
-        *(f"nar.{i}" for i in levels),
-        *"mask stt len text".split(),
-    ]
-    assert model.tables[0].first_row == 0
-
-
-@pytest.mark.parametrize("name", ["ar-nar-len", "ar-nar-len-unified-causal"])
-def test_rows_of_tables_and_heads_are_the_tensors_they_name(name: str, converted: Convert) -> None:
-    bundle = open_bundle(converted(name, "f32"))
-    model, rows = bundle.model, bundle.main.tensors["token_embd.weight"].rows()
-    tensors = load_file(golden_checkpoint(name))
-    sources = {
-        "phonemes": "text_emb.weight",
-        "separator": "sep",
-        "prompt.5": "proms_emb.embeddings.5.weight",
-        "response.ar": "resps_emb.embeddings.0.weight",
-        "response.3": "resps_emb.embeddings.3.weight",
-        "response.mask": "resps_emb.embeddings.8.weight",
-    }
-    for table, source in sources.items():
-        part = model.table(table)
-        found = rows[part.first_row : part.first_row + part.n_rows]
-        np.testing.assert_array_equal(found, tensors[source].reshape(-1, 64))
-    for k, head in enumerate(model.heads):
-        np.testing.assert_array_equal(rows[head.columns], tensors[f"classifiers.proj.{k}.weight"])
-        if head.bias is not None:
-            np.testing.assert_array_equal(
-                np.array(head.bias, np.float32), tensors[f"classifiers.proj.{k}.bias"]
-            )
-
-
-def test_heads_of_one_classifier_share_its_first_rows(converted: Convert) -> None:
-    model = open_bundle(converted("single-classifier", "f32")).model
-    assert {head.first_row for head in model.heads} == {model.head("ar").first_row}
-    assert model.head("ar").n_rows == 1025
-    assert {model.head(f"nar.{i}").n_rows for i in range(1, 8)} == {1024}
-    with safe_open(golden_checkpoint("single-classifier"), framework="numpy") as file:
-        bias = file.get_tensor("classifier.bias")
-    np.testing.assert_array_equal(np.array(model.head("nar.4").bias, np.float32), bias[:1024])
 
 
 @pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
@@ -180,21 +107,6 @@ def test_auto_keeps_the_type_of_every_container(
     assert {tensors[name].ggml_type.name for name in tensors if "norm" in name} == {"F32"}
 
 
-@pytest.mark.parametrize(
-    ("out_type", "dtype"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16), ("f32", np.float32)]
-)
-def test_numbers_are_rounded_to_nearest(out_type: str, dtype: type, converted: Convert) -> None:
-    source = load_file(golden_checkpoint("ar-nar-len"))["model.layers.1.mlp.down_proj.weight"]
-    file = GgufFile(converted("ar-nar-len", out_type))
-    found = file.tensors["blk.1.ffn_down.weight"].rows()
-    np.testing.assert_array_equal(found, source.astype(dtype).astype(np.float32))
-    # The gguf package rounds the same.
-    kind = gguf.GGMLQuantizationType[out_type.upper()]
-    np.testing.assert_array_equal(
-        found, gguf.quants.dequantize(gguf.quants.quantize(source, kind), kind)
-    )
-
-
 def test_a_type_mixed_checkpoint_is_kept_without_loss(
     tmp_path: Path, small_checkpoint: Callable[..., Path]
 ) -> None:
@@ -210,19 +122,6 @@ def test_a_type_mixed_checkpoint_is_kept_without_loss(
     tensors = GgufFile(tmp_path / "out.gguf").tensors
     assert tensors["blk.0.ffn_up.weight"].ggml_type.name == "F16"
     assert tensors["token_embd.weight"].ggml_type.name == "F32"
-
-
-def test_keys_given_by_hand_override_those_inside(
-    tmp_path: Path, small_checkpoint: Callable[..., Path]
-) -> None:
-    config = tmp_path / "config.json"
-    config.write_text('{"experimental": {"unified_position_ids": true}}')
-    path = small_checkpoint()
-    assert plan_conversion(path).model.config.positions == "segment"
-    plan = plan_conversion(read_checkpoint(path, config=config))
-    assert plan.model.config.positions == "unified"
-    assert plan.model.config.nar_attention == "bidirectional"
-    assert plan.checkpoint.config_source == "inside the checkpoint, overridden by config.json"
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from support import GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, golden_checkp
 from valle_convert import plan_conversion
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
-from valle_convert.gguf_file.types import F16
 from valle_convert.gguf_file.write import header_of
 
 TYPES = {
@@ -26,24 +25,6 @@ TYPES = {
     "bool": GGUFValueType.BOOL,
     "string": GGUFValueType.STRING,
 }
-
-
-def test_a_small_header_is_these_bytes() -> None:
-    keys = [Key("a", 7, "u32"), Key("bc", ["x", "é"], "[string]"), Key("d", True, "bool")]
-    tensor = TensorEntry("t", (3, 32), F16, 64)
-    assert pack_header(keys, [tensor]) == (
-        b"GGUF" + b"\x03\0\0\0" + b"\x01\0\0\0\0\0\0\0" + b"\x03\0\0\0\0\0\0\0"
-        # the key a, of type 4 (u32): 7
-        b"\x01\0\0\0\0\0\0\0a" + b"\x04\0\0\0" + b"\x07\0\0\0"
-        # the key bc, of type 9 (array): two of type 8 (string)
-        b"\x02\0\0\0\0\0\0\0bc" + b"\x09\0\0\0" + b"\x08\0\0\0" + b"\x02\0\0\0\0\0\0\0"
-        b"\x01\0\0\0\0\0\0\0x" + b"\x02\0\0\0\0\0\0\0\xc3\xa9"
-        # the key d, of type 7 (bool)
-        b"\x01\0\0\0\0\0\0\0d" + b"\x07\0\0\0" + b"\x01"
-        # the tensor t has two dimensions, the fastest first, type 1 (f16), and lies at 64
-        b"\x01\0\0\0\0\0\0\0t" + b"\x02\0\0\0" + b"\x20\0\0\0\0\0\0\0" + b"\x03\0\0\0\0\0\0\0"
-        b"\x01\0\0\0" + b"\x40\0\0\0\0\0\0\0"
-    ).ljust(160, b"\0")
 
 
 def bytes_of_gguf_package(path: Path, keys: list[Key], tensors: list[TensorEntry]) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 from gguf_bytes import array, entry, key, string, whole
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.header import Key, pack_key
+from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GgmlType
 
@@ -87,17 +87,6 @@ def test_a_key_that_is_there_keeps_its_place_and_a_new_one_comes_last() -> None:
     assert changed.tensors == file.tensors
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [("u32", 7), ("i32", -7), ("u64", 1 << 40), ("f32", 0.5), ("bool", True), ("[i32]", [-1, 2])],
-)
-def test_a_value_of_every_type_comes_back(kind: str, value: object) -> None:
-    changed = parse(parse(SMALL + DATA).changed([Key("k", value, kind)]) + DATA)
-    assert changed.keys["k"] == value
-    assert changed.key_types["k"] == kind
-    assert pack_key(Key("k", value, kind)).endswith(changed.raw("k"))
-
-
 def one_key(name: str | bytes, kind: int, value: bytes) -> bytes:
     return whole([key(name, kind, value)])
 
@@ -111,27 +100,18 @@ FAULTS = [
     (b"GGUF", "it ends within the beginning, 4 bytes in"),
     (whole(version=1), "it is of version 1 of the format, expected .* 2 or 3"),
     (whole(version=4), "it is of version 4 of the format"),
-    (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in big-endian byte order"),
     (whole(n_keys=1 << 62), "claims 4611686018427387904 keys, expected at most 131,072"),
     (whole(n_keys=9), "claims 9 keys, more than fit in 32 bytes"),
-    (whole(n_tensors=1 << 63), "claims 9223372036854775808 tensors, expected"),
     (whole(n_tensors=2), "claims 2 tensors, more than fit in 32 bytes"),
     (whole([key("a", U32, bytes(4))], n_keys=2)[:48], "it ends within the name of a key 1"),
-    (one_key("", U8, b"\x00"), "a key 0 has a name of 0 bytes"),
     (one_key("a\x00b", U8, b"\x00"), "the name 'a\\\\x00b' of a key 0"),
     (
         whole([struct.pack("<Q", (1 << 64) - 1) + bytes(8)]),
         "a key 0 has a name of 18446744073709551615 bytes, expected 1 to 65535",
     ),
     (one_key(b"\xff", U8, b"\x00"), "key 0 has a string that is not UTF"),
-    (whole([key("a", U8, b"\x00"), key("a", U8, b"\x01")]), "the key 'a' is there twice"),
     (one_key("a", 13, bytes(8)), "key 'a' is of the unknown type 13"),
     (one_key("a", ARRAY, array(99, 1, bytes(8))), "key 'a' is of the unknown type 99"),
-    (one_key("a", ARRAY, array(ARRAY, 1, array(U8, 1, b"\x00"))), "key 'a' is an array of arrays"),
-    (
-        one_key("a", ARRAY, array(U32, 1 << 40, b"")),
-        "key 'a' brings the elements of all arrays to 1099511627776, expected at most 8,388,608",
-    ),
     (one_key("a", ARRAY, array(U32, 100, b"")), "it ends within the key 'a', 64 bytes in"),
     (one_key("a", ARRAY, array(STRING, 1000, b"")), "it ends within the key 'a', 64 bytes in"),
     (
@@ -153,49 +133,27 @@ FAULTS = [
         one_key("a", ARRAY, array(BOOL, 3, b"\x00\x01\x02")),
         "the key 'a' has a bool that is neither 0 nor 1",
     ),
-    (
-        one_key("general.alignment", U32, struct.pack("<I", 0)),
-        "general.alignment is 0, expected a power of two from 8 to 65536",
-    ),
     (one_key("general.alignment", U32, struct.pack("<I", 48)), "general.alignment is 48"),
     (one_key("general.alignment", U32, struct.pack("<I", 4)), "general.alignment is 4"),
-    (
-        one_key("general.alignment", U32, struct.pack("<I", 1 << 31)),
-        "general.alignment is 2147483648",
-    ),
     (
         one_key("general.alignment", U64, struct.pack("<Q", 32)),
         "general.alignment has type u64, expected u32",
     ),
-    (one_key("general.alignment", STRING, string("32")), "general.alignment has type string"),
     (tensors(("", [1], 0, 0)), "a tensor has a name of 0 bytes"),
     (tensors(("t" * 64, [1], 0, 0)), "a tensor has a name of 64 bytes, expected 1 to 63"),
     (tensors((b"t\xff", [1], 0, 0)), "the name of a tensor has a string that is not UTF-8"),
     (tensors(("t", [1], 0, 0), ("t", [1], 0, 32), data=64), "the tensor 't' is there twice"),
-    (tensors(("t", [], 0, 0)) + bytes(32), "tensor 't' has 0 dimensions"),
-    (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, expected 1 to 4"),
-    (
-        whole(tensors=[string("t") + struct.pack("<I", 4294967295) + bytes(24)]),
-        "the tensor 't' has 4294967295 dimensions",
-    ),
-    (tensors(("t", [4, 0], 0, 0)), "the tensor 't' of shape \\[0, 4\\] has no elements"),
     (
         tensors(("t", [1 << 32, 1 << 32, 1 << 32], 0, 0)),
         "the tensor 't' of shape .* exceeds 63 bits",
     ),
     (tensors(("t", [32, (1 << 59) + 1], 0, 0), data=128), "exceeds 63 bits"),
-    (tensors(("t", [32], 77, 0)), "tensor 't' is of the unknown type 77"),
     (tensors(("t", [32], 9, 0)), "'t' is of the unknown type 9"),
     (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
     (
         tensors(("t", [31], 8, 0)),
         "the tensor 't' cannot be Q8_0: rows of 31 do not divide into blocks of 32",
     ),
-    (
-        tensors(("t", [1], 0, 8), data=64),
-        "data of 't' begins at 8, which is not a multiple of the alignment 32",
-    ),
-    (tensors(("t", [1], 0, (1 << 64) - 32), data=64), "exceeds 63 bits"),
     (
         tensors(("a", [16], 0, 0), ("b", [16], 0, 32), data=128),
         "the data of 'b' begins at 32 and overlaps with that of 'a', expected 64",
@@ -216,7 +174,6 @@ FAULTS = [
         tensors(("t", [1 << 40, 1 << 20], 0, 0), data=64),
         "the data of 't' ends at byte 4,611,686,018,427,388,000, but the file has 160",
     ),
-    (tensors(("t", [1], 0, 0), data=33), "1 bytes follow the last tensor"),
     (whole(data=b"PK"), "2 bytes follow the last tensor"),
 ]
 

@@ -64,12 +64,6 @@ def test_cpu_flags_become_cmake_arguments_and_amx_never_does(
     assert script.cpu_module().cmake_args(flags) == cmake_args(flags)
 
 
-def test_the_pin_is_read_from_the_constraints(script: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "constraints.txt"
-    path.write_text("# pinned\nnumpy==2.4.6\nllama-cpp-python==0.3.36  # source build\n")
-    assert script.read_pin(path) == "0.3.36"
-
-
 @pytest.mark.parametrize("text", ["numpy==1\n", "llama-cpp-python>=0.3\n", None])
 def test_constraints_without_the_pin_are_an_error_in_one_line(
     tmp_path: Path, text: str | None

@@ -59,12 +59,6 @@ def test_pieces_of_a_line_are_one_line_of_the_first_pieces_level() -> None:
     ]
 
 
-def test_a_line_without_an_end_is_a_complaint_too() -> None:
-    log = Log()
-    log.write(ERROR, "unfinished")
-    assert log.complaints(0) == ["unfinished"]
-
-
 def test_the_log_is_bounded_and_marks_survive_that() -> None:
     log = Log()
     for i in range(3 * LOG_LINES):
@@ -89,18 +83,14 @@ def test_a_missing_binding_says_what_to_install() -> None:
     assert "pip install '.[llama]'" in message
 
 
-def test_a_folder_without_the_library_says_to_build_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [None, b"not an ELF file"])
+def test_a_folder_without_the_library_says_to_build_it(tmp_path: Path, data: bytes | None) -> None:
+    if data is not None:
+        (tmp_path / "libllama.so").write_bytes(data)
     code, message = report_of_loading({"LLAMA_CPP_LIB_PATH": str(tmp_path)})
     assert code == 3
     assert "does not load" in message
     assert "GGML_NATIVE=OFF" in message
-
-
-def test_a_library_that_is_none_says_to_build_it(tmp_path: Path) -> None:
-    (tmp_path / "libllama.so").write_bytes(b"not an ELF file")
-    code, message = report_of_loading({"LLAMA_CPP_LIB_PATH": str(tmp_path)})
-    assert code == 3
-    assert "does not load" in message
 
 
 def test_the_search_follows_the_bindings_own_variable(

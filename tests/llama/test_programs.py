@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.llama.programs import find_program, variable_of
+from valle_convert.llama.programs import find_program
 
 
 @pytest.fixture(autouse=True)
@@ -19,10 +19,6 @@ def program(path: Path) -> Path:
     path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
     return path
-
-
-def test_the_variable_is_the_name_in_capitals() -> None:
-    assert variable_of("llama-quantize") == "LLAMA_QUANTIZE"
 
 
 def test_the_variable_goes_before_path_and_path_before_the_projects_build(

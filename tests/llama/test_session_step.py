@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sessions import open_session
 
 from valle_convert.llama.context import Settings
-from valle_convert.llama.gemma import GemmaSession, split_segments
+from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
@@ -64,26 +64,6 @@ def test_segment_positions_make_a_difference_that_the_comparison_would_see(
     session.forget(0)
     running = session.step(x, RUNNING, causal=causal, outputs=ALL)
     assert nmse(running[4:], segments[4:]) > DIFFERENT
-
-
-def test_a_causal_sequence_goes_on_by_several_tokens_at_a_time(
-    session: GemmaSession, shape: GemmaShape
-) -> None:
-    x = tokens(14)
-    positions = np.append(SEGMENTS, [2, 3, 4, 5, 6])
-    session.step(x[:9], SEGMENTS, causal=True)
-    got = session.step(x[9:], positions[9:], causal=True, outputs=ALL)
-    expected = gemma_logits(shape, WEIGHTS[shape], x, positions, causal=True)
-    assert nmse(expected[9:], got) < SAME_AS_ORACLE
-
-
-def test_forgetting_begins_another_sequence(session: GemmaSession) -> None:
-    x = tokens(9)
-    first = session.step(x, SEGMENTS, causal=True, outputs=ALL)
-    session.step(tokens(3, seed=2), [2, 3, 4], causal=True)
-    session.forget(0)
-    assert session.length() == 0
-    assert np.array_equal(session.step(x, SEGMENTS, causal=True, outputs=ALL), first)
 
 
 @settings(
@@ -327,11 +307,6 @@ def test_a_closed_session_says_so_and_closes_again(tmp_path: Path) -> None:
     for causal in (False, True):
         with pytest.raises(ValueError, match="is closed"):
             session.step(tokens(1), [0], causal=causal)
-
-
-def test_segments_are_cut_where_positions_restart() -> None:
-    assert split_segments(np.array([0])) == [slice(0, 1)]
-    assert split_segments(np.array([0, 0, 1, 0])) == [slice(0, 1), slice(1, 3), slice(3, 4)]
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both-directions", "causal"])

@@ -3,14 +3,12 @@
 import itertools
 import json
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 from conftest import PLACEHOLDERS, OpenVocabulary, write_vocabulary
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +17,6 @@ from hypothesis import strategies as st
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe
 from valle_convert.tokenizer.byte_level import (
-    BYTE_TO_CHARACTER,
     from_byte_level,
     readable,
     to_byte_level,
@@ -63,14 +60,6 @@ def true_ids_of(llama: LlamaTokenizer, compiled: CompiledTokenizer, text: str) -
 # --- the bytes' alphabet ----------------------------------------------------------------------
 
 
-def test_the_byte_alphabet_is_that_of_gpt_2() -> None:
-    assert to_byte_level(" ") == "Ġ"
-    assert to_byte_level("\n") == "Ċ"
-    assert to_byte_level("ˈɛ") == "ËĪÉĽ"
-    assert len(set(BYTE_TO_CHARACTER)) == 256
-    assert all(character.isprintable() for character in BYTE_TO_CHARACTER)
-
-
 @given(st.binary())
 def test_the_byte_alphabet_loses_nothing(data: bytes) -> None:
     assert from_byte_level(to_byte_level(data)) == data
@@ -84,54 +73,6 @@ def test_a_piece_is_shown_as_text_or_as_the_bytes_that_it_holds_of_one() -> None
 
 
 # --- what is written ------------------------------------------------------------------------
-
-
-def test_rows_come_in_order_phonemes_then_others_then_copies(
-    compiled: CompiledTokenizer,
-) -> None:
-    assert len(compiled.tokens) == 256 + 40 + 156 + 139
-    assert compiled.tokens[256:296] == tuple(PLACEHOLDERS)
-    assert compiled.true_ids[:256] == tuple(range(256))
-    assert set(compiled.true_ids[256:296]) == {-1}
-    assert compiled.true_ids[296:] == compiled.extra_rows
-    assert Counter(compiled.extra_rows)[0] == 139
-
-
-def test_every_token_has_the_type_that_llama_cpp_needs(compiled: CompiledTokenizer) -> None:
-    types = dict(zip(compiled.tokens, compiled.token_types, strict=True))
-    assert [types[t] for t in ("<unk>", "<bos>", "</eos>", "<mask>")] == [2, 3, 3, 3]
-    assert types["'"] is TokenType.USER_DEFINED
-    assert types["Ġ"] is types[to_byte_level("ʁ")] is TokenType.NORMAL
-    assert types["<row:3>"] is types["A"] is types["âĢ"] is types["ð"] is TokenType.UNUSED
-    counts = Counter(compiled.token_types)
-    assert counts == {
-        TokenType.UNKNOWN: 1,
-        TokenType.CONTROL: 3,
-        TokenType.USER_DEFINED: 1,
-        TokenType.NORMAL: 252 + 156,
-        TokenType.UNUSED: 40 + 138,
-    }
-
-
-def test_the_keys_carry_the_special_ids_which_llama_cpp_would_else_make_up(
-    compiled: CompiledTokenizer,
-) -> None:
-    keys = {key: (value, kind) for key, value, kind in compiled.metadata()}
-    assert keys["tokenizer.ggml.model"] == ("gpt2", "string")
-    assert keys["tokenizer.ggml.pre"] == ("qwen35", "string")
-    assert keys["tokenizer.ggml.bos_token_id"] == (1, "u32")
-    assert keys["tokenizer.ggml.eos_token_id"] == (2, "u32")
-    assert keys["tokenizer.ggml.unknown_token_id"] == (0, "u32")
-    assert keys["tokenizer.ggml.add_bos_token"] == (True, "bool")
-    assert keys["tokenizer.ggml.add_eos_token"] == (True, "bool")
-    assert keys["valle.tokenizer.true_ids"] == (list(compiled.true_ids), "[i32]")
-    assert "tokenizer.ggml.scores" not in keys
-
-
-def test_token_types_have_the_numbers_of_gguf() -> None:
-    assert {kind.name: int(kind) for kind in TokenType} == {
-        kind.name: int(kind) for kind in gguf.TokenType
-    }
 
 
 @pytest.mark.parametrize(
@@ -174,13 +115,6 @@ def test_literal_texts_give_literal_ids(
     llama: LlamaTokenizer, compiled: CompiledTokenizer, text: str, ids: list[int]
 ) -> None:
     assert true_ids_of(llama, compiled, text) == ids
-
-
-def test_special_texts_are_matched_only_where_asked_for(
-    llama: LlamaTokenizer, compiled: CompiledTokenizer
-) -> None:
-    parsed = llama.encode("a<mask>", add_special=False, parse_special=True)
-    assert [compiled.true_ids[id_] for id_ in parsed] == [16, 3]
 
 
 @pytest.mark.parametrize(

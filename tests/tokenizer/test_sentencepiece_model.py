@@ -9,7 +9,7 @@ from conftest import PLACEHOLDERS, OpenVocabulary
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.check import compare
-from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType
+from valle_convert.tokenizer.compiled import CompiledTokenizer
 from valle_convert.tokenizer.corpus import ipa_lines, texts
 from valle_convert.tokenizer.oracle import SentencePieceOracle
 from valle_convert.tokenizer.sentencepiece import compile_sentencepiece, parse_sentencepiece
@@ -80,36 +80,6 @@ def test_stock_llama_cpp_gives_the_ids_of_sentencepiece(
     )
     assert report.ok, report.first
     assert report.n_texts == 6000
-
-
-def test_pieces_scores_and_types_are_those_that_sentencepiece_reads(train: Train) -> None:
-    data = train()
-    model = parse_sentencepiece(data, "f")
-    processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    n = processor.get_piece_size()
-    assert model.n_ids == n == 600
-    assert list(model.pieces) == [processor.id_to_piece(i) for i in range(n)]
-    assert list(model.scores) == [processor.get_score(i) for i in range(n)]
-    assert model.types[:4] == (
-        TokenType.UNKNOWN,
-        TokenType.CONTROL,
-        TokenType.CONTROL,
-        TokenType.BYTE,
-    )
-    assert (model.unk_id, model.bos_id, model.eos_id) == (0, 1, 2)
-
-
-def test_its_keys_are_those_of_the_llama_type(train: Train) -> None:
-    compiled = compile_model(train())
-    keys = {key: value for key, value, _ in compiled.metadata()}
-    assert keys["tokenizer.ggml.model"] == "llama"
-    assert keys["tokenizer.ggml.add_space_prefix"] is True
-    scores = keys["tokenizer.ggml.scores"]
-    assert isinstance(scores, list)
-    assert len(scores) == 640
-    assert "tokenizer.ggml.merges" not in keys
-    assert compiled.extra_rows == ()
-    assert compiled.true_ids == (*range(600), *([-1] * 40))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
 """The vocabulary's source, the file made of it, and the checkpoints that were trained with it."""
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from safetensors import safe_open
 
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.choose import BUILT_IN
@@ -30,15 +28,6 @@ def test_the_packaged_file_is_what_the_script_makes_byte_for_byte(build: ModuleT
     made = build.build(build.SOURCE.read_text(encoding="utf-8"))
     assert BUILT_IN.read_bytes() == made.encode("utf-8")
     assert build.TARGET == BUILT_IN
-
-
-@pytest.mark.parametrize("folder", GOLDEN)
-def test_the_vocabulary_is_the_one_that_the_checkpoints_carry(
-    folder: str, published: PhonemeBpe
-) -> None:
-    with safe_open(ROOT / "fixtures" / "golden" / folder / "fp32.sft", "np") as checkpoint:
-        symmap = json.loads(checkpoint.metadata()["userdata"])["symmap"]
-    assert published.vocab == symmap
 
 
 def test_the_ipa_corpus_has_thousands_of_lines_and_covers_the_phonemes(
