@@ -7,34 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_codec import Format
 
 from valle_convert.audio import SavedCodes, read_codes, write_codes
 from valle_convert.errors import InputError
-from valle_convert.model.spec import CODECS, Codec, ModelConfig
+from valle_convert.model.spec import CODECS, Codec
 
 ENCODEC = CODECS[8, 1024]
 CODES = np.random.default_rng(0).integers(0, 1024, (30, 8)).astype(np.int32)
 CODES[0, 0], CODES[1, 1] = 0, 1023
-
-
-def config(n_levels: int = 8, codebook_size: int = 1024, codec: Codec = ENCODEC) -> ModelConfig:
-    return ModelConfig(
-        version=5,
-        capabilities=("ar", "nar"),
-        n_embd=64,
-        n_layer=1,
-        n_head=1,
-        n_head_kv=1,
-        n_ff=64,
-        n_ctx_train=100,
-        n_levels=n_levels,
-        codebook_size=codebook_size,
-        positions="segment",
-        nar_attention="causal",
-        sum_prompt=False,
-        sum_response=False,
-        codec=codec,
-    )
 
 
 @pytest.fixture
@@ -52,7 +33,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def test_codes_come_back_as_they_were(path: Path) -> None:
-    saved = read_codes(path, config())
+    saved = read_codes(path, Format())
     np.testing.assert_array_equal(saved.codes, CODES)
     assert saved.codes.dtype == np.int32
     assert (saved.codec, saved.codebook_size) == (ENCODEC, 1024)
@@ -102,14 +83,14 @@ def test_a_file_with_a_wrong_entry_is_refused(
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (config(n_levels=9), "8 levels of 1024.*9 levels of 1024"),
-        (config(codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
-        (config(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
-        (config(codec=Codec("encodec-24khz", 24_000, 37.5)), "75 frames.*37.5 frames"),
+        (Format(n_levels=9), "8 levels of 1024.*9 levels of 1024"),
+        (Format(codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
+        (Format(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
+        (Format(codec=Codec("encodec-24khz", 24_000, 37.5)), "75 frames.*37.5 frames"),
     ],
 )
 def test_codes_of_another_codec_than_the_models_are_refused(
-    path: Path, model: ModelConfig, words: str
+    path: Path, model: Format, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         read_codes(path, model)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_codec import Format
 
 from valle_convert.audio import SavedCodes, write_codes
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.families.vallex.voice import is_vallex_voice, read_vallex_voice
-from valle_convert.model.spec import CODECS, Codec
-
-
-@dataclass(frozen=True)
-class Format:
-    n_levels: int = 8
-    codebook_size: int = 1024
-    codec: Codec = CODECS[8, 1024]
-
+from valle_convert.model.spec import CODECS
 
 SAID = "haɪ_ðɛɹ."
 CODES = np.random.default_rng(0).integers(0, 1024, (1, 161, 8))

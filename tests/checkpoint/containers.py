@@ -129,14 +129,28 @@ def deepspeed_training(folder: Path, shape: Shape, dtype: str = "f32", **more: A
 def sharded(folder: Path, shape: Shape, dtype: str = "f32", n_shards: int = 3) -> Path:
     """Shards, and the index of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = arrays_of(shape, dtype)
-    names = [f"model-{i + 1:05}-of-{n_shards:05}.safetensors" for i in range(n_shards)]
-    places = {name: names[i % n_shards] for i, name in enumerate(arrays)}
     metadata = {"config": json.dumps(config_of(shape)), "userdata": json.dumps(userdata())}
-    for one in names:
-        part = {name: values for name, values in arrays.items() if places[name] == one}
-        write_safetensors(folder / one, part, metadata)
-    index = folder / "model.safetensors.index.json"
+    return write_shards(folder, arrays_of(shape, dtype), n_shards, metadata)
+
+
+def write_shards(
+    folder: Path,
+    arrays: Arrays,
+    n_shards: int = 2,
+    metadata: dict[str, str] | None = None,
+    suffix: str = ".safetensors",
+) -> Path:
+    """The tensors dealt out in turn, and the index of the shards."""
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    files = [f"{stem}-{i + 1:05}-of-{n_shards:05}{suffix}" for i in range(n_shards)]
+    places = {name: files[i % n_shards] for i, name in enumerate(arrays)}
+    for file in files:
+        part = {name: values for name, values in arrays.items() if places[name] == file}
+        if suffix == ".safetensors":
+            write_safetensors(folder / file, part, metadata)
+        else:
+            torch.save(torch_state(part), folder / file)
+    index = folder / f"{stem}{suffix}.index.json"
     size = sum(values.nbytes for values in arrays.values())
     index.write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}))
     return index

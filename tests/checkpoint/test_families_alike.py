@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint.containers import write_safetensors
+from checkpoint.containers import write_shards
 from checkpoint.small_hub import SmallHub
 from support import GOLDEN_VERSION_7, Cli, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
@@ -31,15 +31,10 @@ def in_shards(checkpoint: Path, folder: Path, *, untied: bool = False) -> Path:
     """The same weights in two files of safetensors, with their index and config."""
     opened = read_checkpoint(checkpoint)
     folder.mkdir()
-    names = list(opened.tensors.specs)
-    homes = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
-    for home in set(homes.values()):
-        arrays = {name: opened.tensors.read(name) for name in names if homes[name] == home}
-        if untied and TIED in arrays:
-            arrays[TIED] = arrays[TIED] + 1
-        write_safetensors(folder / home, arrays)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    arrays = {name: opened.tensors.read(name) for name in opened.tensors.specs}
+    if untied and TIED in arrays:
+        arrays[TIED] = arrays[TIED] + 1
+    write_shards(folder, arrays)
     (folder / "config.yaml").write_text(json.dumps(dict(opened.config)))
     return folder
 

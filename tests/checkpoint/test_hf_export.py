@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from checkpoint.containers import Arrays, export_arrays, write_export, write_safetensors
+from checkpoint.containers import (
+    Arrays,
+    export_arrays,
+    write_export,
+    write_safetensors,
+    write_shards,
+)
 from golden_cases import golden_cases
 from make_checkpoint import Shape
 from safetensors.numpy import load_file
@@ -270,13 +276,8 @@ def test_without_names_the_sizes_have_to_be_said(
 
 def test_shards_of_an_export_are_one(export: Path, two_heads: Path) -> None:
     arrays = load_file(export / "model.safetensors")
-    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    places = {name: names[i % 2] for i, name in enumerate(arrays)}
-    for one in names:
-        write_safetensors(export / one, {n: a for n, a in arrays.items() if places[n] == one})
+    write_shards(export, arrays)
     (export / "model.safetensors").unlink()
-    index = export / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     right, found = (read_checkpoint(one, config=two_heads) for one in (EXPORT, export))
     for name in right.tensors.specs:
         np.testing.assert_array_equal(found.tensors.read(name), right.tensors.read(name))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from checkpoint.containers import torch_state
 from safetensors.numpy import load_file, save_file
 from support import Cli, error_of
 
@@ -309,21 +311,12 @@ def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(
 def test_an_adapter_inside_a_checkpoint_and_one_beside_add_up(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    import torch
-
     lora = lora_file(tmp_path / "lora.sft")
     loaded = load_file(checkpoint)
     inside = tmp_path / "inside.pth"
-    adapter = {name: torch.from_numpy(values) for name, values in load_file(lora).items()}
-    config = dict(read_checkpoint(checkpoint).config)
-    torch.save(
-        {
-            "module": {name: torch.from_numpy(values) for name, values in loaded.items()},
-            "lora": adapter,
-            "config": {**config, "lora": {"rank": 4, "alpha": 6.0}},
-        },
-        inside,
-    )
+    config = {**read_checkpoint(checkpoint).config, "lora": {"rank": 4, "alpha": 6.0}}
+    state = {"module": torch_state(loaded), "lora": torch_state(load_file(lora)), "config": config}
+    torch.save(state, inside)
     name = "model.layers.0.self_attn.q_proj.weight"
     once = read_checkpoint(inside).tensors.read(name)
     twice = read_checkpoint(inside, lora=lora).tensors.read(name)

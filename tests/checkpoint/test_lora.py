@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint.containers import torch_state
 from safetensors.numpy import load_file, save_file
 from support import Cli, describe, error_of
 
@@ -52,8 +53,8 @@ def expected(source: Path) -> np.ndarray:
 
 def test_from_a_torch_file(source: Path, expected: np.ndarray, tmp_path: Path) -> None:
     lora = tmp_path / "lora.pth"
-    tensors = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
-    torch.save({"lora": tensors, "config": {"rank": 4, "alpha": ALPHA}}, lora)
+    state = torch_state(plain_pair())
+    torch.save({"lora": state, "config": {"rank": 4, "alpha": ALPHA}}, lora)
     np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-6)
 
 
@@ -62,7 +63,7 @@ def test_from_the_lora_key_inside_a_checkpoint(
 ) -> None:
     path = small_checkpoint("inside.pth")
     loaded = torch.load(path, weights_only=True)
-    loaded["lora"] = {name: torch.from_numpy(values) for name, values in plain_pair().items()}
+    loaded["lora"] = torch_state(plain_pair())
     loaded["config"]["lora"] = {"rank": 4, "alpha": ALPHA}
     torch.save(loaded, path)
     np.testing.assert_allclose(merged(path), expected, atol=1e-6)

@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from checkpoint.containers import arrays_of, torch_state, write_config, write_safetensors
+from checkpoint.containers import (
+    arrays_of,
+    torch_state,
+    write_config,
+    write_safetensors,
+    write_shards,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, config_of, userdata
@@ -110,19 +116,8 @@ def test_wrappers_come_off_at_any_level(tmp_path: Path, data: st.DataObject, kin
 
 
 def shards(folder: Path, arrays: dict[str, Any], suffix: str) -> Path:
-    stem = "model" if suffix == ".safetensors" else "pytorch_model"
-    files = [f"{stem}-{i + 1:05}-of-00002{suffix}" for i in range(2)]
-    places = {name: files[i % 2] for i, name in enumerate(arrays)}
-    for file in files:
-        part = {name: values for name, values in arrays.items() if places[name] == file}
-        if suffix == ".safetensors":
-            write_safetensors(folder / file, part, {"format": "pt"})
-        else:
-            torch.save(torch_state(part), folder / file)
     write_config(folder, SHAPE)
-    index = folder / f"{stem}{suffix}.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
-    return index
+    return write_shards(folder, arrays, metadata={"format": "pt"}, suffix=suffix)
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "vall_e.lm.", "student._orig_mod."])

@@ -115,12 +115,6 @@ def test_ar_continues_a_prefix_as_if_it_had_spoken_it(
     np.testing.assert_array_equal(result.codes, golden["gen.ar"][11:])
 
 
-def test_ar_guidance_of_strength_1_changes_nothing(network: Network, golden: Golden) -> None:
-    options = replace(GREEDY_AR, guidance=Guidance(cfg_strength=1.0, cfg_rescale=0.0))
-    result = decode_ar(network, golden.condition, options, rng())
-    np.testing.assert_array_equal(result.codes, golden["gen.ar"])
-
-
 def test_ar_guidance_counts_and_strength_0_is_off(network: Network, golden: Golden) -> None:
     strong = decode_ar(network, golden.condition, replace(GREEDY_AR, guidance=Guidance(3.0)), rng())
     off = decode_ar(network, golden.condition, replace(GREEDY_AR, guidance=Guidance(0.0)), rng())
@@ -159,14 +153,6 @@ def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None
     assert result.codes.shape == (0, 8)
 
 
-def test_nar_continues_a_prefix_as_if_it_had_spoken_it(network: Network, golden: Golden) -> None:
-    spoken = golden["gen.ar_nar"]
-    result = decode_nar(
-        network, golden.condition, spoken[10:, 0], NarOptions(), rng(), prefix=spoken[:10]
-    )
-    np.testing.assert_array_equal(result.codes, spoken[10:])
-
-
 # ---------------------------------------------------------------------------- demasking
 
 
@@ -195,21 +181,6 @@ def test_demasking_interrupted_before_a_step_is_nothing(network: Network, golden
     options = MaskedOptions(8, GREEDY)
     result = decode_masked(network, golden.condition, 24, options, rng(), watch=after(0))
     assert (len(result.codes), result.end) == (0, "interrupted")
-
-
-def test_demasking_in_one_step_is_the_best_code_of_a_masked_pass(
-    network: Network, golden: Golden
-) -> None:
-    one = decode_masked(network, golden.condition, 24, MaskedOptions(1, GREEDY), rng())
-    first_of_many = decode_masked(
-        network,
-        golden.condition,
-        24,
-        MaskedOptions(8, GREEDY),
-        rng(),
-        watch=after(1),
-    )
-    np.testing.assert_array_equal(one.codes, first_of_many.codes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint.small_hub import empty_hub
 from encodec_files import GOLDEN_ENCODEC, save_full_size
+
+__all__ = ["empty_hub"]
 
 
 @pytest.fixture(scope="session")

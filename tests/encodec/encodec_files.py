@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support import GOLDEN
 from transformers import EncodecConfig, EncodecModel
 
@@ -73,15 +73,3 @@ def with_meta_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
             new = ".".join([stack, "model", index, *rest[:-1], "conv", rest[-1]])
         renamed[new] = tensor
     return renamed
-
-
-def save_shards(folder: Path, tensors: Mapping[str, torch.Tensor], n: int = 3) -> None:
-    """In the place of model.safetensors: shards and their index."""
-    (folder / "model.safetensors").unlink(missing_ok=True)
-    names = list(tensors)
-    files = {name: f"model-{i % n + 1:05}-of-{n:05}.safetensors" for i, name in enumerate(names)}
-    for file in set(files.values()):
-        part = {name: tensors[name].contiguous() for name in names if files[name] == file}
-        save_file(part, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": files}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -13,11 +13,11 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from checkpoint.small_hub import small_hub
+from checkpoint.containers import write_shards
+from checkpoint.small_hub import SmallHub
 from encodec_files import (
     GOLDEN_ENCODEC,
     golden_tensors,
-    save_shards,
     with_meta_names,
     with_old_names,
 )
@@ -81,7 +81,8 @@ def whole(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def in_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    save_shards(folder, tensors)
+    (folder / "model.safetensors").unlink()
+    write_shards(folder, {name: tensor.numpy() for name, tensor in tensors.items()}, 3)
     return folder
 
 
@@ -135,33 +136,20 @@ def test_a_model_in_the_hubs_cache_is_opened_without_a_network(
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
 def test_a_model_on_the_hub_is_of_one_commit_and_then_in_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+    folder: Path, empty_hub: SmallHub, weights: str
 ) -> None:
-    torch.save(golden_tensors(), tmp_path / "pytorch_model.bin")
-    found = {
-        "model.safetensors": (GOLDEN_FOLDER / "model.safetensors").read_bytes(),
-        "pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes(),
-    }
-    files = {"config.json": (GOLDEN_FOLDER / "config.json").read_bytes(), "other.msgpack": b"no"}
-    constants = huggingface_hub.constants
-    with small_hub() as hub:
-        commit = hub.add("someone/codec", files | {weights: found[weights]})
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        assert_is_golden(open_encodec("someone/codec"))
-        asked = {one.path.split("?")[0] for one in hub.requests if "/resolve/" in one.path}
-        expected = {f"/someone/codec/resolve/{commit}/{name}" for name in ("config.json", weights)}
-        assert asked == expected
-        before = len(hub.requests)
-        assert_is_golden(open_encodec("someone/codec"))
-        assert len(hub.requests) == before
-        hub.add("someone/other", {"README.md": b"nothing"})
-        with pytest.raises(EnvironmentFault, match="no weights that can be read"):
-            open_encodec("someone/other")
+    torch.save(golden_tensors(), folder / "pytorch_model.bin")
+    files = {name: (folder / name).read_bytes() for name in ("config.json", weights)}
+    commit = empty_hub.add("someone/codec", files | {"other.msgpack": b"no"})
+    assert_is_golden(open_encodec("someone/codec"))
+    asked = {one.path.split("?")[0] for one in empty_hub.requests if "/resolve/" in one.path}
+    assert asked == {f"/someone/codec/resolve/{commit}/{name}" for name in files}
+    before = len(empty_hub.requests)
+    assert_is_golden(open_encodec("someone/codec"))
+    assert len(empty_hub.requests) == before
+    empty_hub.add("someone/other", {"README.md": b"nothing"})
+    with pytest.raises(EnvironmentFault, match="no weights that can be read"):
+        open_encodec("someone/other")
 
 
 def test_without_a_network_the_way_to_work_offline_is_told(

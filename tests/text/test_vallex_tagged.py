@@ -95,17 +95,6 @@ def test_an_end_that_is_there_is_kept(end: str) -> None:
     assert spell([TaggedText(f"hello{end}  ", "en")]).symbols == f"hɛˈloʊ{end}"
 
 
-def test_what_cannot_be_said_is_told_with_its_language() -> None:
-    spelled = spell([TaggedText("Hi 你", "en"), TaggedText("好θ", "zh"), TaggedText("😀", "ja")])
-    assert spelled.symbols == "haɪ.xɑʊ↓↑."
-    assert [notice.partition(" and are")[0] for notice in spelled.notices] == [
-        "these characters cannot be read in English",
-        "these characters cannot be read in Chinese",
-        "these characters cannot be read in Japanese",
-    ]
-    assert "你 (U+4F60)" in spelled.notices[0]
-
-
 @pytest.mark.parametrize("text", ["", "...", "😀"])
 @pytest.mark.parametrize("language", ["en", "zh", "ja"])
 def test_text_with_nothing_to_say_is_refused(text: str, language: str) -> None:

@@ -1,47 +1,16 @@
-"""A GGUF file that holds a vocabulary and nothing else, which is all that a tokenizer needs."""
+"""The published vocabulary, compiled, and in stock llama.cpp."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import pytest
+from vocabularies import PLACEHOLDERS, OpenVocabulary, write_vocabulary
 
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.compile import compile_bpe
 from valle_convert.tokenizer.compiled import CompiledTokenizer
 from valle_convert.tokenizer.oracle import LlamaTokenizer
-
-PLACEHOLDERS = [f"<row:{i}>" for i in range(40)]
-GGUF_TYPES = {
-    "string": gguf.GGUFValueType.STRING,
-    "bool": gguf.GGUFValueType.BOOL,
-    "u32": gguf.GGUFValueType.UINT32,
-    "[string]": gguf.GGUFValueType.STRING,
-    "[i32]": gguf.GGUFValueType.INT32,
-    "[f32]": gguf.GGUFValueType.FLOAT32,
-}
-
-OpenVocabulary = Callable[[CompiledTokenizer], LlamaTokenizer]
-
-
-def write_vocabulary(path: Path, compiled: CompiledTokenizer) -> None:
-    writer = gguf.GGUFWriter(path, "gemma")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-6)
-    for key, value, kind in compiled.metadata():
-        if kind.startswith("["):
-            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, GGUF_TYPES[kind])
-        else:
-            writer.add_key_value(key, value, GGUF_TYPES[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLACEHOLDERS, OpenVocabulary, write_vocabulary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from vocabularies import PLACEHOLDERS, OpenVocabulary, write_vocabulary
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import sentencepiece
-from conftest import PLACEHOLDERS, OpenVocabulary
+from vocabularies import PLACEHOLDERS, OpenVocabulary
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.check import compare
