@@ -72,13 +72,6 @@ def test_resampling_leaves_nothing_of_what_the_new_rate_cannot_hold(tmp_path: Pa
     assert np.abs(middle).max() < 1e-4
 
 
-def test_only_the_beginning_is_read_where_that_is_asked(tmp_path: Path) -> None:
-    path = tmp_path / "tone.wav"
-    soundfile.write(path, tone(RATE, 3.0), RATE, subtype="FLOAT")
-    audio = read_audio(path, RATE, max_seconds=0.5)
-    np.testing.assert_array_equal(audio.samples, tone(RATE, 0.5))
-
-
 def test_a_float_file_keeps_every_sample(tmp_path: Path) -> None:
     loud = tone(RATE) * 3
     written = write_wav(tmp_path / "out.wav", Audio(loud, RATE), sample_format="float32")

@@ -374,17 +374,7 @@ def test_no_network_but_in_the_cache(
         assert "using the cached" in result.err
         assert "the hub cannot be reached" in result.err
         assert out.read_bytes() == (tmp_path / "a.gguf").read_bytes()
-
-
-def test_offline_and_in_the_cache(
-    hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cli(f"hf:{REPO}/{NAME}", tmp_path / "a.gguf", "--verify", "none").code == 0
-    hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    result = cli(f"hf:{REPO}/{NAME}", tmp_path / "b.gguf", "--verify", "none")
-    assert result.code == 0, result.err
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    offline(hub, monkeypatch)
     assert cli("inspect", f"hf:{REPO}/{NAME}").code == 0
     message = error_of(cli("inspect", f"hf:{REPO}/{OTHER}"), 2)
     assert f"has no model {OTHER}; did you mean {NAME}" in message

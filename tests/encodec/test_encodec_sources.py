@@ -24,7 +24,7 @@ from encodec_files import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from transformers import EncodecConfig, EncodecModel
+from transformers import EncodecModel
 
 from valle_convert.encodec import EncodecWeights, open_encodec
 from valle_convert.encodec.cpp_file import plan_cpp_file
@@ -353,23 +353,10 @@ def test_a_file_that_is_no_codec_is_refused(tmp_path: Path, data: bytes, words: 
         open_encodec(path)
 
 
-def test_the_published_48_khz_model_is_refused_by_name(tmp_path: Path) -> None:
-    config = EncodecConfig(
-        audio_channels=2,
-        sampling_rate=48_000,
-        norm_type="time_group_norm",
-        normalize=True,
-        chunk_length_s=1.0,
-        overlap=0.01,
-        use_causal_conv=False,
-        target_bandwidths=[3.0, 6.0],
-        num_filters=2,
-        hidden_size=8,
-        codebook_dim=8,
-    )
-    EncodecModel(config).save_pretrained(tmp_path)
+def test_the_published_48_khz_model_is_refused_by_name(configured: Callable[..., Path]) -> None:
+    changes = {"audio_channels": 2, "sampling_rate": 48_000, "norm_type": "time_group_norm"}
     with pytest.raises(InputError, match=r"like the 48 kHz EnCodec.*\.npz"):
-        open_encodec(tmp_path)
+        open_encodec(configured(**changes))
 
 
 def test_files_of_other_codecs_are_refused_with_what_is_possible(tmp_path: Path) -> None:

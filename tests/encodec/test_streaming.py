@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import EncodecConfig, EncodecModel
 
-from valle_convert.encodec import open_encodec, streaming
+from valle_convert.encodec import open_encodec, streaming, write_gguf_codec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.errors import InputError
 from valle_convert.metrics import nmse
@@ -123,7 +123,9 @@ def test_other_architectures_are_computed_as_well(tmp_path: Path, changes: dict[
     for layer in model.quantizer.layers:
         layer.codebook.embed.normal_(std=0.05)
     model.save_pretrained(tmp_path)
-    codec = open_encodec(tmp_path)
+    write_gguf_codec(open_encodec(tmp_path), tmp_path / "codec.gguf", out_type="f32")
+    codec = open_encodec(tmp_path / "codec.gguf")
+    assert codec.spec == open_encodec(tmp_path).spec
     spec, samples = codec.spec, speech(6.0)[:-5]
     bandwidth = spec.target_bandwidths[-1]
     n_levels = spec.levels_at(bandwidth)

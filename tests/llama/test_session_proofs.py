@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,35 +49,18 @@ def test_both_proofs_hold_for_every_type_of_weights(models: Path, file_type: str
         assert session.length() == 5
 
 
-def test_the_proof_of_segments_fails_where_a_rotation_stays_pending(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def leave_rotations_pending(patch: pytest.MonkeyPatch) -> None:
     """A llama.cpp that saved pending rotations would behave as one that is never asked to."""
-    monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
-    with open_session(models / "f32.gguf", n_threads=1) as session:
-        with pytest.raises(EnvironmentFault, match="does not support positions that restart"):
-            session.step(tokens(5), SEGMENTS, causal=True)
-        assert session.length() == 0
-        # One segment needs no trick, and gets no proof.
-        session.step(tokens(5), np.arange(5), causal=True)
+    patch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
 
 
-def test_the_logits_alone_would_show_a_rotation_that_stays_pending(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each half of the proof has to see it without the other; here the keys are not looked at."""
-    monkeypatch.setattr(Context, "drop_pending_rotation", lambda _context, _sequence: None)
-    monkeypatch.setattr("valle_convert.llama.gemma.keys_stay_as_they_were", lambda *_: True)
-    with (
-        open_session(models / "q4_k.gguf", n_threads=1) as session,
-        pytest.raises(EnvironmentFault, match="does not support positions that restart"),
-    ):
-        session.step(tokens(5), SEGMENTS, causal=True)
+def look_at_logits_alone(patch: pytest.MonkeyPatch) -> None:
+    """Each half of the proof has to see it without the other."""
+    leave_rotations_pending(patch)
+    patch.setattr("valle_convert.llama.gemma.keys_stay_as_they_were", lambda *_: True)
 
 
-def test_the_proof_of_segments_fails_where_states_come_back_changed(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def change_states(patch: pytest.MonkeyPatch) -> None:
     restore = Context.restore
 
     def damaged(context: Context, sequence: int, state: np.ndarray) -> None:
@@ -84,12 +68,21 @@ def test_the_proof_of_segments_fails_where_states_come_back_changed(
         state[-1000:] = 0  # values of the last layer
         restore(context, sequence, state)
 
-    monkeypatch.setattr(Context, "restore", damaged)
-    with (
-        open_session(models / "f32.gguf", n_threads=1) as session,
-        pytest.raises(EnvironmentFault, match="does not support positions that restart"),
-    ):
-        session.step(tokens(5), SEGMENTS, causal=True)
+    patch.setattr(Context, "restore", damaged)
+
+
+@pytest.mark.parametrize("damage", [leave_rotations_pending, look_at_logits_alone, change_states])
+def test_the_proof_of_segments_fails_where_they_are_not_supported(
+    damage: Callable[[pytest.MonkeyPatch], None], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(monkeypatch)
+    file_type = "q4_k" if damage is look_at_logits_alone else "f32"
+    with open_session(models / f"{file_type}.gguf", n_threads=1) as session:
+        with pytest.raises(EnvironmentFault, match="does not support positions that restart"):
+            session.step(tokens(5), SEGMENTS, causal=True)
+        assert session.length() == 0
+        # One segment needs no trick, and gets no proof.
+        session.step(tokens(5), np.arange(5), causal=True)
 
 
 @pytest.mark.parametrize("file_type", ["f32", "f16", "q8_0", "q4_k"])

@@ -117,17 +117,6 @@ def test_the_naive_vocabulary_of_old_models_is_named(checkpoint: Path) -> None:
         choose_tokenizer(None, checkpoint, old, 256)
 
 
-@pytest.mark.parametrize("n_rows", [0, 32, 255, 257])
-def test_another_number_of_rows_is_refused(checkpoint: Path, n_rows: int) -> None:
-    with pytest.raises(InputError, match=f"it has {n_rows} phoneme rows"):
-        choose_tokenizer(None, checkpoint, None, n_rows)
-
-
-def test_a_missing_named_file_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="There is no tokenizer"):
-        choose_tokenizer(Path("missing.json"), checkpoint, None, 256)
-
-
 def test_a_file_called_model_is_read_as_sentencepiece(tmp_path: Path) -> None:
     path = tmp_path / "x.model"
     path.write_bytes(BUILT_IN.read_bytes())
