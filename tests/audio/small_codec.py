@@ -34,14 +34,19 @@ def save_codec(folder: Path, *, codebook_size: int = 1024, seed: int = 0) -> Pat
         num_lstm_layers=1,
     )
     torch.manual_seed(seed)
-    model = EncodecModel(config)
-    # A new model's codebooks are zero. Training fills them with what the encoder gives; here they
-    # get random vectors of the same mean and spread, level by level.
+    return save_with_codebooks(EncodecModel(config), folder)
+
+
+def save_with_codebooks(model: EncodecModel, folder: Path) -> Path:
+    """A new model's codebooks are zero, and training fills them with what the encoder gives.
+
+    Here they get random vectors of the same mean and spread, level by level.
+    """
     with torch.inference_mode():
-        left = model.encoder(0.1 * torch.randn(1, 1, 24_000 * 2))[0].T  # [frames, width]
+        left = model.eval().encoder(0.1 * torch.randn(1, 1, 24_000 * 2))[0].T  # [frames, width]
         for layer in model.quantizer.layers:
-            spread = torch.randn(codebook_size, left.shape[1]) * left.std(0)
-            layer.codebook.embed.copy_(left.mean(0) + spread)
+            embed = layer.codebook.embed
+            embed.copy_(left.mean(0) + torch.randn(embed.shape) * left.std(0))
             left = left - layer.codebook.decode(layer.codebook.encode(left[None]))[0]
     model.save_pretrained(folder)
     return folder

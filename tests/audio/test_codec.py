@@ -80,16 +80,6 @@ def test_the_encoder_is_read_when_something_is_encoded(
 # -------------------------------------------------------------------------- voice prompts
 
 
-def test_a_prompt_begins_with_the_first_sound_and_says_what_is_left_out() -> None:
-    silence = np.zeros(RATE, np.float32)
-    audio = Audio(np.concatenate([silence, noise(4.0).samples]), RATE)
-    prompt, notices = prompt_audio(audio, 3.0, "voice.wav")
-    np.testing.assert_array_equal(prompt.samples, audio.samples[RATE : 4 * RATE])
-    assert notices == (
-        "voice.wav is 5.0 seconds long; the 3.0 seconds from 1.0 on are used as the voice",
-    )
-
-
 @given(offset=st.floats(-0.9, 0.9), windows=st.integers(50, 400))
 def test_a_constant_is_silence(offset: float, windows: int) -> None:
     # Of a window in which the noise begins late, its first samples may be too quiet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint.containers import torch_state
+from make_checkpoint import Shape, make_checkpoint
 from safetensors.numpy import load_file, save_file
 from support import Cli, error_of
 
@@ -51,9 +53,27 @@ def lora_file(path: Path, *, seed: int = 1, dtype: Any = np.float32, **config: A
     return path
 
 
-@pytest.fixture
-def checkpoint(small_checkpoint: Callable[..., Path]) -> Path:
-    return small_checkpoint(heads=4, kv_heads=2)
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint and a LoRA, and the files made of them: apart and merged."""
+
+    checkpoint: Path
+    lora: Path
+    base: Path
+    adapter: Path
+    merged: Path
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    folder = tmp_path_factory.mktemp("kept")
+    checkpoint, lora = folder / "small.sft", lora_file(folder / "lora.sft")
+    make_checkpoint(checkpoint, Shape(heads=4, kv_heads=2))
+    base, merged = (folder / f"{name}.gguf" for name in ("base", "merged"))
+    converted_to(base, checkpoint)
+    converted_to(merged, read_checkpoint(checkpoint, lora=lora))
+    write_lora(base, lora, folder / "adapter.gguf")
+    return Kept(checkpoint, lora, base, folder / "adapter.gguf", merged)
 
 
 def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
@@ -80,26 +100,25 @@ def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dic
 @pytest.mark.parametrize(("dtype", "out_type"), [(np.float32, "f32"), (np.float16, "f16")])
 @pytest.mark.parametrize("base", ["gguf", "checkpoint"])
 def test_the_logits_are_those_of_the_merged_file(
-    base: str, dtype: Any, out_type: str, checkpoint: Path, tmp_path: Path
+    base: str, dtype: Any, out_type: str, kept: Kept, tmp_path: Path
 ) -> None:
     lora = lora_file(tmp_path / "lora.sft", dtype=dtype)
-    plain = converted_to(tmp_path / "base.gguf", checkpoint)
-    merged = converted_to(tmp_path / "merged.gguf", read_checkpoint(checkpoint, lora=lora))
-    given = plain if base == "gguf" else checkpoint
+    given = kept.base if base == "gguf" else kept.checkpoint
     write_lora(given, lora, tmp_path / "adapter.gguf", out_type=out_type)
-    expected = logits(merged)
-    found = logits(plain, [LoraFile(tmp_path / "adapter.gguf")])
+    expected = logits(
+        converted_to(tmp_path / "merged.gguf", read_checkpoint(kept.checkpoint, lora=lora))
+    )
+    found = logits(kept.base, [LoraFile(tmp_path / "adapter.gguf")])
     # float16 matrices let llama.cpp round their inputs.
     assert max(errors(found, expected).values()) < (MAX_NMSE if out_type == "f32" else 1e-5)
-    assert min(errors(logits(plain), expected).values()) > 1e-2
+    assert min(errors(logits(kept.base), expected).values()) > 1e-2
 
 
 def test_several_adapters_with_scales_are_merged_or_applied_alike(
-    checkpoint: Path, tmp_path: Path
+    kept: Kept, tmp_path: Path
 ) -> None:
     one, two = (lora_file(tmp_path / f"{i}.sft", seed=i) for i in (1, 2))
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    opened = read_checkpoint(checkpoint, lora=[f"{one}@0.25", f"{two}@-1"])
+    opened = read_checkpoint(kept.checkpoint, lora=[f"{one}@0.25", f"{two}@-1"])
     assert (
         opened.lora
         == "1.sft (10 weights, alpha 6, scale 0.25), 2.sft (10 weights, alpha 6, scale -1)"
@@ -109,26 +128,23 @@ def test_several_adapters_with_scales_are_merged_or_applied_alike(
         6 / 4 * load_file(path)[f"{name}.lora_B"] @ load_file(path)[f"{name}.lora_A"]
         for path in (one, two)
     ]
-    expected = load_file(checkpoint)[f"{name}.weight"] + 0.25 * updates[0] - updates[1]
+    expected = load_file(kept.checkpoint)[f"{name}.weight"] + 0.25 * updates[0] - updates[1]
     np.testing.assert_allclose(opened.tensors.read(f"{name}.weight"), expected, atol=1e-6)
     for path in (one, two):
-        write_lora(base, path, path.with_suffix(".gguf"))
+        write_lora(kept.base, path, path.with_suffix(".gguf"))
     apart = [LoraFile(one.with_suffix(".gguf"), 0.25), LoraFile(two.with_suffix(".gguf"), -1.0)]
     merged = converted_to(tmp_path / "merged.gguf", opened)
-    assert max(errors(logits(base, apart), logits(merged)).values()) < MAX_NMSE
+    assert max(errors(logits(kept.base, apart), logits(merged)).values()) < MAX_NMSE
 
 
 @pytest.mark.parametrize("levels", [[0], [1, 4, 7], [0, 2]])
 def test_an_adapter_for_some_levels_is_on_in_their_passes_only(
-    levels: list[int], checkpoint: Path, tmp_path: Path
+    levels: list[int], kept: Kept, tmp_path: Path
 ) -> None:
-    everywhere = lora_file(tmp_path / "all.sft")
     lora = lora_file(tmp_path / "lora.sft", rvq_levels=levels)
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    write_lora(base, lora, tmp_path / "adapter.gguf")
-    on = logits(converted_to(tmp_path / "m.gguf", read_checkpoint(checkpoint, lora=everywhere)))
-    off = logits(base)
-    found = logits(base, [LoraFile(tmp_path / "adapter.gguf")])
+    write_lora(kept.base, lora, tmp_path / "adapter.gguf")
+    on, off = logits(kept.merged), logits(kept.base)
+    found = logits(kept.base, [LoraFile(tmp_path / "adapter.gguf")])
     for name in found:
         level = level_of_head(name.split()[0])
         assert nmse((on if level in levels else off)[name], found[name]) < MAX_NMSE
@@ -136,13 +152,11 @@ def test_an_adapter_for_some_levels_is_on_in_their_passes_only(
     assert {level_of_head(name.split()[0]) for name in found} == set(range(8))
 
 
-def test_an_adapter_survives_a_context_that_grows(checkpoint: Path, tmp_path: Path) -> None:
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    write_lora(base, lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf")
-    given = [LoraFile(tmp_path / "adapter.gguf")]
+def test_an_adapter_survives_a_context_that_grows(kept: Kept) -> None:
+    given = [LoraFile(kept.adapter)]
     with (
-        network_of(base, given, n_ctx=2000) as roomy,
-        network_of(base, given, n_ctx=1) as narrow,
+        network_of(kept.base, given, n_ctx=2000) as roomy,
+        network_of(kept.base, given, n_ctx=1) as narrow,
     ):
         draw = np.random.default_rng(0)
         inputs = draw.standard_normal((900, 64)).astype(np.float32)
@@ -155,8 +169,8 @@ def test_an_adapter_survives_a_context_that_grows(checkpoint: Path, tmp_path: Pa
     assert nmse(first, second) < MAX_NMSE
 
 
-def test_verify_and_evaluate_measure_with_it(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    lora = lora_file(tmp_path / "lora.sft", rvq_levels=[0, 3])
+def test_verify_and_evaluate_measure_with_it(kept: Kept, tmp_path: Path, cli: Cli) -> None:
+    checkpoint, lora = kept.checkpoint, lora_file(tmp_path / "lora.sft", rvq_levels=[0, 3])
     base, adapter = tmp_path / "base.gguf", tmp_path / "adapter.gguf"
     converted_to(base, checkpoint, "f16")
     said = cli("lora", base, lora, adapter)
@@ -181,17 +195,13 @@ def test_verify_and_evaluate_measure_with_it(checkpoint: Path, tmp_path: Path, c
     assert file["quality"]["all"]["kl_mean"] < 1e-2
 
 
-def test_speech_follows_the_adapter(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    lora = lora_file(tmp_path / "lora.sft")
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    merged = converted_to(tmp_path / "merged.gguf", read_checkpoint(checkpoint, lora=lora))
-    write_lora(base, lora, tmp_path / "a.gguf")
+def test_speech_follows_the_adapter(kept: Kept, tmp_path: Path, cli: Cli) -> None:
     spoken = {}
     for name, path, given in (
-        ("plain", base, []),
-        ("merged", merged, []),
-        ("apart", base, ["--lora", tmp_path / "a.gguf"]),
-        ("off", base, ["--lora", f"{tmp_path / 'a.gguf'}@0"]),
+        ("plain", kept.base, []),
+        ("merged", kept.merged, []),
+        ("apart", kept.base, ["--lora", kept.adapter]),
+        ("off", kept.base, ["--lora", f"{kept.adapter}@0"]),
     ):
         out = tmp_path / f"{name}.npz"
         how = ["--set", "mode=ar,max_seconds=0.3", "--temperature", 0, "--seed", 1]
@@ -206,33 +216,29 @@ def test_speech_follows_the_adapter(checkpoint: Path, tmp_path: Path, cli: Cli) 
     )
 
 
-def test_a_wrong_adapter_fails_the_verdict(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_wrong_adapter_fails_the_verdict(kept: Kept) -> None:
     """What llama.cpp computes is held against the merged weights: a scale of 1.2 shows."""
     from valle_convert.verify.logits import Yardstick, check_logits
 
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    write_lora(base, lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf")
-    plan, bundle = plan_conversion(checkpoint, Choices("f32")), open_bundle(base)
-    given = LoraFile(tmp_path / "adapter.gguf")
+    plan, bundle = plan_conversion(kept.checkpoint, Choices("f32")), open_bundle(kept.base)
+    given = LoraFile(kept.adapter)
     opened = bundle.family.open_adapters([given], bundle)
     yardstick = Yardstick(plan, bundle, seed=0, adapters=opened)
     for factor, fails in ((1.0, False), (1.2, True)):
         scaled = [LoraFile(given.path, factor)]
-        with network_of(base, scaled) as network:
+        with network_of(kept.base, scaled) as network:
             checks = list(check_logits(yardstick, network))
         assert all(check.passed != fails for check in checks)
 
 
 def test_what_does_not_fit_is_refused(
-    checkpoint: Path, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
+    kept: Kept, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
-    lora, adapter = lora_file(tmp_path / "lora.sft"), tmp_path / "adapter.gguf"
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    write_lora(base, lora, adapter)
+    lora, adapter, base = kept.lora, kept.adapter, kept.base
     other = converted_to(
         tmp_path / "other.gguf", small_checkpoint("o.sft", heads=4, kv_heads=2, seed=3)
     )
-    message = error_of(cli("verify", checkpoint, base, "--level", "logits", "--lora", base), 2)
+    message = error_of(cli("verify", kept.checkpoint, base, "--level", "logits", "--lora", base), 2)
     assert "already a GGUF file" in message
     spoken = tmp_path / "spoken.npz"
     message = error_of(cli("speak", other, "a", "--lora", adapter, "--save-codes", spoken), 2)
@@ -256,8 +262,8 @@ def test_what_does_not_fit_is_refused(
     assert error_of(cli("lora", base, lora, base, "--force"), 2)
 
 
-def test_tables_and_heads_can_be_merged_only(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    draw = np.random.default_rng(0)
+def test_tables_and_heads_can_be_merged_only(kept: Kept, tmp_path: Path, cli: Cli) -> None:
+    checkpoint, draw = kept.checkpoint, np.random.default_rng(0)
     head, table = (
         {
             f"{name}.lora_A": draw.standard_normal(a).astype("f"),
@@ -284,13 +290,9 @@ def test_tables_and_heads_can_be_merged_only(checkpoint: Path, tmp_path: Path, c
         )
 
 
-def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    base = converted_to(tmp_path / "base.gguf", checkpoint)
-    adapter = tmp_path / "adapter.gguf"
-    write_lora(base, lora_file(tmp_path / "lora.sft"), adapter)
-    file, whole = GgufFile(adapter), adapter.read_bytes()
+def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(kept: Kept, tmp_path: Path) -> None:
+    file, whole = GgufFile(kept.adapter), kept.adapter.read_bytes()
+    base = AdapterBase.of_gguf(GgufFile(kept.base))
     for keys, words in (
         ([Key("adapter.type", "dora", "string")], "not a lora of the architecture"),
         ([Key("adapter.lora.alpha", 0.0, "f32")], "adapter.lora.alpha is 0.0"),
@@ -301,17 +303,15 @@ def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(
         odd = tmp_path / "odd.gguf"
         odd.write_bytes(file.changed(keys) + whole[file.data_start :])
         with pytest.raises(Exception, match=words):
-            open_adapter(LoraFile(odd), AdapterBase.of_gguf(GgufFile(base)))
+            open_adapter(LoraFile(odd), base)
     renamed = whole.replace(b"blk.1.attn_q.weight.lora_a", b"blk.1.attn_q.weight.lora_c")
     odd.write_bytes(renamed)
     with pytest.raises(Exception, match="not an adapter for"):
-        open_adapter(LoraFile(odd), AdapterBase.of_gguf(GgufFile(base)))
+        open_adapter(LoraFile(odd), base)
 
 
-def test_an_adapter_inside_a_checkpoint_and_one_beside_add_up(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    lora = lora_file(tmp_path / "lora.sft")
+def test_an_adapter_inside_a_checkpoint_and_one_beside_add_up(kept: Kept, tmp_path: Path) -> None:
+    checkpoint, lora = kept.checkpoint, kept.lora
     loaded = load_file(checkpoint)
     inside = tmp_path / "inside.pth"
     config = {**read_checkpoint(checkpoint).config, "lora": {"rank": 4, "alpha": 6.0}}

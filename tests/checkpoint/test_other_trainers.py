@@ -146,14 +146,6 @@ def test_a_component_is_a_whole_one(tmp_path: Path, cli: Cli) -> None:
     assert "unexpected: modules.x [32], a_module.y [32]" in message
 
 
-def test_of_many_tensors_of_a_wrong_type_five_are_named(tmp_path: Path, cli: Cli) -> None:
-    arrays = {name: values.astype(np.float64) for name, values in WEIGHTS.items()}
-    write_safetensors(tmp_path / "a.sft", arrays, metadata(), {np.dtype(np.float64): "F64"})
-    message = error_of(cli("inspect", tmp_path / "a.sft"), 2)
-    assert message.count("(F64)") == 5
-    assert f"and {len(WEIGHTS) - 1 - 5} more" in message  # one is dropped
-
-
 AVERAGES: dict[str, Callable[[], dict[str, Any]]] = {
     "a dict beside": lambda: {"model": state(), "model_ema": state()},
     "another dict beside": lambda: {"state_dict": state(), "ema_state_dict": state()},

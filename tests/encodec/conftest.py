@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from audio.small_codec import save_with_codebooks
 from checkpoint.small_hub import empty_hub
-from encodec_files import GOLDEN_ENCODEC, save_full_size
+from encodec_files import GOLDEN_ENCODEC
+from transformers import EncodecConfig, EncodecModel
 
 __all__ = ["empty_hub"]
 
@@ -18,7 +21,9 @@ __all__ = ["empty_hub"]
 @pytest.fixture(scope="session")
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as transformers saves it: the architecture of facebook/encodec_24khz."""
-    return save_full_size(tmp_path_factory.mktemp("full") / "encodec_24khz")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("full") / "encodec_24khz"
+    return save_with_codebooks(EncodecModel(EncodecConfig()), folder)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support import GOLDEN
-from transformers import EncodecConfig, EncodecModel
 
 GOLDEN_ENCODEC = GOLDEN / "encodec-small"
 LAYOUT: dict[str, Any] = json.loads((GOLDEN_ENCODEC / "layout.json").read_text())
@@ -24,21 +22,6 @@ def golden(name: str) -> NDArray[Any]:
     with safe_open(GOLDEN_ENCODEC / "golden.safetensors", framework="numpy") as file:
         tensor: NDArray[Any] = file.get_tensor(name)
     return tensor
-
-
-def save_full_size(folder: Path) -> Path:
-    """The published architecture; codebooks drawn from what the encoder makes of noise."""
-    torch.manual_seed(0)
-    model = EncodecModel(EncodecConfig()).eval()
-    with torch.inference_mode():
-        left = model.encoder(0.1 * torch.randn(1, 1, 24_000 * 2))[0].T  # [frames, width]
-        for layer in model.quantizer.layers:
-            layer.codebook.embed.copy_(
-                torch.randn(1024, left.shape[1]) * left.std(0) + left.mean(0)
-            )
-            left = left - layer.codebook.decode(layer.codebook.encode(left[None]))[0]
-    model.save_pretrained(folder)
-    return folder
 
 
 def golden_tensors() -> dict[str, torch.Tensor]:

@@ -51,7 +51,7 @@ def test_the_plan_says_the_size_to_the_byte(out_type: str, tmp_path: Path) -> No
         assert sizes[one] == len(header_of(planned)) + planned.data_bytes
 
 
-@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("out_type", ["auto", "f32", "f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_the_type_that_is_asked_for_is_the_type_that_is_written(
     out_type: str, dtype: str, tmp_path: Path, small_checkpoint: Callable[..., Path]
@@ -61,7 +61,8 @@ def test_the_type_that_is_asked_for_is_the_type_that_is_written(
     write_gguf(plan, tmp_path / "out.gguf")
     tensors = GgufFile(tmp_path / "out.gguf").tensors
     found = {tensors[name].ggml_type.name for name in tensors if "norm" not in name}
-    assert found == {out_type.upper()}
+    assert found == {(dtype if out_type == "auto" else out_type).upper()}
+    assert {tensors[name].ggml_type.name for name in tensors if "norm" in name} == {"F32"}
     assert verify_gguf(plan, tmp_path / "out.gguf", levels=["tensors"]).passed
 
 
@@ -73,21 +74,6 @@ def test_an_output_type_is_known_in_capitals_and_another_is_refused_with_the_cho
         InputError, match="no output type 'q4_k'; there are auto, f32, f16, bf16, q8_0"
     ):
         plan_conversion(path, Choices("q4_k"))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [("f32", "F32"), ("f16", "F16"), ("bf16", "BF16")],
-)
-@pytest.mark.parametrize("suffix", [".sft", ".safetensors", ".pth", ".pt"])
-def test_auto_keeps_the_type_of_every_container(
-    suffix: str, dtype: str, expected: str, tmp_path: Path, small_checkpoint: Callable[..., Path]
-) -> None:
-    path = small_checkpoint(f"source{suffix}", dtype)
-    write_gguf(plan_conversion(path), tmp_path / "out.gguf")
-    tensors = GgufFile(tmp_path / "out.gguf").tensors
-    assert {tensors[name].ggml_type.name for name in tensors if "norm" not in name} == {expected}
-    assert {tensors[name].ggml_type.name for name in tensors if "norm" in name} == {"F32"}
 
 
 def test_a_type_mixed_checkpoint_is_kept_without_loss(

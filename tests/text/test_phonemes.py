@@ -9,10 +9,8 @@ import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
-from valle_convert.text import check_phonemes, to_phonemes, unknown_phonemes
+from valle_convert.text import check_phonemes, to_phonemes
 from valle_convert.text.phonemes import VOICES
-from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
-from valle_convert.tokenizer.oracle import Setting
 
 
 @pytest.mark.parametrize(
@@ -65,17 +63,6 @@ def test_an_unsupported_language_is_refused_with_those_that_are() -> None:
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InputError, match="not valid Unicode"):
         to_phonemes("a\ud800b", "en")
-
-
-def test_unknown_phonemes_are_told_once_each_and_in_order() -> None:
-    oracle = open_tokenizer(BUILT_IN).oracle()
-    setting = Setting(add_special=True, parse_special=False)
-
-    def tokenize(phonemes: str) -> list[int]:
-        return oracle.encode_batch([phonemes], setting)[0]
-
-    assert unknown_phonemes("həlˈoʊ €¥ w€ld", tokenize) == ["€", "¥"]
-    assert unknown_phonemes(to_phonemes("Hello world.", "en"), tokenize) == []
 
 
 def test_a_missing_package_is_named_with_what_to_install(

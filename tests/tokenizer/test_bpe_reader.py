@@ -101,14 +101,11 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (set_at_top("post_processor", 5), '"post_processor"'),
         (set_at_top("surprise", 1), "'surprise' is unknown"),
         (set_at_top("model", None), '"model"'),
-        (set_at_top("model", []), '"model"'),
         (set_at_top("added_tokens", {}), '"added_tokens"'),
         (set_at_top("added_tokens", [5]), "lacks an id"),
         (set_at_top("added_tokens", []), "no special token marks the begin"),
         (set_in_model("type", "WordPiece"), "'WordPiece', expected \"BPE\""),
-        (set_in_model("type", "WordLevel"), '"naive"'),
         (set_in_model("merges", []), '"naive"'),
-        (set_in_model("merges", None), '"naive"'),
         (set_in_model("dropout", 0.1), "at random"),
         (set_in_model("continuing_subword_prefix", "##"), "parts of words"),
         (set_in_model("end_of_word_suffix", "</w>"), "ends of words"),
@@ -118,23 +115,18 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (set_in_model("unk_token", None), "unknown characters vanish"),
         (set_in_model("unk_token", "<missing>"), "unknown characters vanish"),
         (set_in_model("unk_token", ["<unk>"]), "unknown characters vanish"),
-        (set_in_model("vocab", []), '"model.vocab"'),
         (set_in_model("vocab", {}), '"model.vocab"'),
         (set_in_model("surprise", 1), "model.surprise"),
         (add_to_vocab("", 5), "is empty"),
         (add_to_vocab("\ud800", 5), "not valid Unicode"),
         (add_to_vocab("ж", -1), "expected a whole number"),
         (add_to_vocab("ж", True), "expected a whole number"),
-        (add_to_vocab("ж", "5"), "expected a whole number"),
         (add_to_vocab("ж", 1.5), "expected a whole number"),
         (add_to_vocab("ж", 10**30), "no string has the id 256"),
-        (add_to_vocab("ж", 300), "no string has the id 256"),
         (add_merge("a"), "the merge of rank 173"),
         (add_merge("a b c"), "the merge of rank 173"),
-        (add_merge(["a"]), "the merge of rank 173"),
         (add_merge(["a", 5]), "the merge of rank 173"),
         (add_merge(["a", ""]), "the merge of rank 173"),
-        (add_merge(None), "the merge of rank 173"),
         (add_merge("q x"), "makes 'qx', which the vocabulary lacks"),
         (add_merge("ж x"), "uses 'ж'"),
         # `tokenizers` keeps the later of two merges on one pair of ids.
@@ -177,15 +169,6 @@ def test_added_tokens_that_can_overlap_are_refused() -> None:
     assert "'<mask>' and 'k><b' can overlap" in message
 
 
-def test_all_problems_come_in_one_message() -> None:
-    document = good()
-    document["normalizer"] = {"type": "NFC"}
-    document["model"] |= {"fuse_unk": True, "byte_fallback": True, "unk_token": "<none>"}
-    message = refusal(document)
-    for part in ("normalizer", "fuse_unk", "byte_fallback", "unk_token"):
-        assert part in message
-
-
 def test_of_a_thousand_problems_a_dozen_are_shown_and_the_rest_counted() -> None:
     document = good()
     document["model"]["merges"] = ["ж ж"] * 1000
@@ -201,15 +184,11 @@ def test_of_a_thousand_problems_a_dozen_are_shown_and_the_rest_counted() -> None
         (b"{", "line 1 column 2"),
         (b"[]", "holds a list"),
         (b"null", "holds a NoneType"),
-        (b"5", "holds a int"),
         (b"{}", '"model" is None'),
-        (b"[" * 200_000, "recursion"),
-        (b'{"a":' * 200_000, "recursion"),
         (b'{"model": ' + b"9" * 5000 + b"}", "digits"),
         (b'{"model": {}, "model": {}}', "'model' twice"),
         (GOOD.replace(b'"a": 16,', b'"a": 16, "a": 17,'), "'a' twice"),
         (GOOD[:-20], "not JSON"),
-        (b"\0" * 100, "not JSON"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_json_is_refused(data: bytes, reason: str) -> None:
