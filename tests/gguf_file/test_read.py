@@ -112,6 +112,10 @@ FAULTS = [
     (one_key(b"\xff", U8, b"\x00"), "key 0 has a string that is not UTF"),
     (one_key("a", 13, bytes(8)), "key 'a' is of the unknown type 13"),
     (one_key("a", ARRAY, array(99, 1, bytes(8))), "key 'a' is of the unknown type 99"),
+    (
+        one_key("a", ARRAY, array(U32, 1 << 40, b"")),
+        "key 'a' brings the elements of all arrays to 1099511627776, expected at most 8,388,608",
+    ),
     (one_key("a", ARRAY, array(U32, 100, b"")), "it ends within the key 'a', 64 bytes in"),
     (one_key("a", ARRAY, array(STRING, 1000, b"")), "it ends within the key 'a', 64 bytes in"),
     (
@@ -135,6 +139,7 @@ FAULTS = [
     ),
     (one_key("general.alignment", U32, struct.pack("<I", 48)), "general.alignment is 48"),
     (one_key("general.alignment", U32, struct.pack("<I", 4)), "general.alignment is 4"),
+    (one_key("general.alignment", U32, struct.pack("<I", 1 << 31)), "general.alignment is 21474"),
     (
         one_key("general.alignment", U64, struct.pack("<Q", 32)),
         "general.alignment has type u64, expected u32",
@@ -148,6 +153,8 @@ FAULTS = [
         "the tensor 't' of shape .* exceeds 63 bits",
     ),
     (tensors(("t", [32, (1 << 59) + 1], 0, 0), data=128), "exceeds 63 bits"),
+    (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, expected 1 to 4"),
+    (tensors(("t", [4, 0], 0, 0)), "the tensor 't' of shape \\[0, 4\\] has no elements"),
     (tensors(("t", [32], 9, 0)), "'t' is of the unknown type 9"),
     (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
     (
