@@ -86,6 +86,13 @@ def test_another_number_format_is_told_with_its_noise(
     assert cli("compare", f32, q8).code == 0
 
 
+def test_tensors_of_other_shapes_are_named(converted: Callable[[str, str], Path]) -> None:
+    found = compared(converted("ar-nar-len", "f16"), converted("v6-text-head", "f16"))
+    (one,) = [tensor for tensor in found.tensors if tensor.name == "token_embd.weight"]
+    assert one.first != one.second
+    assert (one.first or "").startswith("F16 [")
+
+
 def test_sets_are_compared_part_by_part(
     converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
 ) -> None:

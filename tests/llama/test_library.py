@@ -41,8 +41,9 @@ def test_complaints_are_warnings_and_errors_after_the_mark_only() -> None:
     log.write(WARN, "odd\n")
     log.write(ERROR, "bad\n")
     log.write(ERROR, "bad\n")
-    assert log.complaints(mark) == ["odd", "bad"]
-    assert log.explain(mark) == " llama.cpp says: odd | bad."
+    log.write(ERROR, "unfinished")
+    assert log.complaints(mark) == ["odd", "bad", "unfinished"]
+    assert log.explain(mark) == " llama.cpp says: odd | bad | unfinished."
     assert log.explain(log.mark()) == ""
 
 
