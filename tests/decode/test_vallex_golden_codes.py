@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from golden_models import BACK_ENDS, OpenNetwork
@@ -43,25 +41,6 @@ def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
     np.testing.assert_array_equal(speech.codes, given.codes)
     assert speech.end == "stop"
     assert speech.codes.dtype == np.int32
-
-
-@on_both
-def test_several_continuations_are_drawn_and_a_seed_gives_them_again(
-    network: ComposedNetwork,
-) -> None:
-    given = golden("")
-    options = VallexOptions(SamplingOptions(temperature=1.0), best_of=4, max_frames=30)
-    first, again = (
-        decode_vallex(network, given.text, given.prompt, options, np.random.default_rng(3))
-        for _ in range(2)
-    )
-    np.testing.assert_array_equal(first.codes, again.codes)
-    assert first.codes.shape[0] <= 30
-    alone = decode_vallex(
-        network, given.text, given.prompt, replace(options, best_of=1), np.random.default_rng(3)
-    )
-    assert not np.array_equal(first.codes, alone.codes)
-    assert 0 <= first.codes.min() <= first.codes.max() < network.codebook_size
 
 
 @pytest.mark.parametrize("open_network", ["llama.cpp"], indirect=True)

@@ -230,6 +230,7 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("phonemes de", "&√, →#", "& √, → #"),
         # Zero width and soft hyphens, apostrophes.
         ("phonemes de", "Wort\u00adtrennung", "Worttrennung"),
+        ("phonemes de", "fu\u0308nf", "fünf"),
         ("phonemes en", "it´s", "it's"),
         # Signs for which a voice has no words.
         ("phonemes ja", "$5", "5ドル"),
@@ -244,15 +245,24 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         # Latin letters before kana, and small kana that form no syllable.
         ("phonemes ja", "Tシャツ、カーTシャツ", "T シャツ、カー T シャツ"),
         ("phonemes ja", "ねぇ、クヮゥバ", "ねえ、クワウバ"),
+        ("phonemes ja", "天気", "てんき"),
         # Names whose kanji are variants.
         ("phonemes ja", "髙橋と𠮷田", "高橋と吉田"),
         ("vallex en", "the oﬃce, ① 𝐇𝐞𝐥𝐥𝐨", "the office, 1 Hello"),
         ("vallex en", "1½ cups", "1 1/2 cups"),
         ("vallex en", "10² km", "10 2 km"),
         ("vallex en", "5≤6", "5 less than or equal to 6"),
+        # Years are read in pairs, other numbers are not.
+        ("vallex en", "1900", "nineteen hundred"),
+        ("vallex en", "1905", "nineteen oh five"),
+        ("vallex en", "2000", "two thousand"),
+        ("vallex en", "2005", "two thousand five"),
+        ("vallex en", "2100", "two thousand one hundred"),
         ("vallex en", "on 5/3/2020", "on 5 3 2020"),
         ("vallex en", "$" + "1" * 5000, "1" * 5000 + " dollars"),
         ("vallex zh", "价格１，０００．５元", "价格一千点五元"),
+        ("vallex zh", "1234" * 5, "一二三四" * 5),
+        ("vallex zh", "007", "零零七"),
         ("vallex zh", "$5", "五美元"),
         ("vallex zh", "5‰", "千分之五"),
         ("vallex zh", "10²", "十二"),

@@ -30,17 +30,9 @@ def test_text_becomes_ipa_with_stress_and_punctuation(
     assert to_phonemes(text, language) == phonemes
 
 
-def test_kanji_are_read_as_the_hiragana_that_they_stand_for() -> None:
-    assert to_phonemes("天気", "ja") == to_phonemes("てんき", "ja")
-
-
 def test_words_of_another_language_leave_no_flags() -> None:
     phonemes = to_phonemes("Er sagte rendez-vous und New York, c'est la vie.", "de")
     assert "(" not in phonemes
-
-
-def test_decomposed_letters_are_read_as_composed_ones() -> None:
-    assert to_phonemes("fu\u0308nf", "de") == to_phonemes("fünf", "de")
 
 
 @pytest.mark.parametrize("text", ["", "   ", "...", "\x00", "?!", "—", "「」"])

@@ -75,9 +75,3 @@ def test_every_character_that_pypinyin_reads_is_spelled_and_syllables_stay_apart
     assert unknown_symbols("".join(spelled.values())) == []
     # Only eng and ong after no consonant, and o after a labial, have two writings in bopomofo.
     assert len(set(spelled.values())) > len(readings) - 10
-
-
-def test_numbers_that_cannot_be_named_are_read_digit_by_digit() -> None:
-    long = "1234" * 5
-    assert chinese_symbols(long) == chinese_symbols("一二三四" * 5)
-    assert chinese_symbols("007") == chinese_symbols("零零七")

@@ -67,17 +67,6 @@ def test_text_is_read_by_the_rules(text: str, symbols: str) -> None:
     assert english_symbols(text) == (symbols, [])
 
 
-def test_years_are_read_in_pairs_and_other_numbers_are_not() -> None:
-    read = {
-        number: english_symbols(number)[0] for number in ("1900", "1905", "2000", "2005", "2100")
-    }
-    assert read["1900"] == english_symbols("nineteen hundred")[0]
-    assert read["1905"] == english_symbols("nineteen oh five")[0]
-    assert read["2000"] == english_symbols("two thousand")[0]
-    assert read["2005"] == english_symbols("two thousand five")[0]
-    assert read["2100"] == english_symbols("two thousand one hundred")[0]
-
-
 @pytest.mark.parametrize(
     ("said_by_espeak", "symbols"),
     [
