@@ -189,12 +189,6 @@ def change_vocabulary(path: Path, change: Callable[[dict[str, int]], None]) -> N
     path.write_text(json.dumps(document))
 
 
-def exported_shape(seed: int) -> Shape:
-    """A random shape of those that the export can hold."""
-    sizes = random_shape(seed) | {"split": True, "version": 5}
-    return Shape(**sizes)
-
-
 def told(path: Path, shape: Shape) -> Path:
     """What the user has to say of it."""
     return say(
@@ -217,7 +211,9 @@ def told(path: Path, shape: Shape) -> Path:
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("seed", range(10))
 def test_any_shape_and_type_comes_out_as_it_went_in(seed: int, named: bool, tmp_path: Path) -> None:
-    shape, dtype = exported_shape(seed), random_dtype(seed)
+    # Of those that the export can hold.
+    shape = Shape(**random_shape(seed) | {"split": True, "version": 5})
+    dtype = random_dtype(seed)
     folder = write_export(tmp_path / "e", shape, dtype, named=named)
     checkpoint = read_checkpoint(folder, config=told(tmp_path / "c.yaml", shape))
     model = describe(checkpoint).model
