@@ -23,6 +23,8 @@ import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
 from quantize.making import voice_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from support import GOLDEN, PROJECT
 from vallex_golden import CHECKPOINT as VALLEX
 
@@ -175,6 +177,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     shape = Shape(dim=256, heads=4, layers=1, audio_tokens=1024, text_tokens=256)
     make_checkpoint(folder / "model.sft", shape)
+    say_little(folder / "model.sft")
     shutil.copy(folder / "model.sft", folder / "ckpt.sft")
     write_gguf(plan_conversion(folder / "model.sft", Choices("f16")), folder / "model.gguf")
     for name in ("model-f16.gguf", "other.gguf"):
@@ -202,6 +205,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (programs / name).chmod(0o755)
     run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --set max_seconds=1')
     return folder
+
+
+def say_little(checkpoint: Path) -> None:
+    """Let its length head stop at once, which means one second a sentence."""
+    with safe_open(checkpoint, "np") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["classifiers.proj.10.bias"][10] += 100
+    save_file(tensors, checkpoint, metadata)
 
 
 def run(prepared: Path, script: str, folder: Path | None = None) -> None:
