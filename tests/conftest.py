@@ -32,6 +32,25 @@ settings.register_profile("valle", deadline=None, max_examples=60)
 settings.load_profile("valle")
 
 
+#: These files take longest, so they come first: a worker that gets one at the end works alone.
+LONGEST = (
+    "test_docs",
+    "test_quantize_listen",
+    "test_sweep",
+    "test_damage",
+    "test_speech",
+    "test_evaluate",
+    "test_quantize_run",
+    "test_merge",
+    "test_side_by_side",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture
 def all_strings() -> None:
     """Verdicts compare as many strings as users get."""
