@@ -4,13 +4,10 @@ import io
 import pickle
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
@@ -132,22 +129,6 @@ def test_a_header_that_promises_terabytes_is_refused(model: Model, tmp_path: Pat
         archive.writestr("phonemes.npy", header.getvalue())
         archive.writestr("response.npy", header.getvalue())
     with pytest.raises(InputError, match=r"is no \.npz file of an utterance"):
-        read_utterance(path, model, seed=(0,))
-
-
-@settings(max_examples=150)
-@given(st.data())
-def test_any_damage_is_bad_input(
-    model: Model, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, phonemes=np.array([1, 5, 2]), response=np.zeros((4, 8), np.int16))
-    raw = bytearray(buffer.getvalue())
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "damaged.npz"
-    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
-    with suppress(InputError):  # and nothing else
         read_utterance(path, model, seed=(0,))
 
 
