@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,39 +94,6 @@ def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_utterance(write(**arrays), model, seed=(0,))
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("executed",))
-
-
-def test_a_pickle_in_an_array_is_not_run(
-    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "a.npz"
-    data = io.BytesIO()
-    np.lib.format.write_array(data, np.array([0], object), allow_pickle=True)
-    raw = data.getvalue()
-    header = raw[: raw.index(b"\n") + 1]
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("phonemes.npy", header + pickle.dumps(Bomb()))
-    with pytest.raises(InputError):
-        read_utterance(path, model, seed=(0,))
-    assert "executed" not in capsys.readouterr().out
-
-
-def test_a_header_that_promises_terabytes_is_refused(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)}
-    )
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("phonemes.npy", header.getvalue())
-        archive.writestr("response.npy", header.getvalue())
-    with pytest.raises(InputError, match=r"is no \.npz file of an utterance"):
-        read_utterance(path, model, seed=(0,))
 
 
 def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
