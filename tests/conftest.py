@@ -36,6 +36,7 @@ settings.load_profile("valle")
 LONGEST = (
     "test_docs",
     "test_quantize_listen",
+    "test_ci",
     "test_sweep",
     "test_damage",
     "test_speech",
