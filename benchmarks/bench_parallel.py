@@ -5,12 +5,13 @@
 On the production-size random model (12 x 1024): sentences are decoded in a `Batch`, sampling
 included, and every step is followed by a bare `llama_decode` of one token for each of as many
 sequences at the same depth, so that both meet the same noise. "Over one by one" is codes a second
-over those of one sentence at a time. `--write` puts the table into docs/performance.md.
+over those of one sentence at a time. `--write` writes docs/parallel.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import ctypes
 import json
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,10 +41,8 @@ from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.llama.cpu import cpu_name
 from valle_convert.llama.library import load_library
-from valle_convert.wording import markdown_table
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- written by benchmarks/bench_parallel.py -->", "<!-- end of it -->"
+CSV = Path(__file__).resolve().parents[1] / "docs" / "parallel.csv"
 NUMBERS = (1, 2, 4, 8)
 DEPTH = N_PHONEMES + N_PROMPT + 6
 
@@ -122,22 +121,13 @@ def _ms(run: Any) -> float:  # noqa: ANN401 - a function
     return (time.perf_counter() - begin) * 1e3
 
 
-def table(files: dict[str, dict[str, tuple[float, float]]]) -> str:
+def table(files: dict[str, dict[str, tuple[float, float]]]) -> Iterator[tuple[str, ...]]:
     """Every type and number."""
-    rows = [
-        (
-            kind,
-            n,
-            f"{ours:.1f}",
-            f"{bare:.1f}",
-            f"{ours / bare:.2f}",
-            f"{int(n) * steps['1'][0] / ours:.2f}",
-        )
-        for kind, steps in files.items()
-        for n, (ours, bare) in steps.items()
-    ]
-    header = ("type", "sequences", "a step, ms", "bare llama.cpp", "ratio", "over one by one")
-    return markdown_table(header, rows)
+    yield ("type", "sequences", "a step, ms", "bare llama.cpp", "ratio", "over one by one")
+    for kind, steps in files.items():
+        for n, (ours, bare) in steps.items():
+            numbers = (f"{ours:.1f}", f"{bare:.1f}", f"{ours / bare:.2f}")
+            yield (kind, str(n), *numbers, f"{int(n) * steps['1'][0] / ours:.2f}")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -147,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where the files go, or are; else a temporary")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure is not None:  # in a process of its own
@@ -168,12 +158,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True)
             files[kind] = json.loads(done.stdout.splitlines()[-1])
             print(kind, files[kind], file=sys.stderr, flush=True)
-    text = f"{cpu_name()}, {arguments.threads} threads, load {load:.1f}.\n\n{table(files)}"
-    print(text)
+    print(f"{cpu_name()}, {arguments.threads} threads, load {load:.1f}")
+    csv.writer(sys.stdout, lineterminator="\n").writerows(table(files))
     if arguments.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        with CSV.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table(files))
     return {"files": files}
 
 

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from bench_speak import (
     BUSY,
+    CSV,
     DEPTH,
     N_FRAMES,
     N_PHONEMES,
     N_PROMPT,
-    PAGE,
     PRODUCTION,
     Shape,
     clock,
@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
     ]
     csv.writer(sys.stdout).writerows(rows)
     if arguments.write:
-        with PAGE.with_name("speed.csv").open("w", newline="") as file:
+        with CSV.with_name("speed.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
-        plot(points).savefig(PAGE.with_name("speed.png"), dpi=110)
+        plot(points).savefig(CSV.with_name("speed.png"), dpi=110)
     return points
 
 

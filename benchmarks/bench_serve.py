@@ -4,13 +4,14 @@
 
 The miniature in Q8_0 on a server of its own, with and without --parallel 4, asked by HTTP for three
 sentences as pcm, each client --requests times in a row. Everything is a ratio over one client of
-the server without it, but for the first row: over `speaker.pieces` in this process. --write puts
-the table into docs/serve.md.
+the server without it, but for the first row: over `speaker.pieces` in this process. --write writes
+docs/clients.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import tempfile
 import time
@@ -31,15 +32,13 @@ from valle_convert.serve.app import ServerSettings
 from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker
-from valle_convert.wording import markdown_table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from miniature.world import WorldCodec  # noqa: E402
 
 MINIATURE = ROOT / "miniature"
-DOCUMENT = ROOT / "docs" / "serve.md"
-BEGIN = "<!-- written by benchmarks/bench_serve.py -->"
+CSV = ROOT / "docs" / "clients.csv"
 CLIENTS = (1, 2, 4, 8)
 TEXT = "Hello world. The old man sees the river. A small dog wants the red apple."
 OPTIONS = SpeakOptions(
@@ -125,20 +124,17 @@ def measure(address: str, n_clients: int, n: int) -> Measured:
     )
 
 
-def table(alone: Measured, found: dict[tuple[int, int], Measured]) -> str:
-    """Ratios, as Markdown."""
+def table(alone: Measured, found: dict[tuple[int, int], Measured]) -> Iterator[tuple[str, ...]]:
+    """Ratios."""
     one = found[1, 1]
     pairs = [("1, over the speaker without a server", one, alone)]
     for (parallel, n), each in found.items():
-        name = f"{n}, over 1 client" if parallel == 1 else f"{n}, `--parallel {parallel}`"
+        name = f"{n}, over 1 client" if parallel == 1 else f"{n}, --parallel {parallel}"
         pairs += [(name, each, one)] if each is not one else []
-    fields = ("first", "whole", "throughput")
-    rows = [
-        (name, *(f"{getattr(this, field) / getattr(base, field):.2f}" for field in fields))
-        for name, this, base in pairs
-    ]
-    header = ("clients", "time to first sound", "time to the end", "throughput")
-    return markdown_table(header, rows)
+    yield ("clients", "time to first sound", "time to the end", "throughput")
+    for name, this, base in pairs:
+        fields = ("first", "whole", "throughput")
+        yield (name, *(f"{getattr(this, field) / getattr(base, field):.2f}" for field in fields))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -146,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/serve.md")
+    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "miniature.gguf"
@@ -159,11 +155,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ask(address, 0)
                 for n in CLIENTS:
                     found[parallel, n] = measure(address, n, arguments.requests)
-    text = table(alone, found)
-    print(text)
+    csv.writer(sys.stdout, lineterminator="\n").writerows(table(alone, found))
     if arguments.write:
-        before = DOCUMENT.read_text(encoding="utf-8").split(BEGIN)[0]
-        DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n", encoding="utf-8")
+        with CSV.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table(alone, found))
 
 
 if __name__ == "__main__":

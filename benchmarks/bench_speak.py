@@ -1,4 +1,4 @@
-"""Passes and steps of each type with each of llama.cpp's settings: docs/performance.md.
+"""Passes and steps of each type with each of llama.cpp's settings: docs/settings.csv.
 
     python benchmarks/bench_speak.py [--types F16,Q8_0] [--rounds 3] [--folder DIR] [--write]
 
@@ -6,7 +6,7 @@ On the production-size random model (12 x 1024): a NAR pass of 701 positions wit
 embedding and sorting included, and an AR step after 400 positions, sampling included. Compared with
 bare llama.cpp, its C functions and nothing else, and for the pass with PyTorch in float32. All rows
 of a file take turns, so that they meet the same noise; the times are the best of all rounds.
-`--write` puts the tables into the page. `--folder` keeps the files for the next run. With BUSY=1 in
+`--write` writes docs/settings.csv. `--folder` keeps the files for the next run. With BUSY=1 in
 the environment, for a machine with other work: the processor time of one thread, and no search.
 """
 
@@ -15,6 +15,7 @@ the environment, for a machine with other work: the processor time of one thread
 from __future__ import annotations
 
 import argparse
+import csv
 import ctypes
 import json
 import os
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 from make_checkpoint import PRODUCTION, Shape, make_checkpoint
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.decode import ArOptions, decode_ar
+from valle_convert.decode import ArOptions, Callbacks, decode_ar
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import load_library
-from valle_convert.llama.tuning import settings_words, ways
+from valle_convert.llama.tuning import CACHES, settings_words
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
-from valle_convert.wording import markdown_table
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- written by benchmarks/bench_speak.py -->", "<!-- end -->"
+CSV = Path(__file__).resolve().parents[1] / "docs" / "settings.csv"
 TYPES = ("F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 BARE, WHOLE_HEAD, TUNED = "bare llama.cpp", "exact, whole head", "tuned"
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--types", default=",".join(TYPES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure is not None:  # in a process of its own
@@ -87,33 +87,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True)
             files[kind] = json.loads(done.stdout.splitlines()[-1])
             print(kind, files[kind], file=sys.stderr, flush=True)
-    text = "\n".join(tables(files, pytorch, load))
-    print(text)
+    print(machine(load), f"PyTorch in float32: {pytorch:.0f} ms a pass", sep="\n")
+    csv.writer(sys.stdout, lineterminator="\n").writerows(table(files))
     if arguments.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
+        with CSV.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table(files))
     return {"files": files, "pytorch_ms": pytorch}
 
 
-def tables(files: dict[str, Any], pytorch: float, load: float) -> Iterator[str]:
-    """A table of passes and one of steps."""
+def machine(load: float) -> str:
+    """What it was measured on."""
     features = [one for one in ("avx2", "avx512f", "avx512_vnni") if one in cpu_features()]
-    yield (
-        f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, "
-        + ("processor time of one thread." if BUSY else f"load {load:.1f} at the start.")
+    return f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, " + (
+        "processor time of one thread" if BUSY else f"load {load:.1f} at the start"
     )
-    for which, title, unit in ((0, "NAR pass", ".0f"), (1, "AR step", ".1f")):
-        beside = f"; PyTorch float32 takes {pytorch:.0f}" if which == 0 else ""
-        rows = [
-            (name, *(f"{one[name][which]:{unit}}" for one in files.values()))
-            for name in next(iter(files.values()))
-        ]
-        for other in (WHOLE_HEAD, BARE) if not BUSY else ():
-            ratios = (one[TUNED][which] / one[other][which] for one in files.values())
-            rows.append((f"tuned over {other}", *(f"{ratio:.2f}" for ratio in ratios)))
-        yield f"\n{title}, milliseconds{beside}:\n"
-        yield markdown_table(("settings", *files), rows)
+
+
+def table(files: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Passes and steps by settings, a column for each type."""
+    yield ("measured", "settings", *files)
+    for which, title, unit in ((0, "NAR pass, ms", ".0f"), (1, "AR step, ms", ".1f")):
+        for name in next(iter(files.values())):
+            yield (title, name, *(f"{one[name][which]:{unit}}" for one in files.values()))
 
 
 # ------------------------------------------------------------------------------ the files
@@ -181,7 +176,10 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
         if not BUSY:
             add(TUNED, tune="again")
         network = add(WHOLE_HEAD, settings=EXACT)
-        for settings in ways(Settings(own_head=True)):
+        for repack, (cache, flash) in product((True, False), CACHES):
+            settings = Settings(
+                cache_type=cache, flash_attention=flash, repack=repack, own_head=True
+            )
             add(settings_words(settings), settings=settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)
@@ -220,7 +218,9 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
 
     options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
     condition = condition_of(network.model, n_prompt)
-    decode_ar(network, condition, options, np.random.default_rng(0), should_stop=mark)
+    decode_ar(
+        network, condition, options, np.random.default_rng(0), watch=Callbacks(should_stop=mark)
+    )
     return float(np.diff(marks)[1:].min()) * 1e3  # the first is the prompt
 
 

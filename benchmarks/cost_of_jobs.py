@@ -5,9 +5,9 @@
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
 process of its own with one thread, for random weights of some sizes. DIR keeps files and
 results.csv; a run measures what is missing there, in this order, until `--minutes` are over.
-`--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints two Markdown tables for docs/scale.md.
-Cells with ~ are computed, not measured: `evaluate` from the mean of the measured types, another
-size by the number of weights. Seconds are of the CPU, which stay the same on a busy machine.
+`--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints docs/jobs.csv, and the table of
+docs/scale.md. What was not measured is computed: `evaluate` from the mean of the measured types,
+another size by the number of weights. Seconds are of the CPU, the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -56,12 +56,6 @@ class Cost:
     def name(self) -> str:
         """Such as `convert`, or `evaluate:Q8_0`."""
         return f"{self.job}:{self.kind}" if self.kind else self.job
-
-    def shown(self) -> list[str]:
-        """The cells of a table."""
-        mark = "" if self.is_measured else "~"
-        cells = f"{self.seconds:.0f}", f"{self.megabytes:,.0f}", f"{self.n_bytes / 1e6:,.1f}"
-        return [mark + cell for cell in cells]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,17 +175,24 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
 def print_tables(found: Sequence[Cost]) -> None:
     """Every job, and many machines."""
     sizes = completed(found)
-    weights = [f"{next(iter(one.values())).n_weights / 1e9:.2f} B" for one in sizes.values()]
-    columns = [f"{one}: {what}" for one in weights for what in ("s", "MB held", "MB written")]
-    print(f"| job | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for name in dict.fromkeys(name for costs in sizes.values() for name in costs):
-        cells = [cell for costs in sizes.values() if name in costs for cell in costs[name].shown()]
-        print(f"| {name.replace(':', ' ')} | {' | '.join(cells)} |")
+    jobs = csv.writer(sys.stdout, lineterminator="\n")
+    jobs.writerow(
+        "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured".split(",")
+    )
+    for one in (cost for costs in sizes.values() for cost in costs.values()):
+        jobs.writerow(
+            (
+                *(one.size, f"{one.n_weights / 1e9:.2f}", one.name.replace(":", " ")),
+                *(f"{one.seconds:.0f}", f"{one.megabytes:.0f}", f"{one.n_bytes / 1e6:.1f}"),
+                "yes" if one.is_measured else "no",
+            )
+        )
     whole = {name for costs in sizes.values() for name in costs}
-    print("\n| weights | 1 machine | 10 machines | 100 machines | does not divide |")
+    print("\n| weights of each | 1 machine | 10 machines | 100 machines | one after the other |")
     print("|---:|---:|---:|---:|---:|")
-    for words, costs in zip(weights, sizes.values(), strict=True):
+    for costs in sizes.values():
         if {"convert", "imatrix", "reference", "merge"} <= costs.keys() == whole:
+            words = f"{next(iter(costs.values())).n_weights / 1e9:.2f} B"
             print(f"| {words} | {' | '.join(f'{one / 3600:.2f} h' for one in hours(costs))} |")
 
 

@@ -406,7 +406,7 @@ def distinct(folder: Path) -> list[tuple[Finding, int]]:
     return [(ones[0], len(ones)) for ones in found.values()]
 
 
-def table(counts: Sequence[Count]) -> list[str]:
+def table(counts: Sequence[Count]) -> str:
     """Markdown: what became of all inputs, target by target."""
     rows = []
     for name in [*dict.fromkeys(count.target for count in counts), ""]:
@@ -418,15 +418,4 @@ def table(counts: Sequence[Count]) -> list[str]:
         peak = max((count.peak_mb for count in ones), default=0.0)
         rows.append([name or "**all**", *(f"{one:,.0f}" for one in (*sums, peak))])
     header = ("target", "inputs", "taken", "refused", "findings", "seconds", "memory, MB")
-    return markdown_table(header, rows).splitlines()
-
-
-def save_input(target: Target, seed: int, index: int, folder: Path) -> Sequence[Path]:
-    """Write the files of an input, to look at or to keep."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, data in make_input(target, seed, index).items():
-        paths.append(folder / name)
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        paths[-1].write_bytes(data)
-    return paths
+    return markdown_table(header, rows)

@@ -221,7 +221,7 @@ _RIGHT_CALL = {
     "value": 0.5,
     "positions": [0, 1],
     "causal": True,
-    "outputs": None,
+    "outputs": [-1, None],
     "sequence": 0,
 }
 
@@ -242,7 +242,9 @@ def _make_calls(rng: Random) -> Files:
                 "value": rng.choice((0.5, 0.5, 0.5, 1e30, "nan", "inf")),
                 "positions": positions,
                 "causal": bool(rng.randrange(2)),
-                "outputs": rng.choice((None, None, [0], [-1], [n], [0, 0], [1 << 40], [])),
+                "outputs": rng.choice(
+                    ([-1, None], [-1, None], [0, 1], [n, None], [0, 0], [1 << 40])
+                ),
                 "sequence": rng.choice((0, 0, 0, 1, 2, -1, 1 << 40)),
             }
         )
@@ -260,7 +262,7 @@ def _read_calls(folder: Path) -> None:
                 embeddings,
                 np.array(call["positions"]),
                 causal=call["causal"],
-                outputs=call["outputs"],
+                outputs=slice(*call["outputs"]),
                 sequence=call["sequence"],
             )
     except ValueError as error:
@@ -751,10 +753,16 @@ def _read_sentencepiece(folder: Path) -> None:
 
 
 def _read_codec(folder: Path) -> None:
+    from valle_convert.encodec.cpp_file import plan_cpp_file
+    from valle_convert.encodec.gguf_codec import plan_gguf_codec
     from valle_convert.encodec.sources import open_encodec
+    from valle_convert.errors import ValleConvertError
 
     paths = list(folder.iterdir())
     codec = open_encodec(folder if len(paths) > 1 else paths[0])
+    for make in (plan_cpp_file, plan_gguf_codec):
+        with suppress(ValleConvertError):
+            make(codec)
     for tensor in codec.tensors[:40]:
         codec.read(tensor.name)
 
@@ -963,9 +971,9 @@ def _read_set(folder: Path) -> None:
     json.dumps(inspect_file(path).to_json())
     bundle = open_bundle(path)
     family, model = bundle.family, bundle.model
-    (example,) = family.draw(model, 1, 0)
+    (example,) = family.trials.utterances(model, 1)
     with family.open(bundle, n_threads=1) as network:
-        next(family.cases(model, example)).run(network)
+        next(family.trials.cases(model, example)).run(network)
 
 
 def _read_old(folder: Path) -> None:

@@ -22,11 +22,9 @@ import numpy as np
 import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
-from quantize.making import voice_file
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from support import GOLDEN, PROJECT
-from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.families import FOLDERS
@@ -45,8 +43,6 @@ NEEDED = {
         "a.wav",
         "b.flac",
         "list.tsv",
-        "vallex-checkpoint.pt",
-        "voices",
     ],
     "docs/speak.md": [
         "model.gguf",
@@ -59,7 +55,6 @@ NEEDED = {
 }
 #: Blocks that other tests run, by how one of their lines begins, and where.
 ELSEWHERE = {
-    "name: ": "tests/quantize/test_ci.py",
     "size: {heads": "tests/checkpoint/test_hf_export.py",
     "python -m miniature serve": "tests/serve/test_serve_docs.py",
     "curl http://127.0.0.1:8000/": "tests/serve/test_serve_docs.py",
@@ -70,9 +65,6 @@ ELSEWHERE = {
 #: Pages whose commands have placeholders, or need a LoRA, an old file or a hub.
 PAGES_ELSEWHERE = {
     "docs/inputs.md": "tests/checkpoint/test_hub.py",
-    "docs/lora.md": "tests/checkpoint/test_kept_apart.py",
-    "docs/publish.md": "tests/quantize/test_publish.py",
-    "docs/repair.md": "tests/verify/test_repair.py",
 }
 #: Of a line that cannot be run here, and why.
 NOT_HERE = {
@@ -80,6 +72,7 @@ NOT_HERE = {
     "build_llama_tools": "make setup runs it",
     "make ": "it runs these tests; its target is looked up",
     "hf:": "the hub's own tests have a hub",
+    " me/": "tests/quantize/test_publish.py has a hub",
     "snakemake ": "tests/quantize/test_merge.py runs the workflow",
 }
 _WITH_SHELL = re.compile(r"^(CMAKE_ARGS=|(valle-convert|llama-quantize|pip|make|python|hf) )")
@@ -189,10 +182,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("prompt.wav", "speech.wav", "a.wav", "b.flac"):
         soundfile.write(folder / name, 0.1 * rng.standard_normal(24_000), 24_000)
     (folder / "list.tsv").write_text("a.wav\tHello world.\nb.flac\tHow are you?\n")
-    shutil.copy(VALLEX, folder / "vallex-checkpoint.pt")
-    (folder / "voices").mkdir()
-    for n in (30, 41):
-        voice_file(folder / "voices" / f"{n}.npz", n)
     (folder / "text.txt").write_text("One. Two.\n")
     snapshot = folder / "hub" / "hub" / "models--facebook--encodec_24khz" / "snapshots" / ("a" * 40)
     shutil.copytree(GOLDEN / "encodec-small" / "hf", snapshot)

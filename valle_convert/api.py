@@ -64,7 +64,7 @@ def plan_repair(
     biases: PathLike | None = None,
     choices: Choices | None = None,
 ) -> Plan:
-    """Plan correct files for a GGUF file of another converter; see docs/repair.md.
+    """Plan correct files for a GGUF file of another converter; see docs/inputs.md.
 
     Args:
         old: the file; its quantized rows are copied unchanged.

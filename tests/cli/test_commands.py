@@ -270,8 +270,15 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.wait(timeout=60) == 0
 
 
-@pytest.mark.parametrize("word", ["inspekt", "verfiy", "speek"])
-def test_a_command_with_a_typing_error_is_guessed(word: str, cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        *dict.fromkeys(("inspekt", "verfiy", "speek"), "Did you mean").items(),
+        ("list", "--help lists the commands"),
+    ],
+)
+def test_a_command_with_a_typing_error_is_guessed(word: str, advice: str, cli: Cli) -> None:
     result = cli(word, "model.gguf")
     assert result.code == 2
-    assert "Did you mean" in result.err
+    assert f"No command or checkpoint named {word!r}. " in result.err
+    assert advice in result.err

@@ -41,6 +41,19 @@ def test_verify_says_that_they_are_not_the_checkpoint(
         assert "token_embd.weight" in result.out
 
 
+def test_a_converted_file_is_no_checkpoint_and_one_part_no_model(
+    converted: Callable[[str, str], Path], vallex: Path, tmp_path: Path, cli: Cli
+) -> None:
+    body = vallex.with_name("x-nar.gguf")
+    assert "give the main file" in error_of(cli("codec", body, tmp_path / "o.gguf"), 2)
+    gguf, other = converted("ar-nar-len", "q8_0"), converted("v7-nemo", "f16")
+    for file in (gguf, other):
+        found = error_of(cli("verify", file, gguf), 2)
+        assert f"{file} is a converted file, expected the checkpoint" in found
+    audio = other.with_name(f"{other.stem}-audio.gguf")
+    assert f"{audio} has the parts audio, but" in error_of(cli("compare", audio, gguf), 2)
+
+
 def test_speak_and_tokenize_want_a_converted_file(
     foreign: Path, empty: Path, tmp_path: Path, cli: Cli
 ) -> None:

@@ -1,4 +1,4 @@
-"""The workflows of docs/ci.md and workflow/release.yml, run as they are."""
+"""The workflows workflow/quantize.yml and workflow/release.yml, run as they are."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import yaml
 from make_checkpoint import Shape, make_checkpoint
 from support import PROJECT
 
-PAGE = (PROJECT / "docs" / "ci.md").read_text(encoding="utf-8")
-(BLOCK,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+ONE = (PROJECT / "workflow" / "quantize.yml").read_text(encoding="utf-8")
 MATRIX = (PROJECT / "workflow" / "release.yml").read_text(encoding="utf-8")
-JOB: dict[str, Any] = yaml.safe_load(BLOCK)["jobs"]["quantize"]
+JOB: dict[str, Any] = yaml.safe_load(ONE)["jobs"]["quantize"]
 #: What an action's cache refuses in a key, and how long one may be.
 KEY = re.compile(r"[^,]{1,512}")
-#: The limits of the page are for trained models; a random one of two layers is held to these.
+#: The limits of the workflow are for trained models; a random one of two layers is held to these.
 BEARABLE, UNBEARABLE = "1", "1e-12"
 
 
@@ -79,7 +78,7 @@ def test_the_workflow_is_two_commands_that_fail_as_often_as_the_verdict_is_no(
     assert [path.name for path in project.glob("build/quantized/*.gguf")] == ["model-Q8_0.gguf"]
 
 
-def test_the_limits_of_the_page_name_its_types_and_its_cache_has_keys() -> None:
+def test_the_limits_of_the_workflow_name_its_types_and_its_cache_has_keys() -> None:
     limits = [part.partition("=")[0] for part in JOB["env"]["MAX_KL"].split(",")]
     assert limits == JOB["env"]["TYPES"].split(",")
     (cache,) = [step["with"] for step in JOB["steps"] if "cache" in str(step.get("uses"))]

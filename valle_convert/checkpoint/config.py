@@ -104,9 +104,10 @@ def load_config(path: Path, found: Found) -> Config:
     elif isinstance(models, dict):
         loaded = models
     if not isinstance(loaded, dict):
+        kind = type(loaded)
+        words = {type(None): "nothing", str: "a text"}.get(kind, f"a {kind.__name__}")
         raise InputError(
-            f"The config {path} holds a {type(loaded).__name__}, expected keys and values, "
-            "for example `version: 5`."
+            f"The config {path} holds {words}, expected keys and values, for example `version: 5`."
         )
     try:
         keys, left_out = plain_keys(loaded)

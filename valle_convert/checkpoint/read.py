@@ -117,7 +117,7 @@ def _check_model(contents: Container, where: str) -> None:
         )
     raise InputError(
         f"{where} holds no model of a known family: its tensors are "
-        f"{listing(names) or 'none'}; give the file of the weights."
+        f"{listing([f'{one:.40}' for one in names], 2) or 'none'}; give the file of the weights."
     )
 
 

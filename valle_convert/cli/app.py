@@ -131,8 +131,8 @@ def _refuse_misspelt(word: str, commands: list[str]) -> None:
     if word.startswith("-") or "." in word or "/" in word or os.path.lexists(word):
         return
     near = difflib.get_close_matches(word.lower(), commands, n=1, cutoff=0.6)
-    if near:
-        raise _UsageError(f"No command or checkpoint named {word!r}. Did you mean {near[0]}?")
+    advice = f"Did you mean {near[0]}?" if near else "valle-convert --help lists the commands."
+    raise _UsageError(f"No command or checkpoint named {word!r}. {advice}")
 
 
 app = typer.Typer(

@@ -18,9 +18,9 @@ def compare(
     exit_code: bool = flag("End with exit code 1 if the files differ."),
     json_: bool = JSON,
 ) -> None:
-    """Show the differences of two GGUF files, key by key and tensor by tensor.
+    """Show the differences of two GGUF files.
 
-    For models of several files, given by their main files, every file is compared.
+    Compares key by key and tensor by tensor. For models of several files, give the main files.
     """
     from valle_convert.families.bundle import files_at
     from valle_convert.gguf_file.compare import compare_files

@@ -67,7 +67,7 @@ def convert(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Convert a checkpoint to GGUF; the command name may be omitted.
+    """Convert a checkpoint to GGUF. The command name may be omitted.
 
     VALL-E of versions 5 and 6 becomes one `gemma` model; everything specific to VALL-E is in
     valle.* keys. Version 7 becomes OUT.gguf and OUT-audio.gguf. VALL-E X becomes nine `mpt` files:
@@ -83,7 +83,7 @@ def convert(
 
     if out is None and not dry_run:
         raise typer.BadParameter(
-            "Give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
+            "give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
         )
     inputs = [checkpoint, *reading.files, tokenizer, metadata]
     if out is not None and not dry_run:

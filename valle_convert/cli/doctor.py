@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def doctor(json_: bool = JSON) -> None:
-    """Show versions, llama.cpp, the CPU, and what each command lacks.
+    """Show the state of this machine.
 
-    Exit code 3 if a command lacks something.
+    Shows versions, llama.cpp, the CPU, and what each command lacks. Exit code 3 if one lacks
+    something.
     """
     from valle_convert.doctor import examine
 
@@ -89,10 +90,11 @@ def _show(report: DoctorReport) -> None:
                 f"{one.file.n_weights / 1e6:.0f} M, mostly {one.file.type}",
                 *_choice(one.passes),
                 *_choice(one.steps),
+                str(one.n_parallel),
             )
             for one in report.tuned
         ]
-        header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)")
+        header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)", "parallel")
         console.data(console.table(found, header=header))
     console.data("\ncommands")
     console.data(

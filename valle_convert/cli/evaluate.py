@@ -53,7 +53,7 @@ def evaluate(
         _LISTENING,
     ),
     sentences: Path | None = opt(
-        "Texts, one a line; the F16 file speaks the recordings to compare others with.",
+        "Texts, one per line; the F16 file speaks the recordings to compare the others with.",
         "FILE.txt",
         _LISTENING,
     ),
@@ -75,11 +75,12 @@ def evaluate(
     ),
     output: ReportOptions,
 ) -> None:
-    """Measure and judge the loss of quantizing (exit code 1: a file is wrong, or beyond a limit).
+    """Measure and judge the loss of quantizing.
 
-    Compares files on stock llama.cpp with the checkpoint: KL divergence, error, top-1 agreement by
-    head and level, greedy decoding, speed; with --listen, also the speech. Measurements are saved
-    beside each file (NAME.measurements.json), and nothing is measured twice.
+    Exit code 1 if a file is wrong or beyond a limit. Compares files on stock llama.cpp with the
+    checkpoint: KL divergence, error, top-1 agreement by head and level, greedy decoding, speed;
+    with --listen, also the speech. Measurements are saved beside each file
+    (NAME.measurements.json), and nothing is measured twice.
     """
     from valle_convert.files import check_outputs
     from valle_convert.quantize.evaluate import Given

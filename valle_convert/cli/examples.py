@@ -86,7 +86,7 @@ _EXAMPLES = {
         valle-convert codec facebook/encodec_24khz encodec.bin  # for encodec.cpp
     """,
     "doctor": """
-        valle-convert doctor  # exit code 3: something lacks
+        valle-convert doctor  # exit code 3: something is missing
     """,
 }
 EXAMPLES = {name: cleandoc(text) for name, text in _EXAMPLES.items()}

@@ -23,7 +23,10 @@ def inspect(
     reading: ReadOptions,
     json_: bool = JSON,
 ) -> None:
-    """Show sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance."""
+    """Show the contents of a file or folder.
+
+    Shows sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance.
+    """
     from valle_convert.inspect import inspect_file, is_converted_file, models_in
 
     is_folder = os.path.isdir(file)  # noqa: PTH112 - no exception for a closed folder

@@ -31,25 +31,27 @@ class LimitOptions:
     """The loss that the user allows."""
 
     max_kl: list[str] | None = opt(
-        "Mean KL divergence, in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2. Limits are repeatable.",
+        "Mean KL divergence in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2. Limits are repeatable.",
         "LIMIT|TYPE=LIMIT,...",
         _LIMITS,
     )
-    min_agreement: list[str] | None = opt("Top-1 agreement: 0.97.", "PART|TYPE=PART,...", _LIMITS)
+    min_agreement: list[str] | None = opt(
+        "Top-1 agreement, such as 0.97.", "SHARE|TYPE=SHARE,...", _LIMITS
+    )
     max_nll: list[str] | None = opt(
         "How much less likely the true codes may be than for F16, in nats per code.",
         "LIMIT|TYPE=LIMIT,...",
         _LIMITS,
     )
     min_retrieval: list[str] | None = opt(
-        "Part of the sentences that are closest to their own recording.",
-        "PART|TYPE=PART,...",
+        "Share of the sentences that are closest to their own recording.",
+        "SHARE|TYPE=SHARE,...",
         _LIMITS,
     )
     max_wer: list[str] | None = opt("Word error rate.", "RATE|TYPE=RATE,...", _LIMITS)
     no_worse_than: str | None = opt(
-        "The results of an earlier run as limits; divergence and the part of changed codes may be "
-        "FACTOR (1.1) times as large.",
+        "An earlier report as limits; divergence and the share of changed codes may be FACTOR "
+        "(1.1) times as large.",
         "REPORT.json[@FACTOR]",
         _LIMITS,
     )

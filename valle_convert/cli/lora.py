@@ -25,11 +25,11 @@ def lora(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Convert a LoRA to a GGUF adapter that llama.cpp applies at run time.
+    """Convert a LoRA to a GGUF adapter.
 
-    --lora of llama.cpp's programs and of `speak`, `verify` and `evaluate` takes it, over a base of
-    any type. A LoRA for some codebook levels (rvq_levels) is applied in their passes only, which
-    merging cannot do.
+    llama.cpp applies it at run time: --lora of llama.cpp's programs and of `speak`, `verify` and
+    `evaluate` takes it, over a base of any type. A LoRA for some codebook levels (rvq_levels) is
+    applied in their passes only, which merging cannot do.
     """
     from valle_convert.api import write_lora
     from valle_convert.checkpoint.lora import LoraFile

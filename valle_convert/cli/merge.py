@@ -12,15 +12,16 @@ from valle_convert.wording import plural
 
 def merge(
     *,
-    folders: list[Path] = arg("DIR...", "Folders of `quantize`, for one model."),
+    folders: list[Path] = arg("DIR...", "Output folders of `quantize`, for one model."),
     out: Path = arg("OUTDIR", "A new folder, or an earlier one of `merge` to add to."),
     limits: LimitOptions,
     output: ReportOptions,
 ) -> None:
-    """Merge folders of separate jobs, each with some types of one model, and judge the result.
+    """Merge folders of separate jobs, and judge the result.
 
-    Files are linked if the file system supports it. Folders of different checkpoints, tools or
-    options are rejected. Without a limit, the verdicts of `evaluate` stay.
+    Each has some types of one model. Files are linked if the file system supports it. Folders of
+    different checkpoints, tools or options are rejected. Without limits, the verdicts of `evaluate`
+    are kept.
     """
     from valle_convert.quantize.merge import merge as merge_folders
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def publish(
     *,
-    folder: Path = arg("DIR", "The result of `quantize`."),
+    folder: Path = arg("DIR", "The output folder of `quantize` or `merge`."),
     repository: str | None = arg(
         "[OWNER/NAME]",
         "An existing model on the Hugging Face hub. Without it, nothing leaves this machine.",
@@ -37,12 +37,12 @@ def publish(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Write the card of a folder, and with a repository's name, commit both to the hub.
+    """Write a model card, and upload it with the files.
 
-    The folder is compared with its manifest first. The card (README.md) has the front matter that
-    the hub reads, a table of the files with what `evaluate` measured, which one to take, how they
-    were made and verified, how to run them, and checksums. After the one commit, the hub's digests
-    are compared with those here.
+    Without OWNER/NAME, nothing is uploaded. The folder is compared with its manifest first. The
+    card (README.md) has front matter for the hub, a table of the files with the measurements of
+    `evaluate`, a recommendation, how the files were made and verified, how to run them, and
+    checksums. After the commit, the hub's digests are compared with the local files.
     """
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import publish_folder
@@ -55,7 +55,7 @@ def publish(
     failed = [one.path.name for one in read.models if one.report.faults]
     if failed and not force:
         console.error(
-            f"{listing(failed, 2)} failed the last `evaluate`; leave it out, or give --force."
+            f"{listing(failed, 2)} failed the last `evaluate`; remove the file, or give --force."
         )
         raise typer.Exit(EXIT_FAILED_CHECK)
     card = _write_card(read, folder, (repository, license_, base_model), force=force)

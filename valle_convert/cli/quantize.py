@@ -95,10 +95,10 @@ def quantize(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Quantize with llama-quantize, and compare each file with its source.
+    """Quantize with llama-quantize.
 
-    A folder gets one file per type, manifest.json and SHA256SUMS. `evaluate` measures the loss. For
-    a model of several files, give the main ones.
+    Each file is compared with its source. A folder gets one file per type, manifest.json and
+    SHA256SUMS. `evaluate` measures the loss. For a model of several files, give the main file.
     """
     from valle_convert.quantize.identity import Identity
     from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
@@ -196,11 +196,11 @@ def _show(result: MakeReport, *, as_json: bool) -> None:
 
 
 def check_manifest(
-    path: Path = arg("DIR|manifest.json", "The result of `quantize`."),
+    path: Path = arg("DIR|manifest.json", "The output folder of `quantize` or `merge`."),
     require_passed: bool = flag("Fail also if the last `evaluate` of a model did not pass."),
     json_: bool = JSON,
 ) -> None:
-    """Compare the files of a folder with its manifest and SHA256SUMS (exit code 1: they differ)."""
+    """Compare a folder with its manifest and SHA256SUMS. Exit code 1 if they differ."""
     from valle_convert.quantize.measurements import check_folder
 
     result = check_folder(path, require_passed=require_passed, progress=console.progress_bar)

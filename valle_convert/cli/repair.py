@@ -23,11 +23,11 @@ def repair(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Repair a GGUF file of llama.cpp's LLaMA converter, which loads but generates garbage.
+    """Repair a GGUF file of llama.cpp's LLaMA converter.
 
-    Quantized rows are copied, not quantized again; only if tables and heads have different types,
-    both become float16. What the old file lacks is assumed to be as in the published models and
-    reported; --config overrides it.
+    Such a file loads but generates garbage. Quantized rows are copied, not quantized again; only if
+    tables and heads have different types, both become float16. What the old file lacks is assumed
+    to be as in the published models and reported; --config overrides it.
     """
     from valle_convert.api import plan_repair
     from valle_convert.families.family import Choices

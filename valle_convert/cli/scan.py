@@ -52,7 +52,7 @@ def scan(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Measure the sensitivity of every matrix, and choose a type for each.
+    """Measure each matrix, and choose a type for it.
 
     Replaces one matrix after the other with its quantized form in PyTorch, and measures the mean KL
     divergence of the predictions. Needs the checkpoint.

@@ -29,7 +29,9 @@ def serve(
         "DIR",
     ),
     allow_voices: bool = flag("Let clients add voices to DIR and remove them."),
-    host: str = opt("The address to listen on; 0.0.0.0 is all of them.", default="127.0.0.1"),
+    host: str = opt(
+        "The address to listen on; 0.0.0.0 is all of them.", "ADDRESS", default="127.0.0.1"
+    ),
     port: int = opt("0 takes a free one.", "N", default=8000, min=0, max=65535),
     api_key: str | None = opt(
         "Clients must send it. Other users of this machine can read a command line, so "
@@ -48,11 +50,11 @@ def serve(
     decoding: DecodingOptions,
     engine: EngineOptions,
 ) -> None:
-    """Serve a converted model as OpenAI's POST /v1/audio/speech, with a page at /.
+    """Serve speech as OpenAI's API does, with a web page.
 
-    Sound is sent sentence by sentence. One thread speaks; requests take turns after each sentence,
-    or with --parallel, their sentences are decoded side by side.
-    The options of speaking are the defaults for requests without them.
+    The endpoint is POST /v1/audio/speech, the page is at /. Sound is sent sentence by sentence. One
+    thread speaks; requests take turns after each sentence, or with --parallel, their sentences are
+    decoded side by side. The options of speaking are the defaults for requests without them.
     """
     from valle_convert.extras import require
     from valle_convert.families.bundle import open_bundle
@@ -81,7 +83,7 @@ def serve(
 
     def open_speaker() -> AnySpeaker:
         speaker = engine.speaker(bundle)
-        speaker.check_parallel(served.defaults)
+        engine.check_parallel(speaker, served.defaults)
         return speaker
 
     _run(SpeechServer(served, open_speaker), served, host, port)

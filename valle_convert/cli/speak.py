@@ -140,7 +140,7 @@ def speak(
     request: RequestOptions,
     engine: EngineOptions,
     decoding: DecodingOptions,
-    seed: int | None = opt("Repeats a run. Default: random.", "N", DECODING, min=0),
+    seed: int | None = opt("Random seed, to repeat a run. Default: random.", "N", DECODING, min=0),
     target: TargetOptions,
 ) -> None:
     """Speak a text with a converted model, on stock llama.cpp.
@@ -231,6 +231,7 @@ def _carry_out(
     begin = time.perf_counter()
     console.log(f"loading {bundle.path}" + (" and the codec" if needs_codec else ""))
     with engine.speaker(bundle, request.lora, needs_codec=needs_codec) as speaker:
+        engine.check_parallel(speaker, options)
         loaded = time.perf_counter() - begin
         progress = SpeechProgress(speaker.frame_rate, sink)
         with sink or nullcontext(), stop_on_interrupt(target.keep_partial) as should_stop:

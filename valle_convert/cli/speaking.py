@@ -40,12 +40,13 @@ class EngineOptions:
     )
 
     parallel: int = opt(
-        "Sentences to decode side by side, in one batch of llama.cpp, by a model with an AR; "
-        "guidance and best_of need several places for one.",
+        "Sentences to decode side by side in one batch of llama.cpp; needs a model with an AR. "
+        "With guidance or best_of, a sentence takes several places. 0 takes the fastest number, "
+        "which --tune finds.",
         "N",
         MODEL,
         default=1,
-        min=1,
+        min=0,
         max=64,
     )
 
@@ -76,13 +77,18 @@ class EngineOptions:
             adapters=lora_files(adapters),
         )
 
+    def check_parallel(self, speaker: AnySpeaker, options: SpeakOptions) -> None:
+        """Refuse --parallel where it changes nothing."""
+        if self.parallel > 1:
+            speaker.check_parallel(options)
+
 
 @dataclass(frozen=True)
 class DecodingOptions:
     """How codes are drawn."""
 
     temperature: float = opt(
-        "Of level 0; 0 takes the most likely code.", "N", DECODING, default=1.0
+        "Sampling temperature of level 0; 0 takes the most likely code.", "N", DECODING, default=1.0
     )
     set_: list[str] | None = opt(
         "Other settings, such as mode=ar,top_k=50; docs/commands.md lists them.",

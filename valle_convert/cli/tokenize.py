@@ -38,9 +38,9 @@ def tokenize(
     ),
     json_: bool = JSON,
 ) -> None:
-    """Tokenize with stock llama.cpp, and compare with the tokenizer's own library.
+    """Tokenize with stock llama.cpp.
 
-    Exit code 1 if they differ.
+    The ids are compared with those of the tokenizer's own library. Exit code 1 if they differ.
     """
     if text is None and file is None:
         raise typer.BadParameter("give TEXT or --file FILE.", param_hint="TEXT")

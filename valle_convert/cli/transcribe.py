@@ -18,7 +18,7 @@ def transcribe(
     *,
     gguf: Path = GGUF,
     speech: list[Path] = arg(
-        "SPEECH..",
+        "SPEECH...",
         "Recordings (wav, flac, ogg, mp3) or saved codes (.npz). With several, each line is the "
         "path, a tab and the phonemes; with --json, a list.",
     ),

@@ -62,10 +62,10 @@ def utterances(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    """Turn recordings and transcripts into data for --data of evaluate and imatrix.
+    """Turn recordings and transcripts into utterances.
 
-    Nothing is written unless all recordings and texts are usable. Models of version 7 and VALL-E X
-    are not supported.
+    `evaluate`, `imatrix` and `scan` take them with --data. Nothing is written unless all recordings
+    and texts are usable. Models of version 7 and VALL-E X are not supported.
     """
     from valle_convert.families.bundle import open_bundle
 

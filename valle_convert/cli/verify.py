@@ -24,6 +24,7 @@ from valle_convert.cli.options import (
     refuse_idle,
 )
 from valle_convert.cli.remote import local_gguf
+from valle_convert.errors import InputError
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -69,13 +70,12 @@ def verify(
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
-    r"""Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
+    """Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
 
-    \b
-    structure  stock llama.cpp loads the file; all keys and counts are as planned
-    tensors    every weight is read back and compared
-    tokenizer  llama.cpp gives the same ids as the tokenizer's own library
-    logits     llama.cpp computes what PyTorch computes, for every head and task, within rounding
+    Structure: stock llama.cpp loads the file, and all keys and counts are as planned. Tensors:
+    every weight is read back and compared. Tokenizer: llama.cpp gives the ids of the tokenizer's
+    own library. Logits: llama.cpp computes what PyTorch computes, for every head and task, within
+    rounding.
 
     Use the same --config, --lora, --tokenizer and --codec-name as for the conversion. For models of
     several files, name the first one. Checks that cannot run here give NOT VERIFIED and exit code
@@ -84,7 +84,8 @@ def verify(
     CHECKPOINT may also be a GGUF file of llama.cpp's LLaMA converter, if GGUF was repaired from it,
     or an EnCodec, if GGUF is its .bin or .gguf.
     """
-    from valle_convert.files import check_outputs, write_text_atomically
+    from valle_convert.checkpoint.folder import is_on_hub
+    from valle_convert.files import check_input_file, check_outputs, write_text_atomically
     from valle_convert.gguf_file.read import is_gguf, parsed
     from valle_convert.verify import verify_whole
     from valle_convert.verify.codec_file import is_codec_file
@@ -97,6 +98,8 @@ def verify(
         reason = "a file alone is compared with its own digests"
         options.refuse(reason, "--level", "--trace", *_CONVERSION)
         if not is_gguf(checkpoint):
+            if not checkpoint.is_dir() and not is_on_hub(checkpoint):
+                check_input_file(checkpoint, "file")
             raise typer.BadParameter("give the file that was converted from it.", param_hint="GGUF")
         result = verify_whole(checkpoint, progress=console.progress_bar)
     elif is_codec_file(file := parsed(gguf := local_gguf(gguf))):
@@ -160,9 +163,16 @@ def _read_old(path: Path, options: VerifyOptions) -> Checkpoint:
     """A GGUF file of another converter, read as its checkpoint."""
     from valle_convert.api import read_checkpoint
     from valle_convert.families import family_of_file
+    from valle_convert.gguf_file.keys import is_converted
     from valle_convert.gguf_file.read import GgufFile
 
-    read = family_of_file(GgufFile(path, allow_part=True)).ability("repair")
+    file = GgufFile(path, allow_part=True)
+    if is_converted(file.keys):
+        raise InputError(
+            f"{path} is a converted file, expected the checkpoint. To compare two GGUF files, run "
+            "valle-convert compare."
+        )
+    read = family_of_file(file).ability("repair")
     biases = None if options.biases is None else read_checkpoint(options.biases)
     opened: Checkpoint = read(path, config=options.config, biases=biases)
     return opened

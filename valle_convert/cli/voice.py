@@ -15,8 +15,8 @@ def voice(
     recording: Path = arg("RECORDING", "The voice: wav, flac, ogg or mp3."),
     out: Path = arg("OUT.npz", "Its codes."),
     model: Path | None = opt(
-        "The model that will speak, which decides the length. Without it, three seconds of eight "
-        "levels, as in the published models.",
+        "The model that will speak; it determines the length. Default: three seconds of eight "
+        "levels, as for the published models.",
         "GGUF",
     ),
     codec: str | None = CODEC,
@@ -25,7 +25,10 @@ def voice(
     ),
     force: bool = FORCE,
 ) -> None:
-    """Encode a voice once, for --voice of speak and --voices of serve."""
+    """Encode a voice once.
+
+    --voice of `speak` and --voices of `serve` take the result.
+    """
     from valle_convert.audio import (
         SavedCodes,
         check_codes_target,

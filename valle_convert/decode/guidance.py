@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +27,21 @@ class Guidance:
     cfg_rescale: float = 0.75
 
     def __post_init__(self) -> None:
-        check_range("guidance", self.cfg_strength, 0.0, math.inf)
-        check_range("guidance-rescale", self.cfg_rescale, 0.0, 1.0)
+        check_range("guidance_strength", self.cfg_strength, 0.0, math.inf)
+        check_range("guidance_rescale", self.cfg_rescale, 0.0, 1.0)
 
     @property
     def is_on(self) -> bool:
         """Whether the null condition is needed."""
         return self.cfg_strength > 0
+
+
+def guided(found: Iterable[Logits], guidance: Guidance) -> Logits:
+    """The logits of a condition, guided by those of the null condition if there are any."""
+    full, *null = found
+    if not null:
+        return full
+    return guide(full, null[0], guidance.cfg_strength, guidance.cfg_rescale)
 
 
 def guide(full: Logits, null: Logits, strength: float, rescale: float) -> Logits:

@@ -46,10 +46,10 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0.0, math.inf)
-        check_range("top-k", self.top_k, 0, math.inf)
-        check_range("top-p", self.top_p, 0.0, 1.0)
-        check_range("min-p", self.min_p, 0.0, 1.0)
-        check_range("top-no", self.top_no, 0.0, math.inf)
+        check_range("top_k", self.top_k, 0, math.inf)
+        check_range("top_p", self.top_p, 0.0, 1.0)
+        check_range("min_p", self.min_p, 0.0, 1.0)
+        check_range("top_no", self.top_no, 0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Repetition:
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("repetition-penalty", self.penalty, 1e-6, math.inf)
-        check_range("repetition-penalty-decay", self.decay, -100.0, 100.0)
+        check_range("repetition_penalty", self.penalty, 1e-6, math.inf)
+        check_range("repetition_decay", self.decay, -100.0, 100.0)
 
 
 GREEDY = SamplingOptions(temperature=0.0)

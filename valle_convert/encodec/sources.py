@@ -8,7 +8,7 @@ norm is stored in two parts, under one of two names, and is folded when it is re
     conv.parametrizations.weight.original0, .original1              transformers 5
     conv.weight                                                     folded already
 
-Unknown and missing tensors are errors, except for tensors of training that are listed here.
+Unknown and missing tensors are errors, except the training tensors listed here.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
 from valle_convert.files import (
+    ZIP_MAGIC,
     check_input_file,
-    os_fault,
+    first_bytes,
     read_json_object,
     read_small_file,
     stat_of,
@@ -55,7 +56,7 @@ from valle_convert.files import (
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
 _CONFIG = "config.json"
-#: In this order, as transformers looks for them; an index names the shards.
+#: In transformers' order; the index lists the shards.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = "model.safetensors.index.json"
 #: Files to download from the hub; the second set only if the first does not exist.
@@ -98,10 +99,11 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source))
+    if not on_hub or path.suffix in (".gguf", ".bin", ".th"):
         raise InputError(
-            f"There is no codec folder or file {source}; pass a folder with config.json and "
-            f"weights, a .th, .bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
+            f"There is no codec {source}; expected a folder with config.json and weights, a .th, "
+            f".bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
         )
     folder = _fetch(str(source))
     opened = _open_folder(folder, str(source))
@@ -112,16 +114,12 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
 
 
 def _open_file(path: Path, source: str) -> EncodecWeights:
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise os_fault(f"The codec {path} cannot be read", error) from error
+    head = first_bytes(path, 8)
     if head.startswith(MAGIC):
         return open_cpp_file(path, source)
     if head.startswith(b"GGUF"):
         return open_gguf_codec(path, source)
-    if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
+    if head.startswith(ZIP_MAGIC) or head[:1] == b"\x80":
         return _open_meta(path, source)
     if path.suffix == ".nemo":
         raise InputError(f"{path} is a NeMo model, expected EnCodec. {_ELSEWHERE}")
@@ -163,7 +161,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
-        notes=("a .th file has no rate and padding; those of the published EnCodec are assumed",),
+        notes=("a .th file has no sample rate or padding; EnCodec's published ones are assumed",),
     )
 
 
@@ -225,7 +223,7 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
         codebook_dim=dim,
         use_conv_shortcut=any(".shortcut." in name for name in shapes),
     )
-    # The published bandwidths that there are enough codebooks for.
+    # The published bandwidths for which there are enough codebooks.
     paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
     everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
     return replace(spec, target_bandwidths=paid or (everything,))
@@ -292,7 +290,7 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
 
         def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
             path = folder / name
-            # Without exception if the name is too long.
+            # No exception if the name is too long.
             if not os.path.isfile(path):  # noqa: PTH113
                 return None
             file = SafetensorsFile(path)
@@ -354,10 +352,10 @@ def _fetch(name: str) -> Path:
         if all(any((folder / one).is_file() for one in some) for some in ((_CONFIG,), weights)):
             return folder
         error, commit = None, None if from_cache else folder.name
-    reason = words_of(error)[:200] if error else "it has no weights that can be read"
+    reason = words_of(error)[:60] if error else "it has no weights that can be read"
     raise EnvironmentFault(
-        f"The codec {name} cannot be downloaded ({reason}). With a network, run hf download {name} "
-        "--local-dir encodec, and pass the folder encodec."
+        f"The codec {name} cannot be downloaded: {reason}; with a network, run hf download {name} "
+        "--local-dir DIR, and give DIR."
     ) from error
 
 
@@ -413,6 +411,6 @@ class _FoldingReader:
         magnitude, direction = (
             torch.from_numpy(np.array(self._tensors.read(part), np.float32)) for part in parts
         )
-        # The only function that gives the float32 bits that torch computes with.
+        # Only this function gives the same float32 bits as torch.
         folded: Tensor = torch._weight_norm(direction, magnitude, 0).numpy()  # noqa: SLF001
         return folded

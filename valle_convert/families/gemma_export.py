@@ -177,7 +177,7 @@ def export_file(
     tensors = BackTensors(bundle, DTYPES[dtype])
     documents = _metadata(bundle, tensors)
     target = folder / SFT_NAME
-    with made_folder(folder, "give another name."):
+    with made_folder(folder):
         check_outputs([target], force=force, inputs=bundle.paths)
         size = _write(tensors, documents, target, bundle.paths, force=force, progress=progress)
     return Exported(target, size)

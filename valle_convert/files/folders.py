@@ -28,9 +28,7 @@ _TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}{re.escape(PARTIAL)
 
 
 @contextmanager
-def made_folder(
-    folder: Path, advice: str = "give one that ends in .gguf for a single file."
-) -> Iterator[None]:
+def made_folder(folder: Path, advice: str = "give another name.") -> Iterator[None]:
     """A folder for outputs, removed again if it stays empty."""
     missing = list(takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
     try:

@@ -18,7 +18,7 @@ from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
-from valle_convert.wording import plural
+from valle_convert.wording import listing, plural
 
 _PIECE_WEIGHTS = 1 << 20
 _SHOWN, _BEFORE = 60, 20
@@ -91,7 +91,7 @@ class Comparison:
             yield f"{len(self.keys)} of {keys} and {len(self.tensors)} of {tensors} differ"
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as plain values; docs/quantize.md describes them."""
+        """The comparison as plain values."""
         return {"schema_version": 1, "same": self.same, **asdict(self)}
 
 
@@ -110,9 +110,10 @@ def compare_files(
     """Compare the files of two models, key by key and tensor by tensor."""
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
+        kinds = [listing(parts, 2) for parts in (first, second)]
         raise InputError(
-            f"{paths[0]} has {plural(len(first), 'file')}, but {paths[1]} has {len(second)}; "
-            "compare files of the same kind."
+            f"{paths[0]} has the parts {kinds[0]}, but {paths[1]} has {kinds[1]}; compare models "
+            "of the same kind."
         )
     pairs = [(f"{part}: " if len(first) > 1 else "", first[part], second[part]) for part in first]
     keys: list[KeyDifference] = []
@@ -172,14 +173,16 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         if note:
             continue
         try:
-            x = decode(raw_a, a.ggml_type).ravel()
-            y = x if same else decode(raw_b, b.ggml_type).ravel()
+            # As float64, whose squares neither overflow nor vanish.
+            x = decode(raw_a, a.ggml_type).ravel().astype(np.float64)
+            y = x if same else decode(raw_b, b.ggml_type).ravel().astype(np.float64)
         except InputError as fault:
             note = str(fault)
             continue
         signal += float(np.vdot(x, x))
         if not same:
-            error = y - x
+            with np.errstate(invalid="ignore"):  # infinite - infinite
+                error = y - x
             noise += float(np.vdot(error, error))
             largest = max(largest, float(error.max()), -float(error.min()))
     if not math.isfinite(signal + noise):

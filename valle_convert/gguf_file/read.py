@@ -202,10 +202,12 @@ class GgufFile:
         """Reject a part of a split model: llama.cpp would load further files by their names."""
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
+            advice = "join the parts with `llama-gguf-split --merge`."
+            if "valle.part" in self.keys:  # llama.cpp's program cannot join these
+                advice = "give the main file of the model, such as out.gguf."
             raise InputError(
                 f"{self.path} is one part of a split model ({_SPLIT_NUMBER} {number!r:.20}, "
-                f"{_SPLIT_COUNT} {count!r:.20}); join the parts "
-                "with `llama-gguf-split --merge`."
+                f"{_SPLIT_COUNT} {count!r:.20}); {advice}"
             )
 
     @property

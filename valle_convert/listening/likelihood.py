@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.decode.causal import run_pass
 from valle_convert.metrics import log_softmax
 from valle_convert.model.inputs import (
     Condition,
     Segment,
-    assemble,
     length_segments,
     speech_segments,
     transcript_segments,
@@ -32,13 +32,15 @@ class TeacherForcedPass:
     """A pass with known targets.
 
     Attributes:
-        outputs: the elements that predict, [n].
+        n_outputs: the elements at the end that predict.
+        among: which of them, [n].
         targets: the true codes, [n].
     """
 
     head: str
     segments: tuple[Segment, ...]
-    outputs: NDArray[np.int64]
+    n_outputs: int
+    among: NDArray[np.int64] | slice
     targets: NDArray[np.int64]
 
 
@@ -53,7 +55,7 @@ def teacher_forced_passes(
     level_0 = np.asarray(codes)[:, 0]
     if "ar" in capabilities and model.has_head("ar"):
         segments = speech_segments(model, condition, 0, level_0)
-        yield _pass("ar", segments, [*level_0, model.config.special_code], back=1)
+        yield _pass("ar", segments, [*level_0, model.config.special_code])
     for level in range(1, levels):
         segments = speech_segments(model, condition, level, codes)
         yield _pass(f"nar.{level}", segments, codes[:, level])
@@ -63,7 +65,8 @@ def teacher_forced_passes(
         shown = level_0.copy()
         shown[hidden] = model.config.special_code
         segments = speech_segments(model, condition, 0, shown, masked=True)
-        yield _pass("mask", segments, level_0[hidden], among=hidden)
+        targets = np.array(level_0[hidden], np.int64)
+        yield TeacherForcedPass("mask", tuple(segments), n, hidden, targets)
     if "len" in capabilities and model.has_head("len"):
         digits = [int(digit) for digit in str(n)]
         segments = length_segments(model, condition, [0, *digits])
@@ -76,24 +79,15 @@ def teacher_forced_passes(
 
 def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> NDArray[np.float64]:
     """The negative log likelihood of each target, in nats, [n]."""
-    inputs = assemble(network.model, one_pass.segments, network.look_up)
-    logits = network.step(
-        inputs.embeddings, inputs.positions, head=one_pass.head, outputs=one_pass.outputs
-    )
-    network.forget(0)
+    head, n = one_pass.head, one_pass.n_outputs
+    logits = run_pass(network, one_pass.segments, head=head, n_outputs=n)[one_pass.among]
     found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), one_pass.targets]
     return -found
 
 
 def _pass(
-    head: str,
-    segments: list[Segment],
-    targets: NDArray[np.integer] | list[int],
-    *,
-    back: int = 0,
-    among: NDArray[np.int64] | None = None,
+    head: str, segments: list[Segment], targets: NDArray[np.integer] | list[int]
 ) -> TeacherForcedPass:
-    """A pass over the last segment's elements, `back` before them, or only `among` them."""
-    first = sum(len(one) + 1 for one in segments[:-1]) - back
-    rows = np.arange(len(targets)) if among is None else among
-    return TeacherForcedPass(head, tuple(segments), first + rows, np.array(targets, np.int64))
+    """A pass whose last elements predict."""
+    true = np.array(targets, np.int64)
+    return TeacherForcedPass(head, tuple(segments), len(true), slice(None), true)

@@ -83,8 +83,7 @@ def check_reports(targets: Sequence[Path]) -> None:
     for target in targets:
         if target.suffix not in FORMS:
             raise InputError(
-                f"The report {target} ends in {target.suffix or 'nothing'!r}; expected one of "
-                f"{', '.join(FORMS)}."
+                f"The name of the report {target} must end in one of {', '.join(FORMS)}."
             )
         if target.suffix == ".html":
             check_matplotlib()

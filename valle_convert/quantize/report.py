@@ -42,7 +42,7 @@ MIN_TEXTS = 8
 #: The recommended file has at most this mean KL divergence from the reference, in nats.
 NEAR_KL = 1e-2
 #: By the mean KL divergence in nats: a word for it, and what such a file is good for. At the first
-#: limit one in hundreds of best codes changes; at the last, a tenth (docs/quantize-measured.md).
+#: limit one in hundreds of best codes changes; at the last, a tenth.
 _NEARNESS: tuple[tuple[float, str, str], ...] = (
     (1e-3, "very close", "as good as the original"),
     (NEAR_KL, "close", "everyday use"),
