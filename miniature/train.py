@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,18 +32,13 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from tqdm import tqdm
 
 from miniature import corpus
-from miniature.network import IGNORE, LEVELS, Example, Network, export
+from miniature.network import LEVELS, Network, export
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
 from valle_convert.files import atomic_output
-from valle_convert.model.inputs import (
-    Condition,
-    Segment,
-    length_segments,
-    speech_segments,
-    transcript_segments,
-)
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
+from valle_convert.listening.likelihood import TeacherForcedPass, teacher_forced_pass
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model
 from valle_convert.tokenizer.choose import BUILT_IN
 
 CODEC = Path(__file__).parent / "codec.safetensors"
@@ -162,52 +156,16 @@ def _say(pairs: Sequence[tuple[str, str]]) -> tuple[list[Spoken], bytes]:
 
 def example(
     model: Model,
-    task: str,
+    head: str,
     said: Spoken,
     prompt: NDArray[np.int32] | None,
     rng: np.random.Generator,
-) -> Example:
-    """A training example of a task: "ar", "nar.<level>", "mask", "len" or "stt".
-
-    Args:
-        model: the layout.
-        task: also the head's name.
-        said: what is to be learnt.
-        prompt: of the voice, [frames, levels]; None for the null condition.
-        rng: says what is masked.
-    """
-    codes = said.codes
+) -> TeacherForcedPass:
+    """A training example of a head; without a prompt, of the null condition."""
     condition = Condition(said.phonemes, ENGLISH, prompt)
     if prompt is None:
         condition = condition.null()
-    if task == "ar":
-        segments = speech_segments(model, condition, 0, codes[:, 0])
-        targets = np.append(codes[:, 0], model.config.special_code)
-        return _example(segments, task, targets, back=1)
-    if task == "mask":
-        share = math.cos(rng.random() * math.pi / 2)
-        hidden = np.zeros(len(codes), bool)
-        n_hidden = max(1, round(share * len(codes)))
-        hidden[rng.choice(len(codes), n_hidden, replace=False)] = True
-        shown = np.where(hidden, model.config.special_code, codes[:, 0])
-        segments = speech_segments(model, condition, 0, shown, masked=True)
-        return _example(segments, task, np.where(hidden, codes[:, 0], IGNORE))
-    if task == "len":
-        digits = [int(digit) for digit in str(len(codes))]
-        segments = length_segments(model, condition, [0, *digits])
-        return _example(segments, task, np.array([*digits, LENGTH_STOP]))
-    if task == "stt":
-        segments = transcript_segments(model, codes, said.phonemes[:-1], ENGLISH)
-        return _example(segments, task, said.phonemes[1:])
-    level = int(task.removeprefix("nar."))
-    return _example(speech_segments(model, condition, level, codes), task, codes[:, level])
-
-
-def _example(
-    segments: list[Segment], head: str, targets: NDArray[Any], *, back: int = 0
-) -> Example:
-    first = sum(len(one) + 1 for one in segments[:-1])
-    return Example(segments, head, first - back, targets.astype(np.int64))
+    return teacher_forced_pass(model, head, condition, said.codes, rng)
 
 
 class Trainer:
@@ -276,7 +234,7 @@ class Trainer:
         with (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
-    def _examples_to_validate(self, spoken: Sequence[Spoken]) -> list[Example]:
+    def _examples_to_validate(self, spoken: Sequence[Spoken]) -> list[TeacherForcedPass]:
         """Validation examples of every task and utterance, always the same, sorted by length."""
         rng = np.random.default_rng(self._seed)
         tasks = [task for task in _TASKS if task != "nar"]
@@ -315,7 +273,7 @@ class Trainer:
         self._optimizer.step()
         return [(one.head, loss.item()) for one, loss in zip(examples, losses, strict=True)]
 
-    def _batch(self, share: float) -> list[Example]:
+    def _batch(self, share: float) -> list[TeacherForcedPass]:
         """Examples of all tasks with similar lengths, from the shortest share."""
         rng = self._rng
         n = round(share * len(self._by_length))
@@ -371,10 +329,10 @@ class Trainer:
         export(self._network, self._folder / "miniature.sft", vocabulary, stats)
 
 
-def _losses(network: Network, examples: Sequence[Example]) -> list[torch.Tensor]:
+def _losses(network: Network, examples: Sequence[TeacherForcedPass]) -> list[torch.Tensor]:
     """Mean loss of each example."""
     return [
-        F.cross_entropy(logits.float(), torch.from_numpy(one.targets), ignore_index=IGNORE)
+        F.cross_entropy(logits.float(), torch.from_numpy(one.targets))
         for logits, one in zip(network(examples), examples, strict=True)
     ]
 

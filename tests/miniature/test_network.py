@@ -50,10 +50,7 @@ def test_its_logits_are_the_converters(spoken: list[Spoken], tmp_path: Path) -> 
         reference.forget(0)
         inputs = assemble(reference.model, one.segments, reference.look_up)
         expected = reference.step(
-            inputs.embeddings,
-            inputs.positions,
-            head=one.head,
-            outputs=slice(one.first, one.first + len(one.targets)),
+            inputs.embeddings, inputs.positions, head=one.head, outputs=one.outputs
         )
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-5, err_msg=one.head)
 
