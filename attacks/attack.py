@@ -13,6 +13,9 @@ CHECKPOINT = ("inspect {}", "{} {out}.gguf --verify none", "{} {out}.gguf --dry-
 CONVERTED = ("verify {}", "tokenize {} a", "quantize {} {out}.gguf Q8_0")
 CODEC = ("codec {} {out}.gguf",)
 
+#: Writes an attack into a folder and gives its path; gets the canary's path, too.
+Made = Callable[[Path, Path], Path]
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -20,13 +23,23 @@ class Attack:
 
     Attributes:
         tries: what it tries, in words.
-        make: writes it into a folder and gives its path; gets the canary's path, too.
         commands: what has to refuse it.
     """
 
     tries: str
-    make: Callable[[Path, Path], Path]
+    make: Made
     commands: tuple[str, ...] = CHECKPOINT
+
+
+def one_file(name: str, data: Callable[[Path], bytes]) -> Made:
+    """A file alone; its bytes may name the canary."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        path = folder / name
+        path.write_bytes(data(canary))
+        return path
+
+    return make
 
 
 class Calls:

@@ -21,11 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
+from shared import make_source
 
-from make_checkpoint import PRODUCTION, make_checkpoint
-
-from valle_convert import plan_conversion, write_gguf
 from valle_convert.quantize.tool import find_quantizer
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     program = find_quantizer().command[0]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        source = make_source(folder)
+        _, source = make_source(folder)
         print(f"{source.name}: {source.stat().st_size / 2**20:.0f} MiB, {os.cpu_count()} cores\n")
         print(
             "| types | llama-quantize, s | valle-convert quantize, s | ratio | ratio of CPU time "
@@ -69,16 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"\nallowed: {MAX_RATIO} and {MAX_EXTRA_MB} MB; all types in one command: "
             f"{command.seconds / alone.seconds:.2f}, {command.megabytes - alone.megabytes:+.0f} MB"
         )
-
-
-def make_source(folder: Path) -> Path:
-    """The production-size file in F16."""
-    checkpoint = folder / "production.sft"
-    make_checkpoint(checkpoint, PRODUCTION, dtype="f16")
-    source = folder / "production-f16.gguf"
-    write_gguf(plan_conversion(checkpoint), source)
-    checkpoint.unlink()
-    return source
 
 
 def best(

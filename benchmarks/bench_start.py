@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def make_model(folder: Path) -> Path:
     """Random weights of production size in Q4_K_M."""
-    from bench_speak import make_file, make_source
+    from shared import make_file, make_source
 
     return make_file(*make_source(folder), "Q4_K_M")
 

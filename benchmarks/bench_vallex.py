@@ -24,16 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "fixtures"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
-from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path above
+from make_vallex import PUBLISHED, make_vallex
 
-from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402
-from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402
-from valle_convert.decode.batch import Element  # noqa: E402
-from valle_convert.families.family import Choices  # noqa: E402
-from valle_convert.families.vallex.composed import VallexText  # noqa: E402
+from valle_convert import open_network, plan_conversion, write_gguf
+from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.decode.batch import Element
+from valle_convert.families.family import Choices
+from valle_convert.families.vallex.composed import VallexText
 
 N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
 

@@ -22,10 +22,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
-
 from bench_quantize import measure
-from make_checkpoint import PRODUCTION, make_checkpoint
+from shared import PRODUCTION, PROGRAM, make_checkpoint
 
 from valle_convert.gguf_file.read import GgufFile
 
@@ -127,7 +125,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
         if name in done or (wanted and not wanted & {job, name}):
             continue
         command = "evaluate" if job == "reference" else job
-        words = [sys.executable, "-m", "valle_convert", command, *arguments, "--force"]
+        words = [*PROGRAM, command, *arguments, "--force"]
         if job == "merge":
             merged = [one.parent for one in folder.glob("*/*.measurements.json")]
             words += [*merged, folder / "out"]

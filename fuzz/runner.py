@@ -26,7 +26,6 @@ from random import Random
 from typing import Any, NoReturn
 
 from fuzz.targets import TARGETS, Files, Target
-from valle_convert.wording import markdown_table
 
 #: Of the processor, since others may be at work on it.
 SECONDS_PER_INPUT = 10
@@ -207,34 +206,26 @@ def run_worker(
     counters: mmap.mmap,
     findings: Path,
     most: int | None = None,
-) -> Count:
+) -> None:
     """Read inputs until the time is over or there have been as many as asked for."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGPROF, _on_alarm)
     bench = Bench(root)
     check_seeds(bench, target)
     limit_memory()
-    count = Count(target.name, seed, first)
-    started = time.monotonic()
-    index = first
-    while time.monotonic() - started < seconds and (most is None or count.inputs < most):
-        _COUNTERS.pack_into(counters, 0, index, count.accepted, count.refused, count.findings)
+    index, counts = first, {"accepted": 0, "refused": 0, "findings": 0}
+    end = time.monotonic() + seconds
+    while True:
+        _COUNTERS.pack_into(counters, 0, index, *counts.values())
+        if time.monotonic() >= end or (most is not None and index - first >= most):
+            return
         files = make_input(target, seed, index)
         try:
-            verdict = bench.read(target, files)
-            if verdict == "accepted":
-                count.accepted += 1
-            else:
-                count.refused += 1
+            counts[bench.read(target, files)] += 1
         except (Exception, _HangError, _ForbiddenError) as error:  # each is a finding
-            count.findings += 1
+            counts["findings"] += 1
             keep(finding_of(target, seed, index, error), findings)
         index += 1
-        count.inputs += 1
-    _COUNTERS.pack_into(counters, 0, index, count.accepted, count.refused, count.findings)
-    count.seconds = time.monotonic() - started
-    count.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return count
 
 
 def limit_memory() -> None:
@@ -327,43 +318,39 @@ class Run:
         _COUNTERS.pack_into(counters, 0, first, 0, 0, 0)
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_fast_folder()) as name:
             root = Path(name)
-            result = root / "result.json"
             sys.stdout.flush()
             child = os.fork()
             if child == 0:
                 _be_worker(target, root, self.seed, first, seconds, counters, self.findings, most)
-            status, is_stuck = _wait(child, counters)
-            index, accepted, refused, findings = _COUNTERS.unpack_from(counters, 0)
-            total.accepted += accepted
-            total.refused += refused
-            total.findings += findings
+            code, peak_mb, is_stuck = _wait(child, counters)
             printed = (root / "printed").read_text(encoding="utf-8", errors="replace")
-            if result.exists():
-                count = Count(**json.loads(result.read_text(encoding="utf-8")))
-                total.inputs += count.inputs
-                total.peak_mb = max(total.peak_mb, count.peak_mb)
-                return True
-        code = os.waitstatus_to_exitcode(status)
+        index, accepted, refused, findings = _COUNTERS.unpack_from(counters, 0)
+        total.inputs += index - first
+        total.accepted += accepted
+        total.refused += refused
+        total.findings += findings
+        total.peak_mb = max(total.peak_mb, peak_mb)
+        if code == 0:
+            return True
         if code > 0:
             raise RuntimeError(f"the worker of {target.name} ended with {code}: {printed[-3000:]}")
         what = "hang" if is_stuck else f"killed by {signal.Signals(-code).name}"
         finding = Finding(target.name, self.seed, index, what, "outside of Python", printed[-4000:])
         keep(finding, self.findings)
         total.findings += 1
-        total.inputs += index + 1 - first
+        total.inputs += 1
         return False
 
 
 def _be_worker(target: Target, root: Path, *arguments: Any) -> NoReturn:  # noqa: ANN401
-    """The child's part of a fork: work, write the result, and end without any cleaning up."""
+    """The child's part of a fork: work, and end without any cleaning up."""
     code = 1
     try:
         # Some libraries print what they think of a damaged file.
         handle = os.open(root / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for descriptor in (1, 2):
             os.dup2(handle, descriptor)
-        count = run_worker(target, root, *arguments)
-        (root / "result.json").write_text(json.dumps(asdict(count)), encoding="utf-8")
+        run_worker(target, root, *arguments)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
@@ -371,20 +358,19 @@ def _be_worker(target: Target, root: Path, *arguments: Any) -> NoReturn:  # noqa
         os._exit(code)
 
 
-def _wait(child: int, counters: mmap.mmap) -> tuple[int, bool]:
-    """Wait for a worker; kill it where it has not come to another input for long."""
-    last, since = -1, time.monotonic()
+def _wait(child: int, counters: mmap.mmap) -> tuple[int, float, bool]:
+    """A worker's exit code, its largest memory in MB, and whether it was stuck and killed."""
+    last, since, is_stuck = -1, time.monotonic(), False
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
-            return status, False
+            return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024, is_stuck
         (index, *_) = _COUNTERS.unpack_from(counters, 0)
         if index != last:
             last, since = index, time.monotonic()
         elif time.monotonic() - since > _STUCK_SECONDS:
             os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            return status, True
+            is_stuck = True
         time.sleep(0.05)
 
 
@@ -406,27 +392,13 @@ def distinct(folder: Path) -> list[tuple[Finding, int]]:
     return [(ones[0], len(ones)) for ones in found.values()]
 
 
-def table(counts: Sequence[Count]) -> list[str]:
-    """Markdown: what became of all inputs, target by target."""
-    rows = []
-    for name in [*dict.fromkeys(count.target for count in counts), ""]:
-        ones = [count for count in counts if name in ("", count.target)]
-        sums = [
+def table(counts: Sequence[Count]) -> Iterator[tuple[object, ...]]:
+    """What became of all inputs, target by target: docs/fuzzing.csv."""
+    yield ("target", "inputs", "taken", "refused", "findings", "seconds", "memory MB")
+    for name in dict.fromkeys(count.target for count in counts):
+        ones = [count for count in counts if count.target == name]
+        sums = (
             sum(getattr(count, field) for count in ones)
             for field in ("inputs", "accepted", "refused", "findings", "seconds")
-        ]
-        peak = max((count.peak_mb for count in ones), default=0.0)
-        rows.append([name or "**all**", *(f"{one:,.0f}" for one in (*sums, peak))])
-    header = ("target", "inputs", "taken", "refused", "findings", "seconds", "memory, MB")
-    return markdown_table(header, rows).splitlines()
-
-
-def save_input(target: Target, seed: int, index: int, folder: Path) -> Sequence[Path]:
-    """Write the files of an input, to look at or to keep."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, data in make_input(target, seed, index).items():
-        paths.append(folder / name)
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        paths[-1].write_bytes(data)
-    return paths
+        )
+        yield (name, *map(round, sums), round(max(count.peak_mb for count in ones)))

@@ -21,12 +21,19 @@ Files = Mapping[str, bytes]
 _UNKNOWN, _CONTROL, _BYTE = 2, 3, 6
 
 
+def _after(given: Files, run: Callable[[Path], object]) -> dict[str, bytes]:
+    """The files of a folder in which a function has run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for one, data in given.items():
+            (folder / one).write_bytes(data)
+        run(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def _written(write: Callable[[Path], object], name: str) -> bytes:
     """The bytes of what a function writes under a name."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        write(path)
-        return path.read_bytes()
+    return _after({}, lambda folder: write(folder / name))[name]
 
 
 # -------------------------------------------------------------------------------- weights
@@ -97,6 +104,11 @@ def config() -> dict[str, Any]:
     return made
 
 
+def config_json() -> bytes:
+    """The same as a file."""
+    return json.dumps(config()).encode()
+
+
 @cache
 def lora(suffix: str = ".sft") -> bytes:
     """A LoRA of two of its weights."""
@@ -119,13 +131,7 @@ def lora(suffix: str = ".sft") -> bytes:
 @cache
 def converted() -> bytes:
     """The GGUF file of that checkpoint."""
-    from valle_convert import plan_conversion, write_gguf
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.sft", Path(folder) / "model.gguf"
-        source.write_bytes(checkpoint())
-        write_gguf(plan_conversion(source), target)
-        return target.read_bytes()
+    return _converted_set("model.sft", checkpoint())["x.gguf"]
 
 
 @cache
@@ -157,36 +163,34 @@ def version_7_set() -> dict[str, bytes]:
 def _converted_set(name: str, checkpoint: bytes) -> dict[str, bytes]:
     from valle_convert import plan_conversion, write_gguf
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / name).write_bytes(checkpoint)
-        write_gguf(plan_conversion(folder / name), folder / "x.gguf")
-        return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
+    files = _after(
+        {name: checkpoint},
+        lambda folder: write_gguf(plan_conversion(folder / name), folder / "x.gguf"),
+    )
+    del files[name]
+    return files
 
 
 @cache
 def old_gguf() -> bytes:
-    """A file that was made the old way, of the small checkpoint."""
+    """The small checkpoint as llama.cpp's LLaMA converter writes it."""
     from verify.old_files import make_old
 
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.sft", Path(folder) / "old.gguf"
-        source.write_bytes(checkpoint())
-        make_old(source, target, "F16")
-        return target.read_bytes()
+    return _after(
+        {"model.sft": checkpoint()},
+        lambda folder: make_old(folder / "model.sft", folder / "old.gguf", "F16"),
+    )["old.gguf"]
 
 
 @cache
 def adapter() -> bytes:
-    """The LoRA, kept apart from the converted file."""
+    """The LoRA as a GGUF adapter of the converted file."""
     from valle_convert.api import write_lora
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "base.gguf").write_bytes(converted())
-        (folder / "lora.sft").write_bytes(lora())
-        write_lora(folder / "base.gguf", folder / "lora.sft", folder / "out.gguf")
-        return (folder / "out.gguf").read_bytes()
+    return _after(
+        {"base.gguf": converted(), "lora.sft": lora()},
+        lambda folder: write_lora(folder / "base.gguf", folder / "lora.sft", folder / "out.gguf"),
+    )["out.gguf"]
 
 
 @cache
@@ -383,7 +387,6 @@ def codes_zip() -> bytes:
     return zip_of(list(codes_npz().items()))
 
 
-@cache
 # ------------------------------------------------------------------------- folders, reports
 
 
@@ -395,17 +398,16 @@ def manifest() -> dict[str, bytes]:
     from valle_convert.gguf_file.read import GgufFile
     from valle_convert.quantize.manifest import ManifestFile, tensor_digests, write_manifest
 
-    data = imatrix()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "m.gguf").write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
+    def write(folder: Path) -> None:
+        path = folder / "m.gguf"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         file = ManifestFile(
-            "m.gguf", "imatrix", len(data), digest, digest, {"name": "t"}, ("a",), None,
-            tensor_digests(GgufFile(folder / "m.gguf")),
+            path.name, "imatrix", path.stat().st_size, digest, digest, {"name": "t"}, ("a",), None,
+            tensor_digests(GgufFile(path)),
         )  # fmt: skip
         write_manifest(folder, [file])
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    return _after({"m.gguf": imatrix()}, write)
 
 
 def warm() -> None:

@@ -94,17 +94,9 @@ def environment(folder: Path, wheel: str, below: Path | None) -> Path:
         constraints = (PROJECT / "constraints.txt").read_text(encoding="utf-8")
         torch = next(line for line in constraints.splitlines() if line.startswith("torch=="))
         run([*pip, torch])
-    run(
-        [
-            *pip,
-            "--constraint",
-            PROJECT / "constraints.txt",
-            "--force-reinstall",
-            "--no-deps",
-            wheel.partition("[")[0],
-        ]
-    )
-    run([*pip, "--constraint", PROJECT / "constraints.txt", wheel])
+    pip += ["--constraint", PROJECT / "constraints.txt"]
+    run([*pip, "--force-reinstall", "--no-deps", wheel.partition("[")[0]])
+    run([*pip, wheel])
     return folder
 
 
