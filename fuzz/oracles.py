@@ -1,4 +1,4 @@
-"""What we take, held against the readers of the formats' own projects."""
+"""What our readers accept, compared with the readers of the formats' own projects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_READ_TYPES = {"Q1_0", "Q2_0"}
 
 
 class DisagreementError(AssertionError):
-    """We take what another reader refuses, or reads otherwise."""
+    """We accept what another reader rejects, or reads otherwise."""
 
 
 def _hold(same: bool, what: str) -> None:
@@ -38,11 +38,7 @@ def same_value(a: Any, b: Any) -> bool:  # noqa: ANN401 - of any type
 
 
 def same_gguf(path: Path) -> None:
-    """Hold a file that we take against the gguf package: keys, types, places, data, numbers.
-
-    Raises:
-        DisagreementError: something differs.
-    """
+    """Compare a file with the gguf package: keys, types, offsets, data, numbers."""
     import gguf
 
     ours, theirs = GgufFile(path, allow_part=True), gguf.GGUFReader(path)
@@ -79,11 +75,7 @@ def same_gguf(path: Path) -> None:
 
 
 def same_safetensors(path: Path) -> None:
-    """Hold a file that we take against the safetensors library's torch side.
-
-    Raises:
-        DisagreementError: something differs.
-    """
+    """Compare a file with the safetensors library, through torch."""
     import torch
     from safetensors import safe_open
 
@@ -105,11 +97,7 @@ def same_safetensors(path: Path) -> None:
 
 
 def same_torch(path: Path, ours: TensorSource) -> None:
-    """Hold the tensors of a file that we take against those that torch loads without mapping.
-
-    Raises:
-        DisagreementError: something differs.
-    """
+    """Compare the tensors of a file with those that torch loads without mapping."""
     import torch
 
     with warnings.catch_warnings():
@@ -131,11 +119,7 @@ def same_torch(path: Path, ours: TensorSource) -> None:
 
 
 def loads_tokenizer(opened: TokenizerFile) -> None:
-    """Let the library that made a tokenizer load and use it, and hold its ids to ours.
-
-    Raises:
-        DisagreementError: its vocabulary has ids that we do not know of.
-    """
+    """Check that a tokenizer's own library loads it and gives no ids that we do not know."""
     from valle_convert.errors import InputError
 
     try:
@@ -150,10 +134,6 @@ def loads_tokenizer(opened: TokenizerFile) -> None:
 
 
 def loads_npz(path: Path) -> None:
-    """Let numpy read the arrays that we took.
-
-    Raises:
-        DisagreementError: it reads none of them.
-    """
+    """Check that numpy reads the file."""
     with np.load(path, allow_pickle=False) as archive:
         _hold(len(archive.files) > 0, "no arrays")

@@ -1,9 +1,9 @@
-"""Targets in processes with limits: memory, time, files, and what may be called.
+"""Runs targets in processes with limits: memory, time, files, and what may be called.
 
-A worker makes input after input, reads it and looks around: whatever is raised that is no refusal,
-a file that was not there before, a file touched elsewhere, a program started, memory beyond the
-limit, more than ten seconds of the processor, and its own death are findings. The parent knows by a
-counter in shared memory which input a worker was at when it died or hung, and goes on behind it.
+A worker makes and reads input after input. Findings are: any exception but `ValleConvertError`, a
+file left behind or written elsewhere, a program started, memory beyond the limit, more than ten
+seconds of CPU time, and the worker's own death. A counter in shared memory tells the parent which
+input a worker was at when it died or hung; the next worker continues after it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any, NoReturn
 
 from fuzz.targets import TARGETS, Files, Target
 
-#: Of the processor, since others may be at work on it.
+#: Of CPU time, since other processes may run.
 SECONDS_PER_INPUT = 10
 MEMORY_BYTES = 1 << 30
-#: A worker that is stuck where no signal of Python's reaches it is killed after so long.
+#: A worker that is stuck in C code, where Python handles no signal, is killed after this time.
 _STUCK_SECONDS = 120
 _COUNTERS = struct.Struct("<4Q")  # next input, accepted, refused, findings
-#: A session looks up functions of it, to take states out of a graph.
+#: A session loads it to read states out of a graph.
 _OURS = "libggml-base"
-#: What no reader has any business doing.
+#: What a reader must never do.
 _FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "os.forkpty",
     "subprocess.Popen", "socket.connect", "socket.bind", "socket.getaddrinfo", "pty.spawn",
@@ -45,21 +45,14 @@ _FORBIDDEN = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What went wrong with one input.
-
-    Attributes:
-        target: which.
-        seed: of the run.
-        index: of the input.
-        what: exception, "left behind", "hang", "memory", "killed by SIGSEGV" ...
-        where: the innermost places of this project; findings of one place are one.
-        detail: the traceback, or words.
-    """
+    """What went wrong with one input."""
 
     target: str
     seed: int
     index: int
+    #: An exception, "hang", "killed by SIGSEGV" ...
     what: str
+    #: The innermost functions of this project; findings at one place count as one.
     where: str
     detail: str
 
@@ -84,7 +77,7 @@ class _HangError(BaseException):
 
 
 class _ForbiddenError(BaseException):
-    """Likewise."""
+    """No `except Exception` of a reader may swallow it, either."""
 
 
 def make_input(target: Target, seed: int, index: int) -> Files:
@@ -122,11 +115,7 @@ class Bench:
                 raise _ForbiddenError(f"{path!r} was opened for writing")
 
     def read(self, target: Target, files: Files) -> str:
-        """Write the files, read them, look around; "accepted" or "refused".
-
-        Raises:
-            Exception: whatever is a finding.
-        """
+        """Write the files and read them; "accepted" or "refused". Any exception is a finding."""
         from valle_convert.errors import ValleConvertError
 
         for name, data in files.items():
@@ -164,11 +153,7 @@ class Bench:
 
 
 def check_message(text: str) -> None:
-    """Hold a refusal to what a user can read: one sentence of a bearable length.
-
-    Raises:
-        AssertionError: it is none.
-    """
+    """Check that a user can read an error."""
     if not text or len(text) > 20_000 or "Traceback" in text:
         raise AssertionError(f"a message of {len(text):,} characters: {text[:200]!r}")
 
@@ -184,11 +169,7 @@ def finding_of(target: Target, seed: int, index: int, error: BaseException) -> F
 
 
 def check_seeds(bench: Bench, target: Target) -> None:
-    """Read the files that a target starts from.
-
-    Raises:
-        RuntimeError: one of them is not taken, so that everything would be refused.
-    """
+    """Check that a target accepts the files that it starts from."""
     for files in target.valid():
         if bench.read(target, files) != "accepted":
             raise RuntimeError(f"{target.name}: a valid input was refused")
@@ -248,13 +229,7 @@ def keep(finding: Finding, folder: Path) -> None:
 
 @dataclass
 class Run:
-    """All targets in turn, each in a process of its own.
-
-    Attributes:
-        out: a folder for counts, findings and how far each target has come.
-        seed: of all inputs.
-        targets: which ones.
-    """
+    """All targets in turn, each in a process of its own; `out` keeps counts and findings."""
 
     out: Path
     seed: int = 0

@@ -1,8 +1,8 @@
-"""What is read, of what it is made, and whose reader it is held against.
+"""The targets: what makes an input, what reads it, and the library that it is compared with.
 
 A target makes the files of an input from a random generator alone, and reads them as the program
-does. A reader may refuse (`ValleConvertError`); what it takes is read to the end and compared with
-the format's own library where there is one. Anything else that is raised is a finding.
+does. A reader may raise `ValleConvertError`. What it accepts is read to the end and compared with
+the format's own library, if there is one. Any other exception is a finding.
 """
 
 from __future__ import annotations
@@ -41,20 +41,14 @@ _SPOKEN = "h\u0259l\u02c8o\u028a"
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of input.
-
-    Attributes:
-        name: of it.
-        make: the files of an input, by name.
-        read: reads them in a folder; raises `ValleConvertError` where it refuses.
-        valid: the files that mutations start from, which have to be taken.
-        share: of the running time, relative to the others.
-    """
+    """One kind of input: what makes its files, and what reads them in a folder."""
 
     name: str
     make: Callable[[Random], Files]
     read: Callable[[Path], None]
+    #: The inputs that mutations start from; `read` accepts them.
     valid: Callable[[], Sequence[Files]]
+    #: Of the running time, relative to the others.
     share: float = 1.0
 
 

@@ -94,11 +94,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 class Network(nn.Module):
-    """The weights by their names in the checkpoint, and the forward pass.
-
-    Args:
-        seed: of the first weights.
-    """
+    """The weights by their names in the checkpoint, and the forward pass."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

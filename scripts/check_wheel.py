@@ -45,11 +45,7 @@ IMPORTS: Mapping[str, str] = {
 def run(
     words: Sequence[object], expected: Sequence[int] = (0,), cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A command that must end with one of some codes, and without a traceback.
-
-    Raises:
-        RuntimeError: it does not.
-    """
+    """Run a command, which must end with one of some codes and without a traceback."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [*map(str, words)], capture_output=True, text=True, cwd=cwd, env=environment, check=False

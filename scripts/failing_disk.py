@@ -35,11 +35,7 @@ class Disk:
         self._nodes: dict[Path, int] = {folder: 1}
 
     def answer(self, opcode: int, node: int, data: bytes) -> bytes:
-        """What a request gets.
-
-        Raises:
-            OSError: as the request's errno.
-        """
+        """The reply to a request; an `OSError` is replied as its errno."""
         path = self._paths[node] if node < len(self._paths) else self._paths[1]
         if opcode == _INIT:
             return struct.pack("<IIIIHHIIHHI28x", 7, 31, 1 << 17, 0, 12, 10, 1 << 17, 1, 32, 0, 0)

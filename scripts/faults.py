@@ -44,17 +44,11 @@ OLD, NEW, MIXED, BROKEN = "old", "new", "mixed", "BROKEN"
 
 @dataclass(frozen=True)
 class Operation:
-    """One command that writes.
-
-    Attributes:
-        command: its words, with the folders {given} and {out}.
-        first: more words, of the run that makes the old files.
-        again: more words, of the run that makes the new ones.
-        outputs: the files that it writes.
-    """
+    """One command that writes `outputs`, from the folder {given} to {out}."""
 
     name: str
     command: str
+    #: The rest of the command when it writes the old files, and when it writes the new ones.
     first: str
     again: str
     outputs: tuple[str, ...]
@@ -162,12 +156,7 @@ def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 class Stage:
-    """An operation whose old and new outputs are known.
-
-    Attributes:
-        seconds: of a run that nothing happens to, about.
-        n_bytes: of the largest output.
-    """
+    """An operation whose old and new outputs are known; a run takes about `seconds`."""
 
     def __init__(self, operation: Operation, given: Path, folder: Path) -> None:
         self.operation = operation

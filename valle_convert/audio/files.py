@@ -154,9 +154,8 @@ def decode_audio(
         raise InputError(f"{name} has samples that are not finite; the file is damaged.")
     if mixed_power < _CANCELLED * power:
         raise InputError(
-            f"The channels of {name} cancel each other out; keep one with"
-            f" `ffmpeg -i {shell_name} -af 'pan=mono|c0=c0' "
-            "voice.wav`."
+            f"The channels of {name} cancel each other out; keep one with "
+            f"`ffmpeg -i {shell_name} -af 'pan=mono|c0=c0' voice.wav`."
         )
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate, quality="VHQ")
