@@ -19,16 +19,11 @@ Made = Callable[[Path, Path], Path]
 
 @dataclass(frozen=True)
 class Attack:
-    """One hostile input.
+    """One hostile input."""
 
-    Attributes:
-        tries: what it tries, in words.
-        commands: what has to refuse it.
-    """
-
-    tries: str
+    tries: str  # what it tries, in words
     make: Made
-    commands: tuple[str, ...] = CHECKPOINT
+    commands: tuple[str, ...] = CHECKPOINT  # what has to refuse it
 
 
 def one_file(name: str, data: Callable[[Path], bytes]) -> Made:

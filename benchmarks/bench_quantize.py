@@ -24,6 +24,7 @@ from pathlib import Path
 from shared import make_source
 
 from valle_convert.quantize.tool import find_quantizer
+from valle_convert.wording import markdown_table
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 #: What the command may cost: of the program's time, and beyond its memory.
@@ -53,15 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(name)
         _, source = make_source(folder)
         print(f"{source.name}: {source.stat().st_size / 2**20:.0f} MiB, {os.cpu_count()} cores\n")
-        print(
-            "| types | llama-quantize, s | valle-convert quantize, s | ratio | ratio of CPU time "
-            "| more memory, MB |"
-        )
-        print("|---|---:|---:|---:|---:|---:|")
-        for kind in types:
-            print(row(kind, *best(program, source, folder, [kind], arguments.runs)), flush=True)
-        alone, command = best(program, source, folder, types, arguments.runs)
-        print(row(", ".join(types), alone, command))
+        rows = []
+        for kinds in (*([kind] for kind in types), types):
+            alone, command = best(program, source, folder, kinds, arguments.runs)
+            rows.append(row(", ".join(kinds), alone, command))
+        header = ("types", "llama-quantize, s", "valle-convert quantize, s", "ratio")
+        print(markdown_table((*header, "ratio of CPU time", "more memory, MB"), rows))
         print(
             f"\nallowed: {MAX_RATIO} and {MAX_EXTRA_MB} MB; all types in one command: "
             f"{command.seconds / alone.seconds:.2f}, {command.megabytes - alone.megabytes:+.0f} MB"
@@ -145,14 +143,11 @@ def resident(pid: int) -> int:
         return 0
 
 
-def row(name: str, alone: Run, command: Run) -> str:
+def row(name: str, alone: Run, command: Run) -> tuple[str, ...]:
     """A line of the table."""
-    return (
-        f"| {name} | {alone.seconds:.2f} | {command.seconds:.2f} "
-        f"| {command.seconds / alone.seconds:.2f} "
-        f"| {command.cpu_seconds / alone.cpu_seconds:.2f} "
-        f"| {command.megabytes - alone.megabytes:+.0f} |"
-    )
+    ratios = (command.seconds / alone.seconds, command.cpu_seconds / alone.cpu_seconds)
+    numbers = (f"{one:.2f}" for one in (alone.seconds, command.seconds, *ratios))
+    return (name, *numbers, f"{command.megabytes - alone.megabytes:+.0f}")
 
 
 if __name__ == "__main__":

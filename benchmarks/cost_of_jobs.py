@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,9 +22,10 @@ from pathlib import Path
 from statistics import mean
 
 from bench_quantize import measure
-from shared import PRODUCTION, PROGRAM, make_checkpoint
+from shared import PRODUCTION, PROGRAM, make_checkpoint, print_rows
 
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.wording import markdown_table
 
 TYPES = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS"),
@@ -173,25 +173,25 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
 def print_tables(found: Sequence[Cost]) -> None:
     """Every job, and many machines."""
     sizes = completed(found)
-    jobs = csv.writer(sys.stdout, lineterminator="\n")
-    jobs.writerow(
-        "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured".split(",")
-    )
-    for one in (cost for costs in sizes.values() for cost in costs.values()):
-        jobs.writerow(
-            (
-                *(one.size, f"{one.n_weights / 1e9:.2f}", one.name.replace(":", " ")),
-                *(f"{one.seconds:.0f}", f"{one.megabytes:.0f}", f"{one.n_bytes / 1e6:.1f}"),
-                "yes" if one.is_measured else "no",
-            )
+    header = "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured"
+    jobs = [
+        (
+            *(one.size, f"{one.n_weights / 1e9:.2f}", one.name.replace(":", " ")),
+            *(f"{one.seconds:.0f}", f"{one.megabytes:.0f}", f"{one.n_bytes / 1e6:.1f}"),
+            "yes" if one.is_measured else "no",
         )
+        for costs in sizes.values()
+        for one in costs.values()
+    ]
+    print_rows([header.split(","), *jobs], None)
     whole = {name for costs in sizes.values() for name in costs}
-    print("\n| weights of each | 1 machine | 10 machines | 100 machines | one after the other |")
-    print("|---:|---:|---:|---:|---:|")
+    rows = []
     for costs in sizes.values():
         if {"convert", "imatrix", "reference", "merge"} <= costs.keys() == whole:
             words = f"{next(iter(costs.values())).n_weights / 1e9:.2f} B"
-            print(f"| {words} | {' | '.join(f'{one / 3600:.2f} h' for one in hours(costs))} |")
+            rows.append((words, *(f"{one / 3600:.2f} h" for one in hours(costs))))
+    machines = ("1 machine", "10 machines", "100 machines", "one after the other")
+    print("\n" + markdown_table(("weights of each", *machines), rows))
 
 
 def hours(costs: dict[str, Cost]) -> list[float]:

@@ -236,17 +236,10 @@ class Run:
     targets: Mapping[str, Target] = field(default_factory=lambda: TARGETS)
 
     def __post_init__(self) -> None:
+        self.findings = self.out / "findings"
         self.findings.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def findings(self) -> Path:
-        """The folder of findings."""
-        return self.out / "findings"
-
-    @property
-    def log(self) -> Path:
-        """Counts, one line for each time that a target had its turn."""
-        return self.out / "counts.jsonl"
+        #: A `Count` for each turn of a target.
+        self.log = self.out / "counts.jsonl"
 
     def counts(self) -> list[Count]:
         """Everything that was run so far with this seed."""

@@ -109,13 +109,9 @@ class Network(nn.Module):
                 value = torch.randn(shape, generator=generator) * _spread(name)
             self.weights[_key(name)] = nn.Parameter(value)
         self.description: Description[Model] = describe(_checkpoint())
+        self.model = self.description.model
         half = torch.arange(0, WIDTH // HEADS, 2, dtype=torch.float32)
         self._frequencies = _ROPE_BASE ** (-half / (WIDTH // HEADS))
-
-    @property
-    def model(self) -> Model:
-        """The model as the converter describes it."""
-        return self.description.model
 
     def weight(self, name: str) -> Tensor:
         """A tensor by its name in the checkpoint."""

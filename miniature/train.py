@@ -182,29 +182,21 @@ class Trainer:
     ) -> None:
         self._spoken, self._digest = spoken, digest
         self._folder, self._budget, self._seed = folder, budget, seed
+        self._state = folder / "state.pt"
         self._network = Network(seed)
         self._optimizer = torch.optim.AdamW(
             self._network.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
         )
-        self._elapsed, self._step = 0.0, 0
+        self._elapsed, self.step = 0.0, 0
         if self._state.exists():
             self._resume()
-        self._rng = np.random.default_rng((seed, self._step))
+        self._rng = np.random.default_rng((seed, self.step))
         by_length = sorted(spoken, key=lambda one: len(one.codes))
         self._by_length = by_length
         self._of_voice: dict[str, list[Spoken]] = defaultdict(list)
         for one in spoken:
             self._of_voice[one.voice].append(one)
         self._validation = self._examples_to_validate(validation)
-
-    @property
-    def step(self) -> int:
-        """The number of steps of all runs."""
-        return self._step
-
-    @property
-    def _state(self) -> Path:
-        return self._folder / "state.pt"
 
     def run(self) -> None:
         """Train, log and save until the time is up."""
@@ -214,12 +206,12 @@ class Trainer:
         while self._elapsed < self._budget:
             for head, found in self._train_step():
                 sums[head].append(found)
-            self._step += 1
+            self.step += 1
             self._elapsed = before + time.monotonic() - began
-            if self._step % _LOG_STEPS == 0:
+            if self.step % _LOG_STEPS == 0:
                 self._log(sums)
                 sums.clear()
-            if self._step % _VALIDATION_STEPS == 0 and self._validation:
+            if self.step % _VALIDATION_STEPS == 0 and self._validation:
                 self._log(self.validate(), "validation.")
             if time.monotonic() - saved > _SAVE_SECONDS:
                 self.save()
@@ -229,7 +221,7 @@ class Trainer:
     def _log(self, found: Mapping[str, Sequence[float]], prefix: str = "") -> None:
         """Mean loss by head."""
         means = {prefix + head: round(float(np.mean(found[head])), 4) for head in sorted(found)}
-        line = json.dumps({"step": self._step, "seconds": round(self._elapsed), **means})
+        line = json.dumps({"step": self.step, "seconds": round(self._elapsed), **means})
         print(line, flush=True)
         with (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
@@ -259,7 +251,7 @@ class Trainer:
 
     def _train_step(self) -> list[tuple[str, float]]:
         done = self._elapsed / self._budget
-        rate = _PEAK_RATE * min(1.0, (self._step + 1) / _WARM_UP)
+        rate = _PEAK_RATE * min(1.0, (self.step + 1) / _WARM_UP)
         rate *= _FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -306,7 +298,7 @@ class Trainer:
             raise SystemExit(f"{self._state} is of another corpus; name another folder")
         self._network.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._elapsed, self._step = state["elapsed"], state["step"]
+        self._elapsed, self.step = state["elapsed"], state["step"]
 
     def save(self) -> None:
         """Save the training state and the checkpoint."""
@@ -315,15 +307,15 @@ class Trainer:
             "weights": self._network.named_weights(),
             "optimizer": self._optimizer.state_dict(),
             "elapsed": self._elapsed,
-            "step": self._step,
+            "step": self.step,
         }
         with atomic_output(self._state, force=True) as file:
             torch.save(state, file)
         vocabulary = json.loads(BUILT_IN.read_text())["model"]["vocab"]
         stats = {
-            "global_step": self._step,
-            "micro_step": self._step,
-            "global_samples": self._step * _BATCH,
+            "global_step": self.step,
+            "micro_step": self.step,
+            "global_samples": self.step * _BATCH,
             "tokens_processed": 0,
         }
         export(self._network, self._folder / "miniature.sft", vocabulary, stats)

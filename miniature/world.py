@@ -43,11 +43,6 @@ class WorldSettings:
     n_envelope: int = 32  # coefficients of the coded spectral envelope
 
     @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return 1000 / self.frame_period
-
-    @property
     def n_fft(self) -> int:
         """WORLD's FFT size for this sample rate."""
         found: int = _world().get_cheaptrick_fft_size(self.sample_rate, _F0_FLOOR)
@@ -122,21 +117,9 @@ class WorldCodec:
         self.codebooks, self.mean, self.scale = (
             tensors[name] for name in ("codebooks", "mean", "scale")
         )
-
-    @property
-    def description(self) -> Codec:
-        """Name and rates."""
-        return Codec(WORLD_NAME, self.settings.sample_rate, self.settings.frame_rate)
-
-    @property
-    def n_levels(self) -> int:
-        """Number of levels."""
-        return len(self.codebooks)
-
-    @property
-    def codebook_size(self) -> int:
-        """Codebook size."""
-        return int(self.codebooks.shape[1])
+        self.n_levels, self.codebook_size, _ = self.codebooks.shape
+        rate = self.settings.sample_rate
+        self.description = Codec(WORLD_NAME, rate, 1000 / self.settings.frame_period)
 
     def encode(self, audio: Audio) -> Codes:
         """Audio of the codec's rate to codes, [frames, levels]."""

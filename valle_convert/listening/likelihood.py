@@ -29,17 +29,12 @@ from valle_convert.network.protocol import Network
 
 @dataclass(frozen=True, eq=False)
 class TeacherForcedPass:
-    """A pass with known targets.
-
-    Attributes:
-        outputs: the elements that predict, [n].
-        targets: the true codes, [n].
-    """
+    """A pass with known targets."""
 
     head: str
     segments: tuple[Segment, ...]
-    outputs: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    outputs: NDArray[np.int64]  # the elements that predict, [n]
+    targets: NDArray[np.int64]  # the true codes, [n]
 
 
 def teacher_forced_passes(
