@@ -1,4 +1,4 @@
-"""What an attack is, and payloads that leave a canary."""
+"""Attacks, and payloads that leave a canary."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def touch(canary: Path) -> Calls:
 
 
 def python(canary: Path) -> str:
-    """The same in Python."""
+    """Python that makes the canary."""
     return f"open({str(canary)!r}, 'w').close()"
 
 
 def dumped(value: object, protocol: int = 2) -> bytes:
-    """As a pickle."""
+    """A value as a pickle."""
     return pickle.dumps(value, protocol)
 
 

@@ -36,7 +36,7 @@ from valle_convert.families.family import Choices
 
 
 def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:
-    """What to give `read_checkpoint` for each form; the hub's is downloaded once."""
+    """The argument of `read_checkpoint` for each form; the hub's is downloaded once."""
     from huggingface_hub import constants
 
     plain, torch = folder / "plain.sft", folder / "plain.pth"

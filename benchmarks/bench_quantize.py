@@ -34,7 +34,7 @@ _POLL = 0.02  # seconds between two looks at the memory
 
 @dataclass(frozen=True)
 class Run:
-    """What one command took: by the clock, of the CPU (children included), of memory."""
+    """Time, CPU time (with children) and memory of one command."""
 
     seconds: float
     cpu_seconds: float

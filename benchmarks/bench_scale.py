@@ -47,7 +47,7 @@ SMALL = replace(PRODUCTION, dim=256, heads=4, layers=4)
 
 @dataclass(frozen=True)
 class Point:
-    """What was varied, and milliseconds: measured, and by the arithmetic."""
+    """The varied quantity, and milliseconds: measured, and computed from the arithmetic."""
 
     varied: str
     value: float
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine manages in a second."""
+    """The speed of the machine, per second."""
 
     flop: float
     bytes: float
@@ -144,13 +144,13 @@ def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
 
 
 def flop_a_second() -> float:
-    """Of a matrix product in float32."""
+    """The speed of a matrix product in float32."""
     a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 4096), np.float32)
     return 2 * 1024 * 1024 * 4096 / _best(lambda: a @ b)
 
 
 def bytes_a_second() -> float:
-    """Of a sum, which one core may limit."""
+    """The speed of a sum, which one core may limit."""
     a = np.ones(64 << 20, np.float32)
     return a.nbytes / _best(lambda: np.add.reduce(a))
 

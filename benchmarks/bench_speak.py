@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def machine(load: float) -> str:
-    """What it was measured on."""
+    """The machine of the measurements."""
     features = [one for one in ("avx2", "avx512f", "avx512_vnni") if one in cpu_features()]
     return f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, " + (
         "processor time of one thread" if BUSY else f"load {load:.1f} at the start"
@@ -103,7 +103,7 @@ def condition_of(model: Model, n_prompt: int = N_PROMPT) -> Condition:
 
 
 def nar_inputs(network: Network, n_frames: int = N_FRAMES) -> Inputs:
-    """What one NAR level is computed from."""
+    """The inputs of one NAR level."""
     model = network.model
     rng = np.random.default_rng(1)
     response = rng.integers(0, model.config.codebook_size, (n_frames, LEVEL))
@@ -115,7 +115,7 @@ def nar_inputs(network: Network, n_frames: int = N_FRAMES) -> Inputs:
 
 
 def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
-    """By settings, milliseconds of a pass and of a step; `tuned` is what the search takes."""
+    """Milliseconds of a pass and of a step by settings; `tuned` are those of the search."""
     bundle = open_bundle(path)
     runs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     with ExitStack() as held:

@@ -80,7 +80,7 @@ def in_child(model: Path, codec: Path) -> dict[str, list[float]]:
 
 
 def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
-    """By stage, all seconds and those outside of llama.cpp."""
+    """All seconds of each stage, and those outside of llama.cpp."""
     stages: dict[str, list[float]] = {}
     inside = 0.0
 

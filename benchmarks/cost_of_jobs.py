@@ -1,4 +1,4 @@
-"""What each job of workflow/Snakefile takes, and from that what many machines take.
+"""Measure each job of workflow/Snakefile, and compute the time on many machines.
 
     python benchmarks/cost_of_jobs.py --folder DIR [--sizes 12x1024,24x1536] [--jobs LIST]
 
@@ -39,7 +39,7 @@ RESULTS = "results.csv"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes, and the bytes that it writes."""
+    """The time and memory of a job, and the bytes that it writes."""
 
     size: str
     n_weights: int
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_results(folder: Path) -> list[Cost]:
-    """What was measured before."""
+    """The results of earlier runs."""
     path = folder / RESULTS
     if not path.exists():
         return []
@@ -136,7 +136,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
 
 
 def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
-    """By size every job; those that were not measured are computed."""
+    """Every job by size; those that were not measured are computed."""
     sizes: dict[str, dict[str, Cost]] = {}
     for one in sorted(found, key=lambda cost: cost.n_weights):
         sizes.setdefault(one.size, {})[one.name] = one

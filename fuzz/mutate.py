@@ -1,4 +1,4 @@
-"""What is done to an input: to its bytes, its fields, its tree, its pickle.
+"""Mutations of bytes, fields, trees and pickles.
 
 Every function draws from the `random.Random` that it is given and from nothing else, so that an
 input is made again by its seed.

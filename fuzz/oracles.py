@@ -7,8 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import numpy as np
+import torch
+from safetensors import safe_open
 
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 
 if TYPE_CHECKING:
@@ -39,8 +44,6 @@ def same_value(a: Any, b: Any) -> bool:  # noqa: ANN401 - of any type
 
 def same_gguf(path: Path) -> None:
     """Compare a file with the gguf package: keys, types, offsets, data, numbers."""
-    import gguf
-
     ours, theirs = GgufFile(path, allow_part=True), gguf.GGUFReader(path)
     fields = {name: field for name, field in theirs.fields.items() if name[:5] != "GGUF."}
     _hold([name for name in ours.keys if name[:5] != "GGUF."] == list(fields), "the keys")
@@ -76,11 +79,6 @@ def same_gguf(path: Path) -> None:
 
 def same_safetensors(path: Path) -> None:
     """Compare a file with the safetensors library, through torch."""
-    import torch
-    from safetensors import safe_open
-
-    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-
     ours = SafetensorsFile(path)
     with safe_open(path, framework="pt") as theirs:
         _hold(ours.metadata == (theirs.metadata() or {}), "the metadata")
@@ -98,8 +96,6 @@ def same_safetensors(path: Path) -> None:
 
 def same_torch(path: Path, ours: TensorSource) -> None:
     """Compare the tensors of a file with those that torch loads without mapping."""
-    import torch
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -120,8 +116,6 @@ def same_torch(path: Path, ours: TensorSource) -> None:
 
 def loads_tokenizer(opened: TokenizerFile) -> None:
     """Check that a tokenizer's own library loads it and gives no ids that we do not know."""
-    from valle_convert.errors import InputError
-
     try:
         oracle = opened.oracle()
     except InputError:

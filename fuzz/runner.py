@@ -26,6 +26,7 @@ from random import Random
 from typing import Any, NoReturn
 
 from fuzz.targets import TARGETS, Files, Target
+from valle_convert.errors import ValleConvertError
 
 #: Of CPU time, since other processes may run.
 SECONDS_PER_INPUT = 10
@@ -59,7 +60,7 @@ class Finding:
 
 @dataclass
 class Count:
-    """What became of the inputs of a target; one line of the log."""
+    """Counts of the inputs of a target; one line of the log."""
 
     target: str
     seed: int
@@ -116,8 +117,6 @@ class Bench:
 
     def read(self, target: Target, files: Files) -> str:
         """Write the files and read them; "accepted" or "refused". Any exception is a finding."""
-        from valle_convert.errors import ValleConvertError
-
         for name, data in files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -361,7 +360,7 @@ def distinct(folder: Path) -> list[tuple[Finding, int]]:
 
 
 def table(counts: Sequence[Count]) -> Iterator[tuple[object, ...]]:
-    """What became of all inputs, target by target: docs/fuzzing.csv."""
+    """The rows of docs/fuzzing.csv."""
     yield ("target", "inputs", "taken", "refused", "findings", "seconds", "memory MB")
     for name in dict.fromkeys(count.target for count in counts):
         ones = [count for count in counts if count.target == name]

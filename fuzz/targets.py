@@ -34,6 +34,39 @@ from fuzz.mutate import (
     pickle_opcodes,
     tree_bytes,
 )
+from valle_convert.api import plan_conversion, plan_repair
+from valle_convert.audio.codes import read_codes
+from valle_convert.audio.files import read_audio
+from valle_convert.audio.recorded import read_list
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.encodec.sources import _open_tensors, open_encodec
+from valle_convert.errors import InputError, ValleConvertError
+from valle_convert.families import family_of
+from valle_convert.families.bundle import open_bundle
+from valle_convert.families.family import Choices
+from valle_convert.families.v5.adapter import AdapterBase, open_adapter
+from valle_convert.families.v5.files import read_model
+from valle_convert.families.v5.trials import read_utterance
+from valle_convert.families.vallex.voice import read_vallex_voice
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.metadata import GeneralMetadata
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GGML_TYPES
+from valle_convert.gguf_file.write import header_of, pieces
+from valle_convert.inspect import inspect_file
+from valle_convert.llama.context import Settings
+from valle_convert.llama.gemma import GemmaSession
+from valle_convert.model.spec import Model
+from valle_convert.network.probe import read_probe_rows
+from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
+from valle_convert.quantize.limits import read_earlier
+from valle_convert.quantize.manifest import check_manifest
+from valle_convert.tokenizer.choose import open_tokenizer
+from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 Files = Mapping[str, bytes]
 _SPOKEN = "h\u0259l\u02c8o\u028a"
@@ -90,8 +123,6 @@ def _rekeyed(seed: Callable[[], bytes]) -> Callable[[Random], Files]:
 
 
 def _read_gguf(folder: Path) -> None:
-    from valle_convert.gguf_file.read import GgufFile
-
     path = folder / "x.gguf"
     GgufFile(path)
     oracles.same_gguf(path)
@@ -99,9 +130,6 @@ def _read_gguf(folder: Path) -> None:
 
 def _rebuilt(rng: Random, data: bytes) -> bytes:
     """A GGUF file with other keys, types and shapes."""
-    from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
-    from valle_convert.gguf_file.types import GGML_TYPES
-
     keys, tensors = _gguf_parts(data)
     chosen = rng.sample(sorted(keys), 6)
     tree = damage_tree(rng, json.loads(json.dumps({name: keys[name][0] for name in chosen})))
@@ -141,8 +169,6 @@ def _rebuilt(rng: Random, data: bytes) -> bytes:
 def _gguf_parts(
     data: bytes,
 ) -> tuple[dict[str, tuple[Any, str]], dict[str, tuple[Any, str, bytes]]]:
-    from valle_convert.gguf_file.read import GgufFile
-
     file = GgufFile(Path("seed.gguf"), data, allow_part=True)
     keys = {name: (file.keys[name], file.key_types[name]) for name in file.keys}
     tensors = {
@@ -153,22 +179,13 @@ def _gguf_parts(
 
 
 def _read_model(folder: Path) -> None:
-    from valle_convert.families.bundle import open_bundle
-    from valle_convert.inspect import inspect_file
-    from valle_convert.network.probe import read_probe_rows
-
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
     read_probe_rows(open_bundle(path).main)
 
 
 def _read_vocabulary(folder: Path) -> None:
-    """What the program lets through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.errors import InputError
-    from valle_convert.gguf_file.loadable import dangers
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
-
+    """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
     for danger in dangers(GgufFile(path)):
         raise InputError(danger)
@@ -178,7 +195,7 @@ def _read_vocabulary(folder: Path) -> None:
 
 
 def _make_text(rng: Random) -> Files:
-    """A text of any bytes, and ids, of which some are none."""
+    """A text of any bytes, and ids, some of them invalid."""
     parts = (_SPOKEN, "<mask>", "</eos>", "<unk>", " ", "\u0301", "\U0001f600", "\0", *TEXTS)
     text = "".join(rng.choice(parts) for _ in range(rng.randrange(20)))
     data = text.encode("utf-8", "surrogatepass")
@@ -202,9 +219,7 @@ def _read_text(folder: Path) -> None:
 
 
 @cache
-def _tokenizer_of_llama() -> Any:  # noqa: ANN401 - a LlamaTokenizer
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
-
+def _tokenizer_of_llama() -> LlamaTokenizer:
     return LlamaTokenizer(seeds.converted_path())
 
 
@@ -215,7 +230,7 @@ _RIGHT_CALLS = b"""[{
 
 
 def _make_calls(rng: Random) -> Files:
-    """Calls of the session: shapes, positions, outputs, sequences, some of which cannot be."""
+    """Calls of the session with shapes, positions, outputs and sequences, some of them invalid."""
     calls = []
     for _ in range(rng.randrange(1, 4)):
         n = rng.choice((0, 1, 2, 3, 5, 17))
@@ -238,8 +253,6 @@ def _make_calls(rng: Random) -> Files:
 
 
 def _read_calls(folder: Path) -> None:
-    from valle_convert.errors import InputError
-
     session = _session()
     try:
         for call in json.loads((folder / "calls").read_bytes()):
@@ -258,12 +271,7 @@ def _read_calls(folder: Path) -> None:
 
 
 @cache
-def _session() -> Any:  # noqa: ANN401 - a GemmaSession
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.llama.context import Settings
-    from valle_convert.llama.gemma import GemmaSession
-    from valle_convert.network.probe import read_probe_rows
-
+def _session() -> GemmaSession:
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
     two = Settings(n_parallel=2)
@@ -271,8 +279,6 @@ def _session() -> Any:  # noqa: ANN401 - a GemmaSession
 
 
 def _read_imatrix(folder: Path) -> None:
-    from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
-
     read = read_imatrix(folder / "x.gguf")
     encode_imatrix(read)
     read.keys("x.gguf")
@@ -302,8 +308,6 @@ def _make_safetensors(rng: Random) -> Files:
 
 
 def _read_safetensors(folder: Path) -> None:
-    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-
     path = folder / "x.safetensors"
     SafetensorsFile(path)
     oracles.same_safetensors(path)
@@ -329,7 +333,7 @@ def _make_zip(rng: Random) -> Files:
 
 @cache
 def _opcodes(data: bytes) -> list[bytes]:
-    """Those of the pickle in a zip of torch."""
+    """The opcodes of the pickle in a zip of torch."""
     (pickled,) = [one for name, one in formats.zip_entries(data) if name.endswith("data.pkl")]
     return pickle_opcodes(pickled)
 
@@ -344,9 +348,6 @@ def _make_pickle(rng: Random) -> Files:
 
 
 def _read_torch(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.errors import ValleConvertError
-
     path = folder / "x.pth"
     checkpoint = read_checkpoint(path)
     oracles.same_torch(path, checkpoint.tensors)
@@ -376,8 +377,6 @@ def _make_legacy(rng: Random) -> Files:
 
 
 def _read_legacy(folder: Path) -> None:
-    from valle_convert.encodec.sources import _open_tensors
-
     source = _open_tensors(folder / "x.th")
     for name in source.specs:
         if source.specs[name].dtype is not None:
@@ -387,10 +386,7 @@ def _read_legacy(folder: Path) -> None:
 # ---------------------------------------------------------------- checkpoints and configs
 
 
-def _describe(checkpoint: Any) -> None:  # noqa: ANN401 - a Checkpoint
-    from valle_convert.families import family_of
-    from valle_convert.families.family import Choices
-
+def _describe(checkpoint: Checkpoint) -> None:
     family_of(checkpoint).describe(checkpoint, Choices())
 
 
@@ -434,10 +430,6 @@ def _make_checkpoint(rng: Random) -> Files:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from valle_convert.api import plan_conversion
-    from valle_convert.gguf_file.write import header_of
-    from valle_convert.inspect import inspect_file
-
     path = folder / "x.sft"
     header_of(plan_conversion(path).main)
     inspect_file(path)
@@ -506,8 +498,6 @@ def _weights_without_config() -> bytes:
 
 
 def _read_config(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-
     # Beside the weights: written here, since it is no part of the input.
     path = folder / "x.sft"
     path.write_bytes(_weights_without_config())
@@ -584,9 +574,6 @@ def _make_folder(rng: Random) -> Files:
 
 
 def _read_folder(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.errors import ValleConvertError
-
     checkpoint = read_checkpoint(folder)
     with suppress(ValleConvertError):  # an export does not tell everything
         _describe(checkpoint)
@@ -608,9 +595,6 @@ def _make_lora(rng: Random) -> Files:
 
 
 def _read_lora(folder: Path) -> None:
-    from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.checkpoint.read import read_checkpoint
-
     (lora,) = folder.iterdir()
     path = folder / "base.sft"
     path.write_bytes(seeds.checkpoint())
@@ -627,8 +611,6 @@ _METADATA = b'{"author": "a", "general.license": "mit", "tags": ["x", "y"], "lan
 
 
 def _read_metadata(folder: Path) -> None:
-    from valle_convert.gguf_file.metadata import GeneralMetadata
-
     GeneralMetadata.read(folder / "x.json")
 
 
@@ -640,8 +622,6 @@ def _make_tokenizer(rng: Random) -> Files:
 
 
 def _read_tokenizer(folder: Path) -> None:
-    from valle_convert.tokenizer.choose import open_tokenizer
-
     (path,) = folder.iterdir()
     opened = open_tokenizer(path)
     opened.compile(["<row:0>", "<row:1>"])
@@ -691,8 +671,6 @@ def _damaged_field(rng: Random, field: tuple[int, int, bytes]) -> tuple[int, int
 
 
 def _read_codec(folder: Path) -> None:
-    from valle_convert.encodec.sources import open_encodec
-
     paths = list(folder.iterdir())
     codec = open_encodec(folder if len(paths) > 1 else paths[0])
     for tensor in codec.tensors[:40]:
@@ -737,8 +715,6 @@ def _make_sound(rng: Random) -> Files:
 
 
 def _read_sound(folder: Path) -> None:
-    from valle_convert.audio.files import read_audio
-
     (path,) = folder.iterdir()
     audio = read_audio(path, 24_000, max_seconds=60.0)
     if not np.isfinite(audio.samples).all():
@@ -783,11 +759,6 @@ def _damaged_array(rng: Random) -> bytes:
 
 
 def _read_npz(folder: Path) -> None:
-    from valle_convert.audio.codes import read_codes
-    from valle_convert.errors import ValleConvertError
-    from valle_convert.families.v5.trials import read_utterance
-    from valle_convert.families.vallex.voice import read_vallex_voice
-
     path = folder / "x.npz"
     refused: list[ValleConvertError] = []
     readers: tuple[Callable[[Path], object], ...] = (
@@ -806,10 +777,7 @@ def _read_npz(folder: Path) -> None:
 
 
 @cache
-def _model() -> Any:  # noqa: ANN401 - a Model
-    from valle_convert.families.v5.files import read_model
-    from valle_convert.gguf_file.read import GgufFile
-
+def _model() -> Model:
     return read_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
 
@@ -824,9 +792,6 @@ def _make_vallex(rng: Random) -> Files:
 
 
 def _read_vallex(folder: Path) -> None:
-    from valle_convert.api import plan_conversion
-    from valle_convert.gguf_file.write import header_of
-
     for file in plan_conversion(folder / "x.pt").files.values():
         header_of(file)
 
@@ -848,10 +813,7 @@ def _make_set(rng: Random) -> Files:
 
 
 def _read_set(folder: Path) -> None:
-    """What is let through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.families.bundle import open_bundle
-    from valle_convert.inspect import inspect_file
-
+    """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
     bundle = open_bundle(path)
@@ -862,11 +824,6 @@ def _read_set(folder: Path) -> None:
 
 
 def _read_old(folder: Path) -> None:
-    from valle_convert.api import plan_repair
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.gguf_file.write import header_of, pieces
-    from valle_convert.inspect import inspect_file
-
     path = folder / "x.gguf"
     GgufFile(path)
     json.dumps(inspect_file(path).to_json())
@@ -878,10 +835,6 @@ def _read_old(folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> None:
-    from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.families.v5.adapter import AdapterBase, open_adapter
-    from valle_convert.gguf_file.read import GgufFile
-
     base = GgufFile(Path("converted.gguf"), seeds.converted())
     open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
 
@@ -900,8 +853,6 @@ def _make_manifest(rng: Random) -> Files:
 
 
 def _read_manifest(folder: Path) -> None:
-    from valle_convert.quantize.manifest import check_manifest
-
     json.dumps(check_manifest(folder).to_json())
 
 
@@ -920,8 +871,6 @@ _REPORT = b"""{
 
 
 def _read_report(folder: Path) -> None:
-    from valle_convert.quantize.limits import read_earlier
-
     read_earlier(folder / "x.json")
 
 
@@ -931,8 +880,6 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.audio.recorded import read_list
-
     read_list(folder / "x.tsv")
 
 

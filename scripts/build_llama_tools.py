@@ -118,7 +118,7 @@ class BuildError(Exception):
 
 
 def shared_cache() -> Path:
-    """Of this user, for all clones of the project, by the XDG rules."""
+    """The user's cache folder by the XDG rules, for all clones of the project."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = given if given.is_absolute() else Path.home() / ".cache"
     return home / "valle-convert" / "llama.cpp"

@@ -2,10 +2,10 @@
 
     python scripts/check_wheel.py [--extras llama,speech,report]
 
-Two builds from different times of day give the same bytes. The wheel, and not this folder, is then
-installed into a clean environment and does what it can do without an extra; what it cannot, it says
-in one sentence with the command to install it. Every extra goes into an environment of its own, on
-top of that one. Packages come by pip, with the versions of constraints.txt.
+Two builds at different times must give the same bytes. The wheel is then installed into a clean
+environment, where everything that needs no extra must work, and everything else must fail with the
+command that installs what is missing. Each extra gets an environment of its own, on top of the
+first. pip installs the versions of constraints.txt.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def environment(folder: Path, wheel: str, below: Path | None) -> Path:
 
 
 def use(installed: Path, folder: Path, extra: str) -> None:
-    """What works with an extra, and how what does not is refused."""
+    """Check what works with an extra, and the errors of what does not."""
     folder.mkdir()
     program = installed / "bin/valle-convert"
     shutil.copy(PROJECT / "miniature/miniature.sft", folder / "model.sft")

@@ -1,12 +1,11 @@
-"""What is left when a run is killed, interrupted, or let down by the machine; counted.
+"""Count what is left when a run is killed, interrupted, or hits a fault of the machine.
 
     python scripts/faults.py [--kills 60] [--seed 0] [--only convert imatrix] [--json counts.json]
 
-Every operation writes over files of an earlier run, and into an empty folder. After each fault
-there is the old file or the whole new one, by its bytes; whatever else lies there must be known as
-a temporary file and be gone with the next run; and no child lives on. The table at the end is
-docs/faults.csv. Disks of memory, broken disks and other users need root; elsewhere those
-faults are left out.
+Each operation writes over files of an earlier run, and into an empty folder. After each fault, a
+file must be the old one or the whole new one, byte for byte. Anything else must be a temporary file
+that the next run removes, and no child process may live on. The table at the end is
+docs/faults.csv. Without root, there are no faults of disks and of other users.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _AS_NOBODY = (
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
 )
 _ENDED_SECONDS = 10.0
-#: What is left of a fault, for each file: as it was, whole and new, or neither.
+#: States of a file after a fault: as it was, whole and new, in between, or damaged.
 OLD, NEW, MIXED, BROKEN = "old", "new", "mixed", "BROKEN"
 
 
@@ -147,7 +146,7 @@ def prepare(folder: Path) -> None:
 
 
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Of the files that are there."""
+    """SHA-256 of the files that exist."""
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names
@@ -212,9 +211,7 @@ class Stage:
         return counts
 
     def judge(self, out: Path, *, with_old: bool) -> tuple[str, int]:
-        """What is left: old, new, mixed (of several files, each whole), or BROKEN; and how many
-        temporary files the next run has to remove.
-        """
+        """Old, new, mixed (several whole files) or BROKEN; and the number of temporary files."""
         from valle_convert.files import remove_stale
 
         names = self.operation.outputs
@@ -237,7 +234,7 @@ class Stage:
         return (BROKEN if strangers else verdict), len(left - set(_files(out)))
 
     def _is_between(self, path: Path) -> bool:
-        """Whether it is a list of files, whole, of the time when some of them were new."""
+        """Whether it is a whole list of files, some of them old and some new."""
         from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 
         known = {*self._old.values(), *self._new.values()}

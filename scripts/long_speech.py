@@ -1,10 +1,10 @@
-"""Whether memory stays flat while one process speaks a text of half an hour.
+"""Check that memory stays flat while one process speaks for half an hour.
 
     python scripts/long_speech.py [--minutes 30] [--sentences 700]
 
-The miniature is converted and speaks sentence after sentence into a pipe; meanwhile the resident
-memory of the process is read. Printed is a table of both, and how much the memory has grown from
-the first tenth of the sound to the last.
+Converts the miniature, lets it speak into a pipe, and reads the resident memory of the process
+meanwhile. Prints a table of both, and how much the memory grew from the first tenth of the sound to
+the last.
 """
 
 from __future__ import annotations
