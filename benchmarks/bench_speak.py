@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
 from valle_convert import plan_conversion
 from valle_convert.closing import Closing
-from valle_convert.decode import ArOptions, decode_ar
+from valle_convert.decode import ArOptions, Callbacks, decode_ar
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores
 from valle_convert.llama.library import load_library
-from valle_convert.llama.tuning import settings_words, ways
+from valle_convert.llama.tuning import CACHES, settings_words
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
@@ -130,7 +131,10 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
         if not BUSY:
             add(TUNED, tune="again")
         network = add(WHOLE_HEAD, settings=EXACT)
-        for settings in ways(Settings(own_head=True)):
+        for repack, (cache, flash) in product((True, False), CACHES):
+            settings = Settings(
+                cache_type=cache, flash_attention=flash, repack=repack, own_head=True
+            )
             add(settings_words(settings), settings=settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)
@@ -169,7 +173,9 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
 
     options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
     condition = condition_of(network.model, n_prompt)
-    decode_ar(network, condition, options, np.random.default_rng(0), should_stop=mark)
+    decode_ar(
+        network, condition, options, np.random.default_rng(0), watch=Callbacks(should_stop=mark)
+    )
     return float(np.diff(marks)[1:].min()) * 1e3  # the first is the prompt
 
 

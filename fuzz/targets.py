@@ -42,6 +42,8 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.encodec.cpp_file import plan_cpp_file
+from valle_convert.encodec.gguf_codec import plan_gguf_codec
 from valle_convert.encodec.sources import _open_tensors, open_encodec
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families import family_of
@@ -224,7 +226,7 @@ def _tokenizer_of_llama() -> LlamaTokenizer:
 
 
 _RIGHT_CALLS = b"""[{
-    "n": 2, "width": 8, "value": 0.5, "positions": [0, 1], "causal": true, "outputs": null,
+    "n": 2, "width": 8, "value": 0.5, "positions": [0, 1], "causal": true, "outputs": [-1, null],
     "sequence": 0
 }]"""
 
@@ -245,7 +247,9 @@ def _make_calls(rng: Random) -> Files:
                 "value": rng.choice((0.5, 0.5, 0.5, 1e30, "nan", "inf")),
                 "positions": positions,
                 "causal": bool(rng.randrange(2)),
-                "outputs": rng.choice((None, None, [0], [-1], [n], [0, 0], [1 << 40], [])),
+                "outputs": rng.choice(
+                    ([-1, None], [-1, None], [0, 1], [n, None], [0, 0], [1 << 40])
+                ),
                 "sequence": rng.choice((0, 0, 0, 1, 2, -1, 1 << 40)),
             }
         )
@@ -261,7 +265,7 @@ def _read_calls(folder: Path) -> None:
                 embeddings,
                 np.array(call["positions"]),
                 causal=call["causal"],
-                outputs=call["outputs"],
+                outputs=slice(*call["outputs"]),
                 sequence=call["sequence"],
             )
     except ValueError as error:
@@ -673,6 +677,9 @@ def _damaged_field(rng: Random, field: tuple[int, int, bytes]) -> tuple[int, int
 def _read_codec(folder: Path) -> None:
     paths = list(folder.iterdir())
     codec = open_encodec(folder if len(paths) > 1 else paths[0])
+    for make in (plan_cpp_file, plan_gguf_codec):
+        with suppress(ValleConvertError):
+            make(codec)
     for tensor in codec.tensors[:40]:
         codec.read(tensor.name)
 
@@ -818,9 +825,9 @@ def _read_set(folder: Path) -> None:
     json.dumps(inspect_file(path).to_json())
     bundle = open_bundle(path)
     family, model = bundle.family, bundle.model
-    (example,) = family.draw(model, 1, 0)
+    (example,) = family.trials.utterances(model, 1)
     with family.open(bundle, n_threads=1) as network:
-        next(family.cases(model, example)).run(network)
+        next(family.trials.cases(model, example)).run(network)
 
 
 def _read_old(folder: Path) -> None:

@@ -157,7 +157,7 @@ class Network(nn.Module):
             fed = self._feed_forward(f"model.layers.{i}.", x)
             x = x + F.dropout(fed, DROPOUT, self.training)
         x = _norm(x, self.weight("model.norm.weight"))
-        return self._logits(x, examples)
+        return self._logits(x, lengths.tolist(), examples)
 
     def _gather(self, examples: Sequence[TeacherForcedPass]) -> tuple[Tensor, Tensor, Tensor]:
         model = self.model
@@ -209,14 +209,21 @@ class Network(nn.Module):
         up = F.linear(normed, self.weight(f"{layer}mlp.up_proj.weight"))
         return F.linear(gate * up, self.weight(f"{layer}mlp.down_proj.weight"))
 
-    def _logits(self, x: Tensor, examples: Sequence[TeacherForcedPass]) -> list[Tensor]:
+    def _logits(
+        self, x: Tensor, lengths: Sequence[int], examples: Sequence[TeacherForcedPass]
+    ) -> list[Tensor]:
         """Logits of all examples of one head."""
         by_head: dict[str, list[int]] = {}
         for i, one in enumerate(examples):
             by_head.setdefault(one.head, []).append(i)
         found: list[Tensor] = [x] * len(examples)
         for name, members in by_head.items():
-            hidden = torch.cat([x[i, torch.from_numpy(examples[i].outputs)] for i in members])
+            hidden = torch.cat(
+                [
+                    x[i, lengths[i] - examples[i].n_outputs : lengths[i]][examples[i].among]
+                    for i in members
+                ]
+            )
             index = head_index(name)
             logits = F.linear(
                 hidden,

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,21 +72,29 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """`converted(golden name, out type)`: a converted golden checkpoint, made once a session."""
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path, str], Path]:
+    """`converted(path or golden name, out type)`: a converted checkpoint, made once a session."""
     from valle_convert import Choices, plan_conversion, write_gguf
 
-    made: dict[tuple[str, str], Path] = {}
     folder = tmp_path_factory.mktemp("converted")
 
-    def convert(name: str, out_type: str) -> Path:
-        if (name, out_type) not in made:
-            path = folder / f"{name}-{out_type}.gguf"
-            write_gguf(plan_conversion(golden_checkpoint(name), Choices(out_type)), path)
-            made[name, out_type] = path
-        return made[name, out_type]
+    @cache
+    def convert(checkpoint: str | Path, out_type: str) -> Path:
+        path = folder / f"{Path(checkpoint).stem}-{out_type}.gguf"
+        if isinstance(checkpoint, str):
+            checkpoint = golden_checkpoint(checkpoint)
+        write_gguf(plan_conversion(checkpoint, Choices(out_type)), path)
+        return path
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An EnCodec of the golden checkpoints' codebook size."""
+    from audio.small_codec import save_codec
+
+    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=64)
 
 
 @pytest.fixture

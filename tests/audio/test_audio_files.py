@@ -200,6 +200,18 @@ def test_files_that_lose_something_keep_length_and_pitch(tmp_path: Path, suffix:
     assert (found.format, found.subtype) == expected.get(suffix, ("OGG", "VORBIS"))
 
 
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "ULAW", "IMA_ADPCM", "PCM_U8", "DOUBLE"])
+def test_files_of_telephones_and_studios_are_read(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(tmp_path / "a.wav", 0.5 * tone(8000, 10.0), 8000, subtype=subtype)
+    audio = read_audio(tmp_path / "a.wav", RATE)
+    assert audio.seconds == pytest.approx(10.0, abs=0.06)
+    assert strongest(audio) == pytest.approx(440.0, abs=2.0)
+    part = read_audio(tmp_path / "a.wav", 8000, max_seconds=9.0)
+    np.testing.assert_array_equal(
+        part.samples, read_audio(tmp_path / "a.wav", 8000).samples[:72000]
+    )
+
+
 def test_a_rate_that_a_format_has_not_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at 44100 Hz .*\.wav"):
         write_wav(tmp_path / "a.opus", Audio(tone(44_100), 44_100))

@@ -61,6 +61,7 @@ class SmallHub:
     cut_after: int | None = None
     cuts_left: int = 0
     gives_digests: bool = True
+    knows_ranges: bool = True
     #: In the place of what the store has.
     wrong_bytes: bytes | None = None
     #: Whose token may write; what was uploaded, by its digest; the messages of commits.
@@ -305,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.hub.repositories[f"{owner}/{name}"].commits[commit][place]
         raw = raw if self.hub.wrong_bytes is None else self.hub.wrong_bytes
         match = _RANGE.fullmatch(self.headers.get("Range") or "")
-        if match is None:
+        if match is None or not self.hub.knows_ranges:
             self._send(200, raw, may_be_cut=True)
             return
         start, stop = int(match[1]), int(match[2] or len(raw) - 1) + 1

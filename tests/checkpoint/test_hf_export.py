@@ -333,7 +333,10 @@ def tensors(change: Callable[[Arrays], object]) -> Callable[[Path], None]:
 
 ONE, TWO, OTHER, LAST = "<|P|3|7|>", "<|P|3|8|>", "<|P|4|0|>", "<|R|NAR|0:0|64|>"
 REFUSED: list[tuple[Callable[[Path], object], str]] = [
-    *((config(num_attention_heads=n), "with --config") for n in (0, 3, 64, "16", None, 16.0, -2)),
+    *(
+        (config(num_attention_heads=n), "with --config")
+        for n in (0, 3, 64, "16", None, 16.0, True, -2)
+    ),
     *(
         (config(**{key: value}), f"describes a network other than VALL-E: {key}")
         for key, value in {

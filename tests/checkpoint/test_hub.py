@@ -222,6 +222,15 @@ def test_a_header_longer_than_the_first_range_is_read_to_its_end(
     assert len([r for r in hub.requests if "/store/" in r.path]) == 2
 
 
+def test_a_mirror_without_ranges_does_not_send_the_whole_file(
+    hub: SmallHub, published: dict[str, bytes], cli: Cli
+) -> None:
+    hub.add("me/big", {"fp32.sft": published[WEIGHTS] + bytes(1 << 25)})
+    hub.knows_ranges = False
+    assert cli("inspect", "hf:me/big").code == 0
+    assert hub.sent("/store/") < 1 << 25
+
+
 def test_where_a_header_does_not_tell_it_the_weights_do(
     hub: SmallHub, tmp_path: Path, cli: Cli
 ) -> None:
@@ -251,7 +260,7 @@ def test_a_gguf_file_on_the_hub_is_looked_into(
     assert found.pop("path") == "hf:me/files:VALL-E-F16.gguf"
     assert found == {name: value for name, value in local.items() if name != "path"}
     message = error_of(cli("inspect", "hf:me/files:VALL-E-F32.gguf"), 2)
-    assert "near are VALL-E-F16.gguf" in message
+    assert "did you mean VALL-E-F16.gguf?" in message
 
 
 def test_shards_are_inspected_by_their_headers(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
@@ -387,7 +396,7 @@ def test_offline_and_in_the_cache(
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert cli("inspect", f"hf:{REPO}/{NAME}").code == 0
     message = error_of(cli("inspect", f"hf:{REPO}/{OTHER}"), 2)
-    assert f"has no model {OTHER}; near are {NAME}" in message
+    assert f"has no model {OTHER}; did you mean {NAME}" in message
     message = error_of(cli("inspect", f"hf:{REPO}/{NAME}@v2"), 3)
     assert "the cache lacks ecker/vall-e at v2" in message
     assert not hub.requests
@@ -403,10 +412,10 @@ def test_what_is_not_there_is_answered_with_what_is(
     out = () if command == "inspect" else (tmp_path / "out.gguf",)
     for place, words in {
         "hf:ecker/nothing/x": "has no model ecker/nothing",
-        f"hf:{REPO}/ar+nar-len-llama": f"has no model ar+nar-len-llama; near are {NAME}",
-        f"hf:{REPO}/zzz": f"has no model zzz; there are {NAME}, {OTHER}",
+        f"hf:{REPO}/ar+nar-len-llama": f"has no model ar+nar-len-llama; did you mean {NAME}",
+        f"hf:{REPO}/zzz": f"has no model zzz; it has {NAME}, {OTHER}",
         f"hf:{REPO}:models/ckpt/{NAME}/fp32.sft": WEIGHTS,
-        f"hf:{REPO}:x/README.md": "no file or folder x/README.md; near are README.md",
+        f"hf:{REPO}:x/README.md": "no file or folder x/README.md; did you mean README.md",
         f"hf:{REPO}/{NAME}@v9": "has no revision v9",
         f"hf:{REPO}:models/ckpt": f"holds 2 models, expected one: "
         f"hf:{REPO}:models/ckpt/{NAME}/ckpt, hf:{REPO}:models/ckpt/{OTHER}",
@@ -435,15 +444,19 @@ def test_what_is_not_there_is_answered_with_what_is(
         "hf:ecker/vall-e@a\nb:c",
         "hf:ecker/vall-e@../..:c",
         "hf:ecker/va ll-e",
+        "hf:ecker/vall-e@/etc/passwd",
         "hf:a--b/c..d",
+        f"hf:a/{'b' * 97}",
     ],
 )
 def test_a_place_of_another_form_asks_nobody(
-    text: str, hub: SmallHub, tmp_path: Path, cli: Cli
+    text: str, hub: SmallHub, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error_of(cli("inspect", text), 2)
     error_of(cli(text, tmp_path / "out.gguf"), 2)
     assert not hub.requests
+    offline(hub, monkeypatch)
+    error_of(cli("inspect", text), 2)
 
 
 def test_a_private_repository_opens_to_its_token(

@@ -154,9 +154,9 @@ def test_an_adapter_survives_a_context_that_grows(checkpoint: Path, tmp_path: Pa
         draw = np.random.default_rng(0)
         inputs = draw.standard_normal((900, 64)).astype(np.float32)
         for network in (roomy, narrow):
-            network.step(inputs[:400], np.arange(400), head="ar", outputs=[399])
+            network.step(inputs[:400], np.arange(400), head="ar", outputs=slice(-1, None))
         first, second = (
-            network.step(inputs[400:], np.arange(400, 900), head="ar", outputs=[499])
+            network.step(inputs[400:], np.arange(400, 900), head="ar", outputs=slice(-1, None))
             for network in (roomy, narrow)
         )
     assert nmse(first, second) < MAX_NMSE
@@ -254,6 +254,11 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(Exception, match="not a LoRA adapter"):
         open_adapter(LoraFile(base), AdapterBase.of_gguf(GgufFile(base)))
+    for factor in ("1e38", "1e300"):
+        run = ("lora", base, f"{lora}@{factor}", adapter, "--force")
+        before = adapter.read_bytes()
+        assert "expected at most 1e+09" in error_of(cli(*run), 2)
+        assert adapter.read_bytes() == before
     assert error_of(cli("lora", base, lora, adapter), 2)  # exists
     assert error_of(cli("lora", base, lora, base, "--force"), 2)
 

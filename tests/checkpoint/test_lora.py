@@ -84,11 +84,14 @@ def test_from_parametrizations_among_the_weights(
     module[f"{parametrized}.0.lora_A"] = torch.from_numpy(DOWN)
     module[f"{parametrized}.0.lora_B"] = torch.from_numpy(UP)
     torch.save(loaded, path)
-    with pytest.raises(InputError, match=r"`lora\.alpha` into --config"):
+    with pytest.raises(InputError, match=r'"alpha": NUMBER}} as --config\.'):
         read_checkpoint(path)
     config = path.with_name("alpha.yaml")
     config.write_text(f"lora: {{alpha: {ALPHA}}}")
     np.testing.assert_allclose(merged(path, config=config), expected, atol=1e-6)
+    config.write_text("lora: {alpha: 1e38}")
+    with pytest.raises(InputError, match=r"smaller lora\.alpha in --config"):
+        merged(path, config=config)
 
 
 @pytest.mark.parametrize("config", [[[1]], 5, "rank"])
@@ -99,10 +102,13 @@ def test_a_config_that_is_no_dict_is_refused(source: Path, tmp_path: Path, confi
         read_checkpoint(source, lora=lora)
 
 
+@pytest.mark.parametrize("config", [{"rank": 4}, {"lora": {"rank": 4}}])
 def test_a_missing_alpha_is_read_from_beside(
-    source: Path, expected: np.ndarray, tmp_path: Path
+    source: Path, expected: np.ndarray, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), rank=4)
+    lora = adapter_file(tmp_path / "lora.sft", plain_pair(), **config)
+    with pytest.raises(InputError, match=r"to adapter_config\.json beside it\.$"):
+        read_checkpoint(source, lora=lora)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA}))
     np.testing.assert_allclose(merged(source, lora=lora), expected, atol=1e-6)
 
@@ -123,7 +129,6 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
     [
         ({"x": DOWN}, {}, "holds no *.lora_A and *.lora_B tensors"),
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
-        (plain_pair(), {}, "to adapter_config.json beside it"),
         (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
         (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
         (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),

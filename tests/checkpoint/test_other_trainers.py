@@ -266,7 +266,10 @@ def test_of_several_files_the_one_with_a_model_is_taken(others: list[str], tmp_p
 
 def test_several_models_in_one_file_are_named(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", {"generator": state(), "second": {"inner": state()}})
-    with pytest.raises(InputError, match=r"2 dicts of tensors \(generator, second\.inner\)"):
+    with pytest.raises(InputError, match=r"holds 2 models \(generator, second\.inner\)"):
+        read_checkpoint(path)
+    path = save(tmp_path / "a.pt", {"a": {"x": torch.zeros(1)}, "b": {"y": torch.zeros(1)}})
+    with pytest.raises(InputError, match=r"2 dicts of tensors without a known model \(a, b\)"):
         read_checkpoint(path)
     shared = state()
     read(save(tmp_path / "b.pt", {"model": shared, "state_dict": shared}))
@@ -540,6 +543,11 @@ def test_a_lora_inside_a_model_that_peft_wraps_is_merged(tmp_path: Path) -> None
         {"peft_type": "IA3"},
         {"modules_to_save": ["sep"]},
         {"fan_in_fan_out": True},
+        {"lora_bias": True},
+        {"use_qalora": True},
+        {"trainable_token_indices": [1]},
+        {"alora_invocation_tokens": [1]},
+        {"init_lora_weights": "pissa"},
     ],
     ids=lambda more: next(iter(more)),
 )

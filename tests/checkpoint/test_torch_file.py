@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
+import os
 import pickle
 import pickletools
 import subprocess
@@ -12,8 +14,9 @@ import sys
 import tempfile
 import tracemalloc
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PosixPath
 from typing import Any
 
@@ -25,6 +28,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.checkpoint.stand_ins import StandIn
 from valle_convert.checkpoint.torch_file import load_torch_file
 from valle_convert.checkpoint.torch_pickle import StoredTensor
 from valle_convert.errors import InputError
@@ -97,6 +101,41 @@ def test_what_torch_saved_is_what_torch_loads(value: Any, is_zip: bool) -> None:
             _use_new_zipfile_serialization=is_zip,
         )
         assert same(load_torch_file(path), torch.load(path, weights_only=True))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Counter({3: 1, 5: 2}),  # the milestones of MultiStepLR
+        {((1, 2), 3): {(1, (2, (3,)))}},
+    ],
+)
+def test_what_trainers_save_is_what_torch_loads(value: object, tmp_path: Path) -> None:
+    torch.save(value, tmp_path / "x.pth")
+    assert load_torch_file(tmp_path / "x.pth") == torch.load(tmp_path / "x.pth", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf", "ignore:torch.quantize")
+def test_a_tensor_has_torchs_number_type_or_is_none(tmp_path: Path) -> None:
+    path, names = tmp_path / "x.pth", set()
+    for dtype in {one for one in vars(torch).values() if isinstance(one, torch.dtype)}:
+        with suppress(KeyError, RuntimeError):  # torch cannot make or save it
+            torch.save(torch.empty(8, dtype=dtype), path)
+            found = load_torch_file(path)
+            assert isinstance(found, StoredTensor)
+            names.add(found.numbers.name)
+            assert f"torch.{found.numbers.name}" == str(dtype)
+    assert names > {"float32", "float8_e8m0fnu", "float4_e2m1fn_x2", "uint16", "complex32"}
+    torch.save(torch.empty(8, dtype=torch.float8_e8m0fnu), path)
+    path = rewritten(path, lambda data: data.replace(b"float8_e8m0fnu", b"float9_unknown"))
+    assert isinstance(load_torch_file(path), StandIn)
+
+
+def test_sets_that_cannot_change_are_read_in_every_protocol(tmp_path: Path) -> None:
+    value = {"a": frozenset({("x", 1), (2, 3)}), "b": [frozenset([1])]}
+    for protocol in range(2, 6):
+        torch.save(value, tmp_path / "x.pth", pickle_protocol=protocol)
+        assert load_torch_file(tmp_path / "x.pth") == value
 
 
 def test_every_fixture_is_what_torch_loads() -> None:
@@ -182,6 +221,18 @@ def checkpoint() -> dict[str, Any]:
         return {"module": state, "config": json.loads(file.metadata()["config"])}
 
 
+class Opaque:
+    """Something that has no plain value."""
+
+
+class Subclass(torch.Tensor):
+    """A tensor without numbers of its own, as DTensor is."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
 class AttributeDict(dict[str, Any]):
     """What trainers keep settings in."""
 
@@ -201,6 +252,7 @@ def changed_size(config: dict[str, Any], heads: object) -> dict[str, Any]:
         (lambda c: {"module": c["module"], "args": argparse.Namespace(**c["config"])}, 2),
         (lambda c: {**c, "x": b"", "y": np.array([]), "z": type(None), "e": ..., 10**6000: 1}, 2),
         (lambda c: {**c, "g": torch.nn.functional.gelu, "r": np.random.default_rng()}, 2),
+        (lambda c: {**c, "config": {**c["config"], "x": Opaque, "y": Path, "z": type(None)}}, 2),
         (lambda c: c, 4),
     ],
 )
@@ -218,10 +270,6 @@ def test_what_trainers_keep_beside_weights_changes_no_config(
     read = read_checkpoint(tmp_path / "x.pth")
     assert {key: read.config[key] for key in right["config"]} == right["config"]
     assert list(read.tensors.specs) == list(right["module"])
-
-
-class Opaque:
-    """Something that has no plain value."""
 
 
 @pytest.mark.parametrize(
@@ -247,6 +295,10 @@ def test_a_value_that_the_network_depends_on_is_not_passed_over(
             r"not dense tensors: a \(negated",
         ),
         ({"a": torch.zeros(1).expand(1 << 20, 1 << 20)}, r"not dense tensors: a \(Tensor\)"),
+        (
+            {"a": torch.Tensor._make_wrapper_subclass(Subclass, (2,)), "b": torch.ones(2)},
+            r"not dense tensors: a \(\w+\.Subclass\)",
+        ),
         (torch.nn.Linear(2, 2), r"holds a torch\.nn\.modules\.linear\.Linear"),
     ],
 )
@@ -257,6 +309,26 @@ def test_what_is_no_dense_tensor_is_named(
     torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(InputError, match=words):
         read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_nothing_in_a_pickle_is_run(is_zip: bool, tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    value = {**checkpoint(), "hostile": Runs()}
+    torch.save(value, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(InputError, match=r"could run code, since it asks for posix\.mkdir"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
+    with pytest.raises(InputError, match="is a TorchScript program"):
+        load_torch_file(tmp_path / "x.pt")
 
 
 def doubled(first: bytes, twice: bytes) -> bytes:
@@ -290,8 +362,13 @@ def test_what_doubles_itself_takes_neither_time_nor_memory(
 
 def test_a_name_is_looked_up_once(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3, 4)}, tmp_path / "x.pth")
-    pickled = b"\x80\x02](" + b"cx\nY\n" * 200_000 + b"e."
+    pickled = b"\x80\x02](" + b"cx\nY\n" * 1000 + b"e."
+    gc.disable()  # it would remove unused classes
+    before = len(StandIn.__subclasses__())
     found = load_torch_file(rewritten(tmp_path / "x.pth", lambda _: pickled))
+    made = len(StandIn.__subclasses__()) - before
+    gc.enable()
+    assert made == 1
     assert len(set(found)) == 1  # type: ignore[call-overload]
     many = b"\x80\x02](" + b"".join(b"cx\nY%d\n" % i for i in range(2000)) + b"e."
     with pytest.raises(InputError, match="names more than 1,000 classes"):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed.checkpoint as dcp
 from checkpoint.containers import (
+    arrays_of,
     deepspeed_training,
     local_training,
     plain,
@@ -172,6 +174,13 @@ def empty(folder: Path, shape: Shape) -> Path:
     return deepspeed_training(folder, shape, module=torch_state({"sep": np.zeros(0, "f")}))
 
 
+def distributed(folder: Path, shape: Shape) -> Path:
+    """A sharded state of FSDP."""
+    state = {"model": torch_state(arrays_of(shape))}
+    dcp.save(state, checkpoint_id=folder / "pytorch_model_fsdp_0")
+    return folder
+
+
 def latest(tag: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "latest").write_text(tag, encoding="latin-1")
 
@@ -189,9 +198,11 @@ REFUSED: list[tuple[Make, Callable[[Path], object], str]] = [
     *((local_training, latest(tag), "expected the name of a folder beside it") for tag in TAGS),
     (deepspeed_training, second_rank, "split over 2 ranks"),
     (empty, lambda _: None, "ZeRO stage 3"),
+    (distributed, lambda _: None, "merge it with `python -m torch.distributed.checkpoint"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("make", "change", "words"), REFUSED)
 def test_a_folder_that_is_wrong_is_told_by_what_is_wrong_with_it(
     make: Make, change: Callable[[Path], object], words: str, tmp_path: Path, cli: Cli

@@ -8,25 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audio.small_codec import save_codec
 from safetensors.numpy import save_file
-from vallex_golden import CHECKPOINT
-
-from valle_convert import plan_conversion, write_gguf
+from support import GOLDEN_VALLEX
 
 
 @pytest.fixture(scope="session")
-def vallex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vallex(converted: Callable[[str, str], Path]) -> Path:
     """The golden VALL-E X as a set of files."""
-    path = tmp_path_factory.mktemp("vallex") / "x.gguf"
-    write_gguf(plan_conversion(CHECKPOINT), path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An EnCodec of the golden checkpoints' codebook size."""
-    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=64)
+    return converted(GOLDEN_VALLEX, "auto")
 
 
 @pytest.fixture

@@ -18,12 +18,15 @@ COMMANDS = every_command()
 def test_help_ends_with_examples_that_parse(name: str, cli: Cli) -> None:
     shown = cli(name, "--help").out
     assert "\\b" not in shown
+    commands = set()
     for line in EXAMPLES[name].splitlines():
         assert f"{line}\n" in shown
         program, *words = shlex.split(line.split(" | ")[0].split(" < ")[0], comments=True)
         command = words.pop(0) if words[0] in COMMANDS else "convert"
         assert program == "valle-convert"
+        commands.add(command)
         COMMANDS[command].make_context(command, words)  # a usage error where it does not parse
+    assert name in commands
 
 
 def test_the_list_of_commands_has_whole_sentences(cli: Cli) -> None:

@@ -13,6 +13,7 @@ from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, write_gguf
 from valle_convert.families.bundle import open_files
+from valle_convert.tokenizer.choose import BUILT_IN
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 LOST = "which would be lost"
@@ -43,7 +44,7 @@ def test_no_file_of_a_set_is_replaced_by_one_of_another(
     files = open_files(copied).paths
     before = [path.read_bytes() for path in files]
     (tmp_path / "out").mkdir()
-    link(tmp_path / "x-nar.gguf", tmp_path / "out" / "y-nar.gguf")
+    link(copied.with_name(f"{copied.stem}-nar.gguf"), tmp_path / "out" / "y-nar.gguf")
     out = tmp_path / "out" / "y.gguf"
     run = ("quantize", copied, out, "Q8_0", "--force")
     assert LOST in error_of(cli(*run), 2)
@@ -68,11 +69,9 @@ def test_no_file_of_a_set_and_nothing_beside_it_is_replaced_by_a_report(
     assert part.read_bytes() == before
 
 
-def test_the_report_of_verify_replaces_no_file_of_a_set(
-    copied: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_the_report_of_verify_replaces_no_file_of_a_set(copied: Path, cli: Cli) -> None:
     run = ("verify", VALLEX, copied, "--level", "structure", "--force", "--report")
-    assert LOST in error_of(cli(*run, tmp_path / "x-nar.gguf"), 2)
+    assert LOST in error_of(cli(*run, copied.with_name(f"{copied.stem}-nar.gguf")), 2)
 
 
 def test_metadata_is_not_replaced_by_a_file_of_the_set(tmp_path: Path, cli: Cli) -> None:
@@ -115,6 +114,14 @@ def test_a_card_is_a_file(kind: str, quantized: Path, cli: Cli) -> None:
     else:
         card.symlink_to("/dev/null")
     assert "expected a regular file" in error_of(cli("publish", quantized, "--force"), 2)
+
+
+def test_a_tokenizer_beside_a_checkpoint_stays(tmp_path: Path, cli: Cli) -> None:
+    tokenizer, checkpoint = tmp_path / "tokenizer.json", tmp_path / "a.sft"
+    shutil.copy(BUILT_IN, tokenizer)
+    shutil.copy(CHECKPOINT, checkpoint)
+    assert "is the input file itself" in error_of(cli(checkpoint, tokenizer, "--force"), 2)
+    assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
 
 
 def test_an_export_goes_into_a_folder_only(

@@ -14,6 +14,7 @@ from support import Cli, error_of
 from vallex_golden import CHECKPOINT, golden
 
 from valle_convert.audio import read_codes
+from valle_convert.families.bundle import open_files
 from valle_convert.families.vallex.symbols import symbol_ids
 
 
@@ -28,15 +29,15 @@ def test_tokenize_knows_the_symbols_and_tells_what_is_none(vallex: Path, cli: Cl
 def test_tokenize_takes_no_other_tokenizer_and_no_other_part(vallex: Path, cli: Cli) -> None:
     result = cli("tokenize", vallex, "a", "--tokenizer", CHECKPOINT)
     assert "one table of symbols" in error_of(result, 2)
-    for other in ("x-nar.gguf", "x-nar-3.gguf"):
-        result = cli("tokenize", vallex.with_name(other), "a")
+    for other in ("nar", "nar-3"):
+        result = cli("tokenize", vallex.with_name(f"{vallex.stem}-{other}.gguf"), "a")
         assert "give the file of the AR" in error_of(result, 2)
 
 
 def test_a_set_with_a_file_missing_fails_in_one_sentence(
     vallex: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    for path in vallex.parent.glob("*.gguf"):
+    for path in open_files(vallex).paths:
         if not path.name.endswith("-nar-3.gguf"):
             shutil.copy(path, tmp_path)
     result = cli("verify", CHECKPOINT, tmp_path / vallex.name)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from valle_convert.decode import (
     GREEDY,
     ArOptions,
+    Callbacks,
     Guidance,
     LengthOptions,
     MaskedOptions,
@@ -64,10 +65,10 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def after(n: int) -> Callable[[], bool]:
+def after(n: int) -> Callbacks:
     """Says stop at the question after the n-th."""
     left = iter(range(n))
-    return lambda: next(left, None) is None
+    return Callbacks(should_stop=lambda: next(left, None) is None)
 
 
 class Watcher:
@@ -93,7 +94,7 @@ class Watcher:
 
 
 def test_interrupted_ar_keeps_the_frames_so_far(network: Network, golden: Golden) -> None:
-    result = decode_ar(network, golden.condition, GREEDY_AR, rng(), should_stop=after(7))
+    result = decode_ar(network, golden.condition, GREEDY_AR, rng(), watch=after(7))
     assert result.end == "interrupted"
     np.testing.assert_array_equal(result.codes, golden["gen.ar"][:7])
 
@@ -141,7 +142,12 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
 
 def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
     result = decode_nar(
-        network, golden.condition, golden["gen.ar"], NarOptions(), rng(), should_stop=after(3)
+        network,
+        golden.condition,
+        golden["gen.ar"],
+        NarOptions(),
+        rng(),
+        watch=after(3),
     )
     assert result.end == "interrupted"
     np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :4])
@@ -179,7 +185,7 @@ def test_demasking_interrupted_after_a_step_is_a_whole_draft(
     network: Network, golden: Golden
 ) -> None:
     options = MaskedOptions(8, GREEDY)
-    result = decode_masked(network, golden.condition, 24, options, rng(), should_stop=after(1))
+    result = decode_masked(network, golden.condition, 24, options, rng(), watch=after(1))
     assert result.end == "interrupted"
     assert result.codes.shape == (24,)
     assert result.codes.max() < network.model.config.codebook_size
@@ -187,7 +193,7 @@ def test_demasking_interrupted_after_a_step_is_a_whole_draft(
 
 def test_demasking_interrupted_before_a_step_is_nothing(network: Network, golden: Golden) -> None:
     options = MaskedOptions(8, GREEDY)
-    result = decode_masked(network, golden.condition, 24, options, rng(), should_stop=after(0))
+    result = decode_masked(network, golden.condition, 24, options, rng(), watch=after(0))
     assert (len(result.codes), result.end) == (0, "interrupted")
 
 
@@ -196,7 +202,12 @@ def test_demasking_in_one_step_is_the_best_code_of_a_masked_pass(
 ) -> None:
     one = decode_masked(network, golden.condition, 24, MaskedOptions(1, GREEDY), rng())
     first_of_many = decode_masked(
-        network, golden.condition, 24, MaskedOptions(8, GREEDY), rng(), should_stop=after(1)
+        network,
+        golden.condition,
+        24,
+        MaskedOptions(8, GREEDY),
+        rng(),
+        watch=after(1),
     )
     np.testing.assert_array_equal(one.codes, first_of_many.codes)
 
@@ -282,7 +293,7 @@ def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNe
 def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Golden) -> None:
     watcher = Watcher()
     options = replace(QUICK, mode="ar")
-    speech = decode_speech(network, golden.condition, options, rng(), progress=watcher)
+    speech = decode_speech(network, golden.condition, options, rng(), watch=Callbacks(watcher))
     np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"])
     assert (speech.mode, speech.end) == ("ar", "limit")
     assert speech.seconds.levels > 0
@@ -291,17 +302,12 @@ def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Gold
 
 def test_speech_by_demasking_is_as_long_as_the_model_says(network: Network, golden: Golden) -> None:
     watcher = Watcher()
-    speech = decode_speech(network, golden.condition, QUICK, rng(), progress=watcher)
+    speech = decode_speech(network, golden.condition, QUICK, rng(), watch=Callbacks(watcher))
     # The model says 1119 frames, and 12 is the limit.
     assert speech.codes.shape == (12, 8)
     assert (speech.mode, speech.end) == ("nar-len", "limit")
     assert speech.seconds.length > 0
     assert watcher.seen == [("steps", 4, 4), ("levels", 7, 7)]
-
-
-def test_speech_of_a_given_length_is_whole(network: Network, golden: Golden) -> None:
-    speech = decode_speech(network, golden.condition, QUICK, rng(), n_frames=12)
-    assert (len(speech.codes), speech.end) == (12, "stop")
 
 
 def test_noise_tasks_without_a_recording_are_refused(network: Network, golden: Golden) -> None:
@@ -329,11 +335,13 @@ def test_voice_conversion_with_every_code_masked_is_plain_demasking(
     network: Network, golden: Golden
 ) -> None:
     masked = MaskedOptions(4, GREEDY, vc_threshold=2.0, vc_mask_p=1.0)
-    options = replace(QUICK, masked=masked)
     source = golden["in.resp"][:, 0]
+    same_length = LengthOptions(1.0, len(source), len(source))
+    options = replace(QUICK, masked=masked, length=same_length)
     converted = decode_speech(network, golden.condition, options, rng(), source=source)
-    plain = decode_speech(network, golden.condition, options, rng(), n_frames=len(source))
+    plain = decode_speech(network, golden.condition, options, rng())
     np.testing.assert_array_equal(converted.codes, plain.codes)
+    assert (converted.end, plain.end) == ("stop", "limit")
 
 
 def test_a_prefix_stands_in_front_of_text_and_speech(network: Network, golden: Golden) -> None:
@@ -376,7 +384,9 @@ def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
         segments = transcript_segments(network.model, speech, np.array(expected), language)
         inputs = assemble(network.model, segments, network.look_up)
         network.forget(0)
-        logits = network.step(inputs.embeddings, inputs.positions, head="stt", outputs=[-1])
+        logits = network.step(
+            inputs.embeddings, inputs.positions, head="stt", outputs=slice(-1, None)
+        )
         expected.append(int(np.argmax(logits)))
         if expected[-1] == EOS_PHONEME:
             break
@@ -390,7 +400,7 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
 ) -> None:
     options = TranscribeOptions(10)
     whole = decode_transcript(network, golden["in.resp"], 2, options)
-    part = decode_transcript(network, golden["in.resp"], 2, options, should_stop=after(4))
+    part = decode_transcript(network, golden["in.resp"], 2, options, watch=after(4))
     assert part.end == "interrupted"
     assert part.phonemes == whole.phonemes[:4]
 

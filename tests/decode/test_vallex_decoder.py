@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from vallex_golden import decode_vallex
 
-from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.decode import GREEDY, Callbacks, SamplingOptions
 from valle_convert.decode.batch import Element
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
     VallexOptions,
-    decode_vallex,
     decode_vallex_ar,
     log_probabilities,
 )
@@ -87,9 +87,9 @@ class Chain:
         return logits
 
 
-def after(n: int) -> Callable[[], bool]:
+def after(n: int) -> Callbacks:
     left = iter(range(n))
-    return lambda: next(left, None) is None
+    return Callbacks(should_stop=lambda: next(left, None) is None)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -112,18 +112,16 @@ def test_it_ends_at_stop_and_every_level_is_decoded_in_place(n_prompt: int) -> N
 @pytest.mark.parametrize("symbols", [(7,), (7, 8, 9)])
 def test_it_ends_after_16_codes_a_symbol(symbols: tuple[int, ...]) -> None:
     network = Chain(stop_at=10_000)
-    codes, end = decode_vallex_ar(
-        network, text_of(*symbols), NO_VOICE[:, 0], VallexOptions(), rng()
-    )
-    assert (len(codes), end) == (16 * len(symbols), "limit")
+    said = decode_vallex_ar(network, text_of(*symbols), NO_VOICE[:, 0], VallexOptions(), rng())
+    assert (len(said.codes), said.end) == (16 * len(symbols), "limit")
     assert MAX_CODES_A_SYMBOL == 16
     assert network.room == 16 * len(symbols)
 
 
 def test_a_limit_of_the_user_ends_it_earlier() -> None:
     options = VallexOptions(max_frames=5)
-    codes, end = decode_vallex_ar(Chain(stop_at=10_000), text_of(7), NO_VOICE[:, 0], options, rng())
-    assert (len(codes), end) == (5, "limit")
+    said = decode_vallex_ar(Chain(stop_at=10_000), text_of(7), NO_VOICE[:, 0], options, rng())
+    assert (len(said.codes), said.end) == (5, "limit")
 
 
 def test_stop_at_the_first_step_gives_no_frames_and_no_levels() -> None:
@@ -132,8 +130,8 @@ def test_stop_at_the_first_step_gives_no_frames_and_no_levels() -> None:
 
 
 def drawn_codes(network: Chain, options: VallexOptions, seed: int) -> tuple[int, ...]:
-    codes, _ = decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], options, rng(seed))
-    return tuple(codes.tolist())
+    said = decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], options, rng(seed))
+    return tuple(said.codes.tolist())
 
 
 def test_codes_are_drawn_by_the_probabilities_of_the_chain() -> None:
@@ -159,7 +157,7 @@ def test_of_several_continuations_the_one_with_the_best_score_wins(
     n_different = 0
     for seed in range(20):
         network = Chain(seed=seed)
-        codes, end = decode_vallex_ar(network, text_of(7), prompt, options, rng(seed))
+        said = decode_vallex_ar(network, text_of(7), prompt, options, rng(seed))
         # What all the copies were, replayed: the network keeps them, but for each one's last code
         # where that was the 16th.
         scores = {}
@@ -167,9 +165,9 @@ def test_of_several_continuations_the_one_with_the_best_score_wins(
             own = sequence[n_prompt:]
             if len(own) < MAX_CODES_A_SYMBOL - 1:
                 scores[tuple(own)] = score(network, prompt, own, options)
-        if len(scores) < options.best_of or end != "stop":
+        if len(scores) < options.best_of or said.end != "stop":
             continue
-        assert max(scores, key=lambda one: scores[one]) == tuple(codes.tolist())
+        assert max(scores, key=lambda one: scores[one]) == tuple(said.codes.tolist())
         n_different += len(set(scores)) > 1
     assert n_different > 3
 
@@ -206,10 +204,15 @@ def test_the_best_codes_need_no_second_copy() -> None:
 def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
     options = VallexOptions(best_of=best_of)
     network = Chain(stop_at=10)
-    speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), should_stop=after(3))
+    speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(3))
     assert (speech.codes.shape, speech.end) == ((3, 1), "interrupted")
     speech = decode_vallex(
-        network, text_of(7), NO_VOICE, options, rng(), should_stop=after(10 + 1 + 2)
+        network,
+        text_of(7),
+        NO_VOICE,
+        options,
+        rng(),
+        watch=after(10 + 1 + 2),
     )
     assert (speech.codes.shape, speech.end) == ((10, 3), "interrupted")
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from golden_models import BACK_ENDS, OpenNetwork
 from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
-from vallex_golden import golden
+from vallex_golden import decode_vallex, golden
 
 from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.families.vallex.composed import ComposedNetwork
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
+from valle_convert.families.vallex.decode import VallexOptions
 
 on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)
 

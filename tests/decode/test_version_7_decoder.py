@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from support import GOLDEN_VERSION_7, golden_checkpoint, open_reference
 
 from valle_convert import open_network
-from valle_convert.decode import GREEDY, Guidance, LengthOptions, MaskedOptions, SamplingOptions
+from valle_convert.decode import (
+    GREEDY,
+    Callbacks,
+    Guidance,
+    LengthOptions,
+    MaskedOptions,
+    SamplingOptions,
+)
 from valle_convert.decode.masked import times
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
@@ -205,7 +212,7 @@ def test_an_interrupted_decode_gives_a_whole_draft(reference: AllLevelsNetwork) 
             10,
             MaskedOptions(5, GREEDY),
             RNG,
-            should_stop=lambda n_done=n_done: len(network.shown) == 2 * n_done,
+            watch=Callbacks(should_stop=lambda n=n_done: len(network.shown) == 2 * n),
         )
         assert result.end == "interrupted"
         assert result.codes.shape == (10 if n_done else 0, 8)

@@ -28,6 +28,8 @@ from safetensors.torch import save_file
 from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.encodec import EncodecWeights, open_encodec, write_cpp_file
+from valle_convert.encodec.cpp_file import plan_cpp_file
+from valle_convert.encodec.gguf_codec import plan_gguf_codec
 from valle_convert.errors import EnvironmentFault, InputError
 
 GOLDEN_FOLDER = GOLDEN_ENCODEC / "hf"
@@ -236,8 +238,10 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
         ({"target_bandwidths": ["6"]}, "target_bandwidths"),
         ({"normalize": 1}, "normalize is 1: Expected `bool`"),
         ({"pad_mode": 3}, "pad_mode is 3"),
+        ({"hidden_size": "\udfff"}, "hidden_size is"),
         ({"num_lstm_layers": 10**6}, "num_lstm_layers"),
         ({"codebook_size": 1}, "codebook_size is 1: Expected `int` >= 2"),
+        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}:.*mode is 'x{39}:"),
     ],
     ids=str,
 )
@@ -246,6 +250,33 @@ def test_a_config_with_impossible_values_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         open_encodec(configured(**changes))
+
+
+JSON_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 70_000),
+    st.floats(),
+    st.sampled_from(["reflect", "constant", "", "weight_norm"]),
+    st.lists(st.one_of(st.integers(0, 9), st.floats(0, 30)), max_size=5),
+    st.just([1024] * 16),
+    st.just({}),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(sorted(CONFIG)), JSON_VALUES, max_size=3))
+def test_any_config_opens_or_is_refused(
+    configured: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    folder = configured(**(CONFIG | changes))
+    try:
+        codec = open_encodec(folder)
+        for make in (plan_cpp_file, plan_gguf_codec):
+            with suppress(InputError):
+                make(codec)
+    except InputError as error:
+        assert str(folder) in str(error)  # noqa: PT017 - nothing else may be raised
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -150,8 +150,8 @@ def test_fewer_levels_are_the_first_of_all() -> None:
     ("changes", "words"),
     [
         ({"use_causal_conv": False}, "look ahead"),
-        ({"trim_right_ratio": 0.5}, "not trimmed at the end"),
-        ({"normalize": True}, "loudness apart"),
+        ({"trim_right_ratio": 0.5}, "trims at the start"),
+        ({"normalize": True}, "normalizes the loudness"),
         ({"chunk_length_s": 1.0}, "works in chunks"),
         ({"pad_mode": "circular"}, "pads with 'circular'"),
     ],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import Cli, error_of
+from gguf_bytes import entry, whole
+from support import GOLDEN_VERSION_7, Cli, error_of
 
 from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.compare import Comparison, compare_files
@@ -83,7 +84,19 @@ def test_a_changed_weight_is_measured(golden: Path, tmp_path: Path) -> None:
     signal = float(np.square(weights.astype(np.float64)).sum()) - float(weights[3]) ** 2
     signal += float(before) ** 2
     assert found.snr_db is not None
-    assert math.isclose(found.snr_db, 10 * math.log10(signal / error**2), rel_tol=1e-6)
+    assert math.isclose(found.snr_db, 10 * math.log10(signal / error**2), rel_tol=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1.0, 3e19, 3e38])
+def test_numbers_of_every_size_are_measured(size: float, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    values = [np.array([size, size], np.float32), np.array([size, -size], np.float32)]
+    for path, two in zip(paths, values, strict=True):
+        path.write_bytes(whole(tensors=[entry("a", [2], 0, 0)], data=two.tobytes()))
+    (found,) = compare_files(*({"": GgufFile(path)} for path in paths)).tensors
+    assert found.max_error == 2 * float(values[0][0])
+    assert found.snr_db == pytest.approx(10 * math.log10(2 / 4), rel=1e-12)
 
 
 def test_another_number_format_is_told_with_its_noise(
@@ -110,6 +123,26 @@ def test_other_tensors_and_shapes_are_named(converted: Callable[[str, str], Path
     assert first != second
     assert first is not None
     assert first.startswith("F16 [")
+
+
+def test_sets_are_compared_part_by_part(
+    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+) -> None:
+    model = converted(GOLDEN_VERSION_7, "f16")
+    for path in open_files(model).paths:
+        shutil.copy(path, tmp_path)
+    run = ("compare", model, tmp_path / model.name, "--exit-code", "--json")
+    assert cli(*run).code == 0
+    audio = open_files(tmp_path / model.name).files["audio"]
+    contents = bytearray(audio.path.read_bytes())
+    contents[audio.tensors["a.level.1.ffn_up.weight"].start + 1] ^= 1
+    audio.path.write_bytes(contents)
+    found = cli(*run)
+    assert found.code == 1, found
+    (tensor,) = json.loads(found.out)["tensors"]
+    assert tensor["name"] == "audio: a.level.1.ffn_up.weight"
+    audio.path.unlink()
+    assert "-audio.gguf of the set of" in error_of(cli(*run), 2)
 
 
 def test_a_file_that_is_no_gguf_is_bad_input(cli: Cli, golden: Path, tmp_path: Path) -> None:

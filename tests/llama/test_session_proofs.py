@@ -125,7 +125,7 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
                 [
                     session.step(x, places, causal=causal, outputs=outputs, columns=columns)
                     for columns in (slice(0, 40), slice(100, 300))
-                    for outputs in ([4, 1], slice(None))
+                    for outputs in (slice(1, 5, 3), slice(None))
                     for _ in [session.forget(0)]
                 ]
             )
@@ -240,7 +240,7 @@ def test_metadata_is_read_whatever_its_length(tmp_path: Path) -> None:
     with open_session(tmp_path / "tiny.gguf", n_threads=1) as session:
         assert session._model.metadata("gemma.attention.head_count") == "4"
         assert session._model.metadata("no.such.key") is None
-        assert (session.n_embd, session.n_vocab, session.n_layer) == (256, 300, 2)
+        assert (session.n_embd, session.n_layer) == (256, 2)
 
 
 def test_nothing_is_printed_by_a_session(models: Path) -> None:

@@ -113,27 +113,13 @@ def test_any_segments_match_the_oracle(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    ("outputs", "rows"),
-    [
-        ([8, 0, 4], [8, 0, 4]),
-        ([5, 5, -1], [5, 5, 8]),
-        (np.array([2, 7]), [2, 7]),
-        (slice(3, None, 2), [3, 5, 7]),
-        (np.arange(9) % 4 == 0, [0, 4, 8]),
-        (None, [8]),
-        ([], slice(0)),
-    ],
-    ids=["any-order", "twice-and-from-the-end", "array", "slice", "mask", "last", "none"],
-)
-def test_outputs_choose_rows_in_their_own_order(
-    session: GemmaSession, outputs: Any, rows: Any, causal: bool
-) -> None:
+@pytest.mark.parametrize("outputs", [slice(3, None, 2), slice(-1, None), slice(0)])
+def test_outputs_choose_rows(session: GemmaSession, outputs: slice, causal: bool) -> None:
     x = tokens(9)
     everything = session.step(x, SEGMENTS, causal=causal, outputs=ALL)
     session.forget(0)
     chosen = session.step(x, SEGMENTS, causal=causal, outputs=outputs)
-    expected = everything[np.arange(9)[rows]]
+    expected = everything[outputs]
     assert chosen.shape == expected.shape
     # Fewer outputs are fewer rows in the last matrix products, which may take another kernel.
     assert np.allclose(chosen, expected, atol=1e-4)
@@ -142,9 +128,11 @@ def test_outputs_choose_rows_in_their_own_order(
 @pytest.mark.parametrize("causal", [False, True])
 def test_columns_copy_only_a_slice_of_the_logits(session: GemmaSession, causal: bool) -> None:
     x = tokens(9)
-    everything = session.step(x, SEGMENTS, causal=causal, outputs=[8, 2])
+    everything = session.step(x, SEGMENTS, causal=causal, outputs=slice(2, None, 6))
     session.forget(0)
-    part = session.step(x, SEGMENTS, causal=causal, outputs=[8, 2], columns=slice(100, 130))
+    part = session.step(
+        x, SEGMENTS, causal=causal, outputs=slice(2, None, 6), columns=slice(100, 130)
+    )
     assert part.shape == (2, 30)
     assert np.array_equal(part, everything[:, 100:130])
 
@@ -162,7 +150,7 @@ def test_logits_stay_when_the_session_goes_on(session: GemmaSession, causal: boo
 def test_a_batch_may_be_longer_than_a_ubatch(
     session: GemmaSession, shape: GemmaShape, causal: bool
 ) -> None:
-    x, outputs = tokens(700), [0, 39, 350, 699]
+    x, outputs = tokens(700), slice(0, None, 233)
     positions = np.concatenate([np.arange(300), np.arange(400)])
     got = session.step(x, positions, causal=causal, outputs=outputs)
     expected = gemma_logits(shape, WEIGHTS[shape], x, positions, causal=causal)[outputs]
@@ -331,12 +319,6 @@ def test_embeddings_of_another_shape_are_refused(session: GemmaSession, x: Any, 
         session.step(x, np.arange(len(x)), causal=True)
 
 
-@pytest.mark.parametrize("outputs", [[9], [-10], np.ones(8, dtype=bool), [[1]]])
-def test_outputs_outside_of_the_batch_are_refused(session: GemmaSession, outputs: Any) -> None:
-    with pytest.raises(ValueError, match="outputs"):
-        session.step(tokens(9), SEGMENTS, causal=False, outputs=outputs)
-
-
 def test_a_closed_session_says_so_and_closes_again(tmp_path: Path) -> None:
     write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS[SHAPE])
     session = open_session(tmp_path / "tiny.gguf")
@@ -361,15 +343,15 @@ def test_states_are_those_of_the_oracle(
     norm, x = WEIGHTS[shape]["output_norm.weight"], tokens(9)
     expected = gemma_states(shape, WEIGHTS[shape], x, positions, causal=causal)
     with open_session(tmp_path / "tiny.gguf", n_threads=1, last_norm=norm) as session:
-        states = session.step(x, positions, causal=causal, outputs=[7, 2])
+        states = session.step(x, positions, causal=causal, outputs=slice(2, 8, 5))
         assert states.shape == (2, shape.n_embd)
-        assert nmse(expected[[7, 2]], states) < SAME_AS_ORACLE
+        assert nmse(expected[2:8:5], states) < SAME_AS_ORACLE
 
 
 def test_states_of_a_causal_batch_longer_than_what_is_computed_at_once(tmp_path: Path) -> None:
     write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS[SHAPE])
     norm, x = WEIGHTS[SHAPE]["output_norm.weight"], tokens(1200)
-    outputs = [0, 3, 511, 512, 1100, 1199]
+    outputs = slice(400, None)
     expected = gemma_states(SHAPE, WEIGHTS[SHAPE], x, np.arange(1200), causal=True)
     with open_session(tmp_path / "tiny.gguf", n_threads=1, last_norm=norm) as session:
         states = session.step(x, np.arange(1200), causal=True, outputs=outputs)

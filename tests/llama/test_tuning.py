@@ -21,6 +21,7 @@ from valle_convert.llama.tuning import (
     Tune,
     choose,
     exactness,
+    fastest_number,
     kept_settings,
     tuned_settings,
 )
@@ -59,6 +60,8 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
     assert tuned("auto", BUSY) == first
     assert kept_settings() == [first]
     assert tuned("again", BUSY) is None
+    assert first
+    assert first.n_parallel in (1, 2, 4, 8)
     written = json.loads(kept.read_text())
     for damage in ("", "[]", '{"passes": {}}', json.dumps(written | {"steps": {"x": 1}})):
         kept.write_text(damage)
@@ -69,7 +72,7 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
 
 def test_a_small_model_is_not_tuned_and_off_is_exact(path: Path) -> None:
     file = GgufFile(path)
-    both = [tuned_for(file, {}, None, 3, mode) for mode in ("off", "auto")]
+    both = [tuned_for(file, {}, Settings(n_parallel=0), 3, mode) for mode in ("off", "auto")]
     assert both == [Tuned(replace(EXACT, n_threads=3), replace(EXACT, n_threads=3))] * 2
 
 
@@ -108,3 +111,18 @@ def test_the_fastest_that_is_exact_enough_is_taken(
     found = choose(times, 1, lambda how: how.cache_type == "f32")
     assert (found.settings, found.exact_seconds) == (chosen, 1.0)
     assert found.seconds == others.get(chosen, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "number"),
+    [
+        ({1: 1.0}, 1),
+        ({1: 1.0, 2: 1.99, 4: 4.2, 8: 9.0}, 1),
+        ({1: 1.0, 2: 1.5, 4: 2.2, 8: 3.0}, 8),
+        ({1: 1.0, 2: 2.5, 4: 2.2, 8: 4.39}, 4),  # 8 gains too little
+    ],
+)
+def test_more_sequences_are_taken_where_each_gets_faster(
+    seconds: Mapping[int, float], number: int
+) -> None:
+    assert fastest_number(seconds) == number

@@ -22,7 +22,7 @@ ROUNDING = 2e-5
 def test_a_model_of_one_level_is_timed(version: int, small_checkpoint: Callable[..., Path]) -> None:
     path = small_checkpoint(version=version, levels=1)
     network = open_reference(path)
-    speed = family_of(read_checkpoint(path)).speed(network)
+    speed = family_of(read_checkpoint(path)).trials.measure_speed(network)
     assert speed.ar_step > 0
     assert speed.nar_pass > 0
 

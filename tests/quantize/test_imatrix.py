@@ -4,7 +4,6 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +77,7 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
     network.watch = lambda _part, name, x, _y: inputs.setdefault(name, []).append(x.numpy().copy())
-    for case in FAMILY.cases(description.model, utterance):
+    for case in FAMILY.trials.cases(description.model, utterance):
         if not case.repeats:
             case.run(network)
     gate = np.array(checkpoint.tensors.read("model.layers.0.mlp.gate_proj.weight"), np.float64)
@@ -136,7 +135,7 @@ def reference(request: pytest.FixtureRequest, tiny: Plan) -> Plan:
     return tiny if request.param == "file" else plan(read_checkpoint(VALLEX))
 
 
-def seeded(reference: Plan, seed: int) -> Examples[Any]:
+def seeded(reference: Plan, seed: int) -> Examples:
     return Examples.seeded(reference.family, reference.model, 2, seed=seed)
 
 

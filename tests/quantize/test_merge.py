@@ -178,11 +178,11 @@ def test_the_reference_of_something_else_is_refused(
     assert cli(*run, "--save-reference", path).code == 0
     assert "exists" in error_of(cli(*run, "--save-reference", path), 2)
     found = error_of(cli(*run, "--utterances", 2, "--reference", path), 2)
-    assert "made with other inputs (data)" in found
+    assert "differs in its inputs (data)" in found
     flip(path)
     assert "damaged" in error_of(cli(*run, "--reference", path), 2)
     shutil.copy(checkpoint_256, path)
-    assert "no reference of this program" in error_of(cli(*run, "--reference", path), 2)
+    assert "is not a reference file" in error_of(cli(*run, "--reference", path), 2)
 
 
 # ----------------------------------------------------------------------------- workflow/

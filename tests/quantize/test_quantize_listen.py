@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from quantize.pages import WIDTHS, cut
 from support import PROJECT, Cli, error_of
 
 from miniature.evaluate import held_out, write_data
-from valle_convert import plan_conversion, write_gguf
 from valle_convert.listening.listen import (
     DISTANCE,
     NLL,
@@ -50,10 +49,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("miniature") / "miniature-f16.gguf"
-    write_gguf(plan_conversion(MINIATURE), path)
-    return path
+def f16(converted: Callable[[Path, str], Path]) -> Path:
+    return converted(MINIATURE, "f16")
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,6 @@ WORDS = ["Hello world, this is a test.", "Guten Morgen, wie geht es dir heute?"]
 
 
 @pytest.fixture(scope="session")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=CODES)
-
-
-@pytest.fixture(scope="session")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two recordings, of another rate than the codec's, one in stereo."""
     folder = tmp_path_factory.mktemp("recordings")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from serve.servers import MINIATURE, serving
 
-from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.families.bundle import Bundle, open_bundle
 
 
 @pytest.fixture(scope="session")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("served") / "miniature.gguf"
-    write_gguf(plan_conversion(MINIATURE / "miniature.sft", Choices("q8_0")), path)
-    return open_bundle(path)
+def miniature(converted: Callable[[Path, str], Path]) -> Bundle:
+    return open_bundle(converted(MINIATURE / "miniature.sft", "q8_0"))
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_openai_streams(program: openai.OpenAI) -> None:
 
 
 def test_openai_lists_models(program: openai.OpenAI) -> None:
-    assert [one.id for one in program.models.list()] == ["miniature"]
+    assert [one.id for one in program.models.list()] == ["miniature-q8_0"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_others_get_mp3(client: httpx2.Client, name: str) -> None:
 def test_open_webui_finds_voices_models_and_the_words_of_an_error(client: httpx2.Client) -> None:
     base = "/v1"
     models = client.get(f"{base}/audio/models").json().get("models", [])
-    assert [one["id"] for one in models] == ["miniature"]
+    assert [one["id"] for one in models] == ["miniature-q8_0"]
     voices = client.get(f"{base}/audio/voices").json().get("voices", [])
     assert {one["id"]: one["name"] for one in voices} == {"deep": "deep", "plain": "plain"}
     answer = client.post(SPEECH, json={"model": "tts-1", "input": "", "voice": "alloy"})

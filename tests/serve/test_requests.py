@@ -137,9 +137,13 @@ def test_lists_and_health(client: httpx2.Client) -> None:
         )
     for path in ("/v1/models", "/v1/audio/models"):
         found = client.get(path).json()
-        assert found["models"] == [{"id": "miniature"}]
-        assert (found["data"][0]["id"], found["object"]) == ("miniature", "list")
-    assert client.get("/health").json() == {"status": "ok", "model": "miniature", "type": "Q8_0"}
+        assert found["models"] == [{"id": "miniature-q8_0"}]
+        assert (found["data"][0]["id"], found["object"]) == ("miniature-q8_0", "list")
+    assert client.get("/health").json() == {
+        "status": "ok",
+        "model": "miniature-q8_0",
+        "type": "Q8_0",
+    }
 
 
 def test_a_model_speaks_without_voices(miniature: Bundle, tmp_path: Path) -> None:

@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audio.small_codec import save_codec
 from make_checkpoint import Shape, make_checkpoint
-from support import golden_checkpoint
-from vallex_golden import CHECKPOINT
+from support import GOLDEN_VALLEX
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
 from valle_convert.decode import GREEDY
 from valle_convert.families.bundle import Bundle, open_bundle
-from valle_convert.families.family import Choices
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.families.vallex.on_llama import VallexGguf
@@ -51,9 +48,9 @@ class Talking:
 
 
 @pytest.fixture(scope="session")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> EncodecCodec:
+def codec(codec: Path) -> EncodecCodec:
     """EnCodec of the real architecture with random weights, whose codes are the golden models'."""
-    return EncodecCodec(save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=CODES))
+    return EncodecCodec(codec)
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +63,9 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(converted: Callable[[str, str], Path]) -> Bundle:
     """The golden checkpoint that is like the published reference model, in Q8_0."""
-    path = tmp_path_factory.mktemp("gguf") / "model-q8_0.gguf"
-    write_gguf(plan_conversion(golden_checkpoint("ar-nar-len"), Choices("q8_0")), path)
-    return open_bundle(path)
+    return open_bundle(converted("ar-nar-len", "q8_0"))
 
 
 @pytest.fixture(scope="session")
@@ -129,10 +124,8 @@ def version_five(bundle: Bundle, speaker: AnySpeaker, codec: EncodecCodec) -> It
 
 
 @pytest.fixture(scope="session")
-def vall_e_x(tmp_path_factory: pytest.TempPathFactory, codec: EncodecCodec) -> Iterator[Talking]:
-    path = tmp_path_factory.mktemp("set") / "out.gguf"
-    write_gguf(plan_conversion(CHECKPOINT), path)
-    files = open_bundle(path)
+def vall_e_x(converted: Callable[[str, str], Path], codec: EncodecCodec) -> Iterator[Talking]:
+    files = open_bundle(converted(GOLDEN_VALLEX, "auto"))
     quick = SpeakOptions(language="en", sampling=GREEDY, max_seconds=0.2, seed=1)
     heard = SpeakOptions(**{**vars(quick), "voice_text": "Hi there."})
     with (

@@ -17,6 +17,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.llama.context import Settings
+from valle_convert.llama.tuning import kept_settings
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker, Watch
 
@@ -204,10 +205,29 @@ def test_models_that_decode_all_frames_at_once_refuse_it(
     ):
         bundle = open_bundle(converted(folder, "auto"))
         with (
-            bundle.family.speaker(bundle, n_threads=1, settings=Settings(n_parallel=2)) as speaker,
+            bundle.family.speaker(bundle, n_threads=1) as speaker,
             pytest.raises(InputError, match="--parallel does not apply; leave it out"),
         ):
-            speaker.speak("One. Two.", None, options)
+            speaker.check_parallel(options)
+
+
+@pytest.mark.parametrize("folder", ["ar-nar-len", GOLDEN_VALLEX])
+def test_the_number_is_that_of_the_search(
+    converted: Callable[[str, str], Path],
+    folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search that a busy machine disturbs finds none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle, found = open_bundle(converted(folder, "q8_0")), Settings(n_parallel=0)
+    with bundle.family.speaker(bundle, n_threads=1, settings=found, tune="auto") as speaker:
+        assert speaker.batch.width == 1  # so small a model is not searched
+    monkeypatch.setattr("valle_convert.network.tuned.SMALL_MODEL", 0)
+    with bundle.family.speaker(bundle, n_threads=1, settings=found, tune="auto") as speaker:
+        kept = {one.file.n_weights: one for one in kept_settings()}
+        assert speaker.batch.width in ({one.n_parallel for one in kept.values()} or {1})
+        assert speaker.pieces("One. Two.", voice_of(speaker), request_of(speaker, 0)[2])
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_refused(

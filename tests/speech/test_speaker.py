@@ -13,10 +13,10 @@ import soundfile
 from speech.conftest import Talking
 
 from valle_convert.audio import EncodecCodec, read_codes, write_codes, write_wav
-from valle_convert.decode import Guidance, Repetition, SamplingOptions
+from valle_convert.decode import Guidance, Repetition, SamplingOptions, Timings
 from valle_convert.errors import InputError
 from valle_convert.families import families
-from valle_convert.speech.results import SpeakOptions, Timings
+from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Watch
 
 RATE = 24_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vallex_golden import CHECKPOINT, golden
+from vallex_golden import CHECKPOINT, decode_vallex, golden
 
 from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.checkpoint import read_checkpoint
@@ -16,7 +16,7 @@ from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.vallex import facts
 from valle_convert.families.vallex.composed import VallexText
-from valle_convert.families.vallex.decode import VallexOptions, decode_vallex
+from valle_convert.families.vallex.decode import VallexOptions
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.speech import VallexSpeaker
 from valle_convert.families.vallex.symbols import symbol_ids

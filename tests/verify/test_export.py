@@ -182,8 +182,10 @@ def test_what_cannot_be_exported_leaves_nothing(
     configs = ('{"version": 5}', "[]", "{", json.dumps({"version": 6} | {"size": {"dim": 32}}))
     odd_keys = [Key("valle.source.config", text, "string") for text in configs]
     odd_keys.append(Key("valle.table.names", tables, "[string]"))
-    for key in odd_keys:
+    headers = [file.changed([key]) for key in odd_keys]
+    headers.append(file.changed([], drop=["valle.source.config"]))
+    for header in headers:
         odd = tmp_path / "odd.gguf"
-        odd.write_bytes(file.changed([key]) + plain.read_bytes()[file.data_start :])
+        odd.write_bytes(header + plain.read_bytes()[file.data_start :])
         assert error_of(cli("export", odd, tmp_path / "y"), 2)
         assert not (tmp_path / "y").exists()

@@ -34,9 +34,9 @@ def test_a_case_that_repeats_another_has_its_logits(name: str, row: Row) -> None
     del row
     network = open_reference(golden_checkpoint(name))
     family = family_of(read_checkpoint(golden_checkpoint(name)))
-    (example,) = family.draw(network.model, 1, 0)
-    found = {case.name: case.run(network) for case in family.cases(network.model, example)}
-    repeating = [case for case in family.cases(network.model, example) if case.rows]
+    (example,) = family.trials.utterances(network.model, 1)
+    found = {case.name: case.run(network) for case in family.trials.cases(network.model, example)}
+    repeating = [case for case in family.trials.cases(network.model, example) if case.rows]
     assert repeating or name == GOLDEN_VERSION_7
     for case in repeating:
         assert nmse(found[case.repeats][list(case.rows)], found[case.name]) <= SAME

@@ -336,10 +336,10 @@ def test_the_published_size_converts_verifies_and_speaks(row: Row, tmp_path: Pat
     write_gguf(plan, out)
     report = verify_gguf(plan, out)
     assert report.passed, report.verdict()
-    (example,) = plan.family.draw(plan.model, 1, 0)
+    (example,) = plan.family.trials.utterances(plan.model, 1)
     with plan.family.open(open_bundle(out)) as network:
-        codes = plan.family.speak_levels(
-            network, example, plan.family.speak_level_0(network, example)
+        codes = plan.family.trials.speak_levels(
+            network, example, plan.family.trials.speak_level_0(network, example)
         )
     assert codes.ndim == 2
     assert codes.shape[1] == plan.model.n_levels

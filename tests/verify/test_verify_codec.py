@@ -102,6 +102,15 @@ def test_the_neighbour_of_a_rounded_value_passes_and_the_next_one_not(file: Path
         assert verify_codec(source, file, levels=("tensors",)).passed is passes
 
 
+def test_a_header_of_another_bandwidth_fails(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[28:32] = struct.pack("<i", 3)
+    file.write_bytes(data)
+    report = verify_codec(open_encodec(FOLDER / "hf"), file, levels=("structure",))
+    (failed,) = report.failures
+    assert failed.summary == "target_bandwidths is (3.0,), expected (6.0,)"
+
+
 def test_a_float32_file_is_verified_with_the_warning(tmp_path: Path) -> None:
     file = tmp_path / "f32.bin"
     source = open_encodec(FOLDER / "hf")

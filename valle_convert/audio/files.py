@@ -6,6 +6,7 @@ same weight. soxr resamples at its highest quality.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import struct
@@ -114,10 +115,15 @@ def decode_audio(
                     f"{name} has a sample rate of {rate} Hz, expected {_RATES[0]} to {_RATES[-1]}; "
                     "the file is damaged."
                 )
-            limit = -1 if max_seconds is None else round(max_seconds * rate)
+            left = math.inf if max_seconds is None else round(max_seconds * rate)
             mixed, power, mixed_power = [], 0.0, 0.0
-            for block in file.blocks(_BLOCK_FRAMES, frames=limit, dtype="float32", always_2d=True):
+            # `blocks` would need to seek, which GSM and G.72x cannot.
+            while n := min(_BLOCK_FRAMES, left):
+                block = file.read(n, dtype="float32", always_2d=True)
                 check()
+                if not len(block):
+                    break
+                left -= n
                 mixed.append(block.mean(axis=1))
                 power += _power(block)
                 mixed_power += _power(mixed[-1][:, None])
@@ -355,10 +361,9 @@ def write_wav(
     *,
     force: bool = False,
     sample_format: SampleFormat = "int16",
-    sources: Iterable[Path] = (),
 ) -> WrittenAudio:
     """Write a whole file; arguments and errors as `AudioWriter`."""
-    with AudioWriter(path, force=force, sample_format=sample_format, sources=sources) as writer:
+    with AudioWriter(path, force=force, sample_format=sample_format) as writer:
         writer.add(audio)
         written = writer.written
     assert written is not None  # noqa: S101 - something was added

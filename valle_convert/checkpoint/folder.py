@@ -38,6 +38,8 @@ CONFIGS = ("config.yaml", "config.yml")
 #: The beginning of a path on the Hugging Face hub.
 HUB_PREFIX = "hf:"
 LATEST = "latest"
+#: A folder of torch.distributed.checkpoint, as FSDP saves sharded states.
+_DISTRIBUTED = ".metadata"
 _STATES = ("state.sft", "state.pth")
 _DEEPSPEED = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 #: Files beside weights that are not weights: the optimizer's, and adapters.
@@ -62,7 +64,7 @@ class HubOrigin:
 
     Attributes:
         sha256: by local file, if the hub gives one.
-        n_bytes: of files that are not downloaded.
+        n_bytes: the size of each file, by the hub's list.
     """
 
     repository: str
@@ -100,7 +102,7 @@ class Tree(Protocol):
         ...
 
     def header(self, path: PurePath) -> SafetensorsHeader | None:
-        """The header of a file of safetensors, if that is all that is wanted of it."""
+        """The header of a safetensors file that `get` does not download, else None."""
         ...
 
     def name(self, path: PurePath) -> str:
@@ -284,6 +286,11 @@ def _look_into(
     state = _state(tree, folder, names)
     if state is not None:
         return Found(folder / state, _title(folder.parent), is_training=True)
+    if _DISTRIBUTED in names and any(name.endswith(".distcp") for name in names):
+        raise UnsupportedModelError(
+            f"{tree.name(folder)} is a sharded state (torch.distributed.checkpoint); merge it with "
+            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt`."
+        )
     if PICKLE in names and "data" in tree.folders(folder):
         return Found(folder / PICKLE, folder.name)
     for kind, choices in _choices(names):
@@ -394,7 +401,10 @@ def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath
         except ValleConvertError:
             continue  # no permission
         if (
-            any(name in (LATEST, PICKLE) or name in _STATES or is_shard(name) for name in names)
+            any(
+                name in (LATEST, PICKLE, _DISTRIBUTED) or name in _STATES or is_shard(name)
+                for name in names
+            )
             or any(_DEEPSPEED.fullmatch(name) for name in names)
             or any(choices for _, choices in _choices(names))
         ):

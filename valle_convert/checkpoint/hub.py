@@ -79,7 +79,7 @@ def parse_location(text: str) -> Location:
             f"{text} names the path {str(place)!r}, expected one inside the repository."
         )
     revision = match["revision"]
-    if revision is not None and (".." in revision or not revision.strip("/ ")):
+    if revision is not None and (".." in revision or revision[0] in "/ "):
         raise InputError(
             f"{revision!r} is not a revision of {match['repository']}; give a commit or tag."
         )
@@ -97,9 +97,10 @@ class HubTree:
         self, location: Location, *, progress: Progress = silent, headers_only: bool = False
     ) -> None:
         self._hub = require("huggingface_hub", "Reading from the Hugging Face hub", extra="hub")
-        from huggingface_hub import constants, errors
+        from huggingface_hub import constants, errors, utils
 
         self._constants, self._errors = constants, errors
+        self._utils: Any = utils
         self._location = location
         self._progress = progress
         self._headers_only = headers_only
@@ -178,6 +179,12 @@ class HubTree:
 
     def _list(self) -> tuple[str, dict[str, _RemoteFile]]:
         where = self._location
+        try:
+            self._utils.validate_repo_id(where.repository)
+        except self._errors.HFValidationError as error:
+            raise InputError(
+                f"{where.repository} is not the name of a repository: {words_of(error)}."
+            ) from error
         if self._constants.HF_HUB_OFFLINE:
             return self._list_cache("HF_HUB_OFFLINE is set", None)
         try:
@@ -188,10 +195,6 @@ class HubTree:
             if error.response.status_code < 500:
                 raise self._fault(error, None) from error
             return self._list_cache(f"the hub answers {error.response.status_code}", error)
-        except self._errors.HFValidationError as error:
-            raise InputError(
-                f"{where.repository} is not the name of a repository: {words_of(error)}."
-            ) from error
         except transport_errors() as error:
             return self._list_cache(f"the hub cannot be reached ({words_of(error)})", error)
         files = {}
@@ -258,7 +261,7 @@ class HubTree:
         return found
 
     def _is_header_enough(self, place: PurePosixPath) -> bool:
-        """Whether nothing but a header is wanted of a file that is not in the cache."""
+        """Whether to read only the header of a file, since the cache does not have it."""
         file = self._files[place]
         if not self._headers_only or file.cached or place.suffix not in SAFETENSORS_SUFFIXES:
             return False
@@ -268,15 +271,18 @@ class HubTree:
         return file.size != 0 and not isinstance(cached, str)
 
     def _first_bytes(self, place: PurePosixPath, n: int) -> bytes:
-        utils = self._hub.utils
         url = self._hub.hf_hub_url(self._location.repository, str(place), revision=self.commit)
-        headers = utils.build_hf_headers() | {"Range": f"bytes=0-{n - 1}"}
+        headers = self._utils.build_hf_headers() | {"Range": f"bytes=0-{n - 1}"}
+        session, data = self._utils.get_session(), b""
         try:
-            response = utils.get_session().get(url, headers=headers, timeout=_TIMEOUT)
-            utils.hf_raise_for_status(response)
+            with session.stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
+                self._utils.hf_raise_for_status(response)
+                for piece in response.iter_bytes():
+                    data += piece
+                    if len(data) >= n:
+                        break  # a mirror may ignore the range
         except transport_errors() as error:
             raise self._fault(error, place) from error
-        data: bytes = response.content
         return data
 
     # -------------------------------------------------------------------------------- faults
@@ -326,7 +332,7 @@ class HubTree:
         return (
             f"{where.repository} at {where.revision or 'main'} has no "
             f"{'model' if models else 'file or folder'} {path}; "
-            f"{'near' if near else 'there'} are {shown}."
+            f"{'did you mean' if near else 'it has'} {shown}{'?' if near else '.'}"
         )
 
 

@@ -53,6 +53,12 @@ _PEFT_USUAL: dict[str, tuple[object, ...]] = {
     "alpha_pattern": (None, {}),
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
+    "lora_bias": (None, False),
+    "use_qalora": (None, False),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    # The others change the weights that the adapter is added to: pissa, olora, loftq, corda.
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
 
 
@@ -61,16 +67,20 @@ class LoraScale:
     """The numbers in an adapter's config; `rank` and `alpha` are None if missing.
 
     With `by_root` (PEFT's rsLoRA), alpha is divided by the root of the rank.
+    `is_inside` means an adapter inside a checkpoint, whose config `--config` changes.
     """
 
     rank: int | None
     alpha: float | None
     levels: tuple[int, ...]
     where: str
-    by_root: bool = False
+    by_root: bool
+    is_inside: bool
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], where: str) -> LoraScale:
+    def from_config(
+        cls, config: Mapping[str, Any], where: str, *, is_inside: bool = False
+    ) -> LoraScale:
         """Read `rank`, `alpha` and `rvq_levels`, or PEFT's `r` and `lora_alpha`."""
         changed = [key for key, usual in _PEFT_USUAL.items() if config.get(key) not in usual]
         if changed:
@@ -98,6 +108,7 @@ class LoraScale:
             levels=tuple(levels or ()),
             where=where,
             by_root=bool(config.get("use_rslora")),
+            is_inside=is_inside,
         )
 
 
@@ -166,6 +177,7 @@ class LoraPairs:
         self.notes = notes
         self._adapters = adapters
         self.where = scale.where
+        self.is_inside = scale.is_inside
         self.levels = scale.levels
         self.factor = factor
         found: dict[str, dict[str, str]] = {}
@@ -279,9 +291,10 @@ class MergedTensors:
         if not (np.abs(merged) <= largest).all():
             worst = np.nan_to_num(np.abs(merged), nan=np.inf).max()
             one = given[-1][0]
+            smaller = "lora.alpha in --config" if one.is_inside else "@SCALE"
             raise InputError(
                 f"{one.where}: merging the LoRA makes {worst:g} of a weight of {name}, expected at "
-                f"most {largest:g}; its alpha is {one.alpha:g}, so give a smaller @SCALE."
+                f"most {largest:g}; its alpha is {one.alpha:g}, so give a smaller {smaller}."
             )
         return merged.astype(weight.dtype)
 
@@ -307,7 +320,8 @@ def merge_loras(
     adapters: list[LoraPairs] = []
     words, notes = [], []
     if inside is not None:
-        adapters.append(LoraPairs(inside, _lora_scale(config, str(path)), base.specs))
+        scale = LoraScale.from_config(_numbers(config), str(path), is_inside=True)
+        adapters.append(LoraPairs(inside, scale, base.specs))
         words.append(lora_words("inside the checkpoint", adapters[-1], 1.0))
     for one in given:
         adapters.append(open_lora(one, base.specs, progress=progress))
@@ -345,7 +359,7 @@ def open_lora(
             f"{given.path} holds {listing(strange)}, expected pairs of lora_A and lora_B of "
             "linear layers only; merge it with PEFT, and convert the result."
         )
-    scale = _lora_scale(_adapter_config(adapter, tree, place), str(given.path))
+    scale = LoraScale.from_config(_adapter_config(adapter, tree, place), str(given.path))
     # The prefix before the names of the model.
     others = [one for one in adapted_weights(tensors) if ".model.layers." not in f".{one}"]
     if kept_apart and others:
@@ -358,22 +372,21 @@ def open_lora(
 
 
 def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[str, Any]:
-    """The config of an adapter, inside its file or beside it."""
-    said = adapter.extras.get("config") or {}
-    lacks_alpha = isinstance(said, dict) and not {"alpha", "lora_alpha", "lora"} & said.keys()
-    if lacks_alpha and _PEFT_CONFIG in tree.files(place.parent):
-        beside = read_json_object(tree.get(place.parent / _PEFT_CONFIG), "file", _MAX_JSON_BYTES)
-        said = beside | said
+    """The numbers of an adapter, inside its file or beside it."""
     try:
-        return plain_keys(said)[0]
+        said = _numbers(plain_keys(adapter.extras.get("config") or {})[0])
+        if not {"alpha", "lora_alpha"} & said.keys() and _PEFT_CONFIG in tree.files(place.parent):
+            path = tree.get(place.parent / _PEFT_CONFIG)
+            said = plain_keys(read_json_object(path, "file", _MAX_JSON_BYTES))[0] | {**said}
     except ValueError as error:
         raise InputError(f"{tree.name(place)}: its config is rejected: {error}.") from error
+    return said
 
 
-def _lora_scale(config: Mapping[str, Any], where: str) -> LoraScale:
+def _numbers(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The adapter's numbers: keys of the config itself, or of a dict `lora` in it."""
     nested = config.get("lora")
-    return LoraScale.from_config(nested if isinstance(nested, Mapping) else config, where)
+    return nested if isinstance(nested, Mapping) else config
 
 
 def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -395,10 +408,12 @@ def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray
 
 def _checked_alpha(scale: LoraScale) -> float:
     if scale.alpha is None:
-        raise InputError(
-            f"{scale.where} does not contain the LoRA's alpha. Write "
-            f'{{"lora_alpha": NUMBER}} to {_PEFT_CONFIG} beside it, or `lora.alpha` into --config.'
+        remedy = (
+            'give a file with {"lora": {"alpha": NUMBER}} as --config'
+            if scale.is_inside
+            else f'write {{"lora_alpha": NUMBER}} to {_PEFT_CONFIG} beside it'
         )
+        raise InputError(f"{scale.where} does not contain the LoRA's alpha; {remedy}.")
     if not math.isfinite(scale.alpha):
         raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, not a finite number.")
     return scale.alpha * math.sqrt(scale.rank or 1) if scale.by_root else scale.alpha

@@ -30,7 +30,7 @@ _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In the place of what has no plain value: whoever reads it refuses it by this word."""
+    """Replaces a value that is not plain; an error about it shows the reason."""
 
     reason: str
 
@@ -43,7 +43,7 @@ def to_plain(value: object) -> tuple[Any, list[str]]:
     left_out: list[str] = []
 
     def convert(value: Any, place: str) -> Any:  # noqa: ANN401
-        if hasattr(value, "plain"):
+        if _knows_plain(value):
             return convert(value.plain(), place)
         if isinstance(value, Mapping):
             found = {}
@@ -67,6 +67,11 @@ def to_plain(value: object) -> tuple[Any, list[str]]:
         raise ValueError("it is nested too deeply") from error
 
 
+def _knows_plain(value: object) -> bool:
+    """Whether it is a tensor or a placeholder; a class of placeholders is not."""
+    return hasattr(value, "plain") and not isinstance(value, type)
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, np.generic | np.ndarray):
         if value.size > _MAX_ARRAY:
@@ -79,8 +84,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def _children_of_any(value: object) -> Iterable[object]:
-    if hasattr(value, "plain"):
+def _children_of_any(value: Any) -> Iterable[object]:  # noqa: ANN401
+    if _knows_plain(value):
         with suppress(ValueError):
             yield value.plain()
     elif isinstance(value, Mapping):

@@ -10,7 +10,7 @@ import mmap
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -23,11 +23,14 @@ from valle_convert.checkpoint.stand_ins import StandIn, is_harmful, stand_in_for
 #: The number types by torch's names: their bytes, and numpy's type.
 _NUMBERS: dict[str, tuple[int, np.dtype[Any] | None]] = {
     **{name: (dtype.itemsize, dtype) for name, dtype in DTYPES.items()},
-    **dict.fromkeys("uint16 complex32 float8_e4m3fnx2".split(), (2, None)),
+    **dict.fromkeys("uint16 complex32 bits16".split(), (2, None)),
     **dict.fromkeys("uint32 qint32".split(), (4, None)),
     **dict.fromkeys("uint64 complex64".split(), (8, None)),
     **dict.fromkeys("quint8 qint8 quint4x2 quint2x4".split(), (1, None)),
     **dict.fromkeys("float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split(), (1, None)),
+    **dict.fromkeys(
+        "float8_e8m0fnu float4_e2m1fn_x2 bits8 bits1x8 bits2x4 bits4x2".split(), (1, None)
+    ),
     "complex128": (16, None),
 }
 _STORAGES = {
@@ -53,6 +56,7 @@ _STORAGES = {
 _STORAGE = re.compile(r"torch\.(?:storage\.)?(\w+)Storage")
 _MAX_ARRAY_BYTES = 1 << 16
 _MAX_NAMES = 1000
+_MAX_KEY = 100  # values in a key, each counted as often as it is named
 
 
 class RefusedError(Exception):
@@ -133,9 +137,10 @@ def _tensor(
     """`_rebuild_tensor_v2`, and 3 with its own type; rejects what does not fit."""
     if not isinstance(storage, _TypedStorage):
         raise TypeError("a tensor without a storage")
-    bits = more[2] if len(more) > 2 else None
-    if isinstance(bits, dict) and (bits.get("neg") or bits.get("conj")):
+    if any(isinstance(one, dict) and (one.get("neg") or one.get("conj")) for one in more):
         return _Negated()
+    if any(isinstance(one, type) for one in more):
+        return StandIn()  # of a number type that is not known
     numbers = next((one for one in more if isinstance(one, Numbers)), storage.numbers)
     sizes, steps = _counts(shape), _counts(strides)
     (begin,) = _counts((offset,))
@@ -153,7 +158,7 @@ def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(
         type(one) is int and 0 <= one < 1 << 62 for one in values
     ):
-        raise ValueError("sizes of a tensor that are no whole numbers")
+        raise ValueError("a size of a tensor that is not a whole number")
     return tuple(values)
 
 
@@ -163,31 +168,35 @@ class _TypedStorage:
     numbers: Numbers
 
 
-def _flat(key: object) -> object:
-    """A key without depth: Python hashes what a tuple names twice twice, and so on."""
-    inner = key if isinstance(key, tuple) else ()
-    if any(isinstance(one, tuple | frozenset) for one in inner):
-        raise ValueError("a key that is a tuple of tuples")
+def _small(key: object) -> object:
+    """A key that is hashed quickly: a few bytes can describe a tuple of billions of values."""
+    left = [key]
+    for one in left:  # which grows
+        if isinstance(one, tuple | frozenset):
+            left += one
+        if len(left) > _MAX_KEY:
+            raise ValueError(f"a key of more than {_MAX_KEY:,} values")
     return key
 
 
 def _frozen(items: Iterable[object] = ()) -> frozenset[object]:
-    if any(isinstance(one, tuple | frozenset) for one in items):
-        raise ValueError("a set of tuples or sets")
-    return frozenset(items)
+    return frozenset(map(_small, items))
 
 
-def _ordered(items: Iterable[Sequence[Any]] = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((_flat(key), value) for key, value in items)
+def _ordered(items: Mapping[Any, Any] | Iterable[Sequence[Any]] = ()) -> OrderedDict[Any, Any]:
+    pairs = items.items() if isinstance(items, Mapping) else items  # a Counter's argument is a dict
+    return OrderedDict((_small(key), value) for key, value in pairs)
 
 
 def _first(value: object = None, *_more: object) -> object:
     return value
 
 
-def _of_type(rebuild: object, _kind: object, given: tuple[Any, ...], *_more: object) -> object:
-    """`_rebuild_from_type_v2`: a tensor with attributes."""
-    return _tensor(*given) if rebuild is _tensor else StandIn()
+def _of_type(rebuild: object, kind: object, given: tuple[Any, ...], *_more: object) -> object:
+    """`_rebuild_from_type_v2`: a tensor with attributes, or of a subclass."""
+    if rebuild is _tensor:
+        return _tensor(*given)
+    return kind() if isinstance(kind, type) and issubclass(kind, StandIn) else StandIn()
 
 
 _KNOWN: dict[str, object] = {
@@ -243,11 +252,13 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         found = _known(full)
         if found is None and is_harmful(full):
             raise RefusedError(full)
-        if found is None:
-            found = self._stand_ins.setdefault(full, stand_in_for(full))
+        if found is not None:
+            return found
+        if full not in self._stand_ins:
+            self._stand_ins[full] = stand_in_for(full)
             if len(self._stand_ins) > _MAX_NAMES:
                 raise ValueError(f"it names more than {_MAX_NAMES:,} classes")
-        return found
+        return self._stand_ins[full]
 
     def persistent_load(self, saved: object) -> object:
         """The storage that a pickle refers to."""
@@ -277,20 +288,21 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][_flat(key)] = value
+        self.stack[-1][_small(key)] = value
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self.stack[-1][_flat(key)] = value
+            self.stack[-1][_small(key)] = value
 
     def load_additems(self) -> None:
         items = self.pop_mark()
         for item in items:
-            self.stack[-1].add(_flat(item))
+            self.stack[-1].add(_small(item))
 
     def load_frozenset(self) -> None:
-        self.append(_frozen(self.pop_mark()))
+        items = self.pop_mark()  # changes self.append
+        self.append(_frozen(items))
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001

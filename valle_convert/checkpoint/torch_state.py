@@ -112,7 +112,7 @@ def _find_state(
 ) -> tuple[tuple[str, ...], Mapping[str, Any], tuple[str, ...]]:
     """The keys of the model's state dict, the dict, and what was left out."""
     found = list(_states(loaded, (), set()))
-    models = [one for one in found if is_model(k for k in one.state if isinstance(k, str))]
+    models = [one for one in found if _is_model(one)]
     averages = [one for one in models if is_averaged(one.name)]
     chosen = [one for one in models if one not in averages] or averages or found
     distinct: dict[tuple[int, ...], _State] = {}
@@ -130,6 +130,10 @@ def _find_state(
     if not distinct and may_be_none:
         return ("module",), {}, ()
     raise InputError(_explain_states(path, loaded, list(distinct.values())))
+
+
+def _is_model(one: _State) -> bool:
+    return is_model(key for key in one.state if isinstance(key, str))
 
 
 #: Where the training project and icefall's trainer keep the weights.
@@ -153,10 +157,11 @@ def _states(value: object, place: tuple[str, ...], seen: set[int]) -> Iterator[_
 
 def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
     if states:
+        are_models = _is_model(states[0])
+        what = "models" if are_models else "dicts of tensors without a known model"
         return (
-            f"{path} holds {len(states)} dicts of tensors "
-            f"({listing(one.name for one in states)}), and none is recognized as the model's; "
-            "save that state_dict() alone."
+            f"{path} holds {len(states)} {what} ({listing(one.name for one in states)}), expected "
+            "one model; save its state_dict() alone."
         )
     if not isinstance(loaded, Mapping) or (isinstance(loaded, StandIn) and not loaded):
         return (
@@ -164,7 +169,7 @@ def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
             "save the model's state_dict()."
         )
     held = listing(
-        f"{key if isinstance(key, str) else word_for(key):.20} ({word_for(value):.20})"
+        f"{key if isinstance(key, str) else word_for(key):.20} ({word_for(value):.40})"
         for key, value in loaded.items()
     )
     return (

@@ -57,8 +57,8 @@ def zip_entries(path: Path) -> dict[str, ZipEntry]:
     strange = [name for name in found if not name.startswith(root)]
     if not root or strange:
         raise InputError(
-            f"{path} is refused: {listing(strange) or 'its pickle'} is not in the archive's folder "
-            f"{root!r}; save it again with torch.save."
+            f"{path} is rejected: {listing(strange) or 'data.pkl'} is outside the folder "
+            f"{root or 'archive/'!r} of its zip; save it again with torch.save."
         )
     entries = {name.removeprefix(root): entry for name, entry in found.items()}
     check_sums(path, {"data.pkl": entries["data.pkl"]})
@@ -137,6 +137,11 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
             f"{path} is rejected: its zip table lists an entry twice, which readers read "
             "differently; save it again with torch.save."
         )
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise InputError(
+            f"{path} is a TorchScript program, not a file of torch.save; save the state_dict() of "
+            "torch.jit.load(...) instead."
+        )
     pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
     if len(pickles) != 1:
         raise InputError(
@@ -153,7 +158,8 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
     elif len(entries) > _MAX_ENTRIES:
         fault = f"it has {len(entries):,} entries, expected at most {_MAX_ENTRIES:,}"
     elif pickles[0].file_size > _MAX_PICKLE_BYTES:
-        fault = f"its pickle has {pickles[0].file_size:,} bytes, expected {_MAX_PICKLE_BYTES:,}"
+        size = pickles[0].file_size
+        fault = f"its pickle has {size:,} bytes, expected at most {_MAX_PICKLE_BYTES:,}"
     else:
         return
     raise InputError(f"{path} is rejected: {fault}; save it again with torch.save.")

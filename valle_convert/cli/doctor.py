@@ -86,10 +86,11 @@ def _show(report: DoctorReport) -> None:
                 f"{one.file.n_weights / 1e6:.0f} M, mostly {one.file.type}",
                 *_choice(one.passes),
                 *_choice(one.steps),
+                str(one.n_parallel),
             )
             for one in report.tuned
         ]
-        header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)")
+        header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)", "parallel")
         console.data_table(found, header=header)
     console.data("\ncommands")
     console.data_table([(c.name, "; ".join(c.missing) or "ready") for c in report.commands])

@@ -83,7 +83,7 @@ def serve(
 
     def open_speaker() -> AnySpeaker:
         speaker = engine.speaker(bundle)
-        speaker.check_parallel(served.defaults)
+        engine.check_parallel(speaker, served.defaults)
         return speaker
 
     _run(SpeechServer(served, open_speaker), served, host, port)

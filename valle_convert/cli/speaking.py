@@ -41,11 +41,12 @@ class EngineOptions:
 
     parallel: int = opt(
         "Sentences to decode side by side in one batch of llama.cpp; needs a model with an AR. "
-        "With guidance or best_of, a sentence takes several places.",
+        "With guidance or best_of, a sentence takes several places. 0 takes the fastest number, "
+        "which --tune finds.",
         "N",
         MODEL,
         default=1,
-        min=1,
+        min=0,
         max=64,
     )
 
@@ -75,6 +76,11 @@ class EngineOptions:
             tune=self.tune,
             adapters=lora_files(adapters),
         )
+
+    def check_parallel(self, speaker: AnySpeaker, options: SpeakOptions) -> None:
+        """Refuse --parallel where it changes nothing."""
+        if self.parallel > 1:
+            speaker.check_parallel(options)
 
 
 @dataclass(frozen=True)

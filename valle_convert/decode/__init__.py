@@ -6,13 +6,13 @@ levels above). `transcribe` is the reverse. `sampling` and `guidance` are the ar
 their steps together.
 """
 
-from valle_convert.decode.ar import ArOptions, ArResult, append_codes, decode_ar
+from valle_convert.decode.ar import ArOptions, append_codes, decode_ar
 from valle_convert.decode.batch import Batch, Decoding, Steps
-from valle_convert.decode.control import End, ShouldStop, check_range, never
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, ShouldStop, check_range
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
-from valle_convert.decode.masked import MaskedOptions, MaskedResult, decode_masked
-from valle_convert.decode.nar import NarOptions, NarResult, decode_nar
+from valle_convert.decode.masked import MaskedOptions, decode_masked
+from valle_convert.decode.nar import NarOptions, decode_nar
 from valle_convert.decode.sampling import GREEDY, Repetition, SamplingOptions
 from valle_convert.decode.speech import (
     Mode,
@@ -20,7 +20,7 @@ from valle_convert.decode.speech import (
     Prefix,
     Speech,
     SpeechOptions,
-    StageSeconds,
+    Timings,
     choose_mode,
     decode_speech,
     speech_steps,
@@ -29,27 +29,27 @@ from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decod
 
 __all__ = [
     "GREEDY",
+    "UNWATCHED",
     "ArOptions",
-    "ArResult",
     "Batch",
+    "Callbacks",
+    "Decoded",
     "Decoding",
     "End",
     "Guidance",
     "LengthOptions",
     "MaskedOptions",
-    "MaskedResult",
     "Mode",
     "ModeChoice",
     "NarOptions",
-    "NarResult",
     "Prefix",
     "Repetition",
     "SamplingOptions",
     "ShouldStop",
     "Speech",
     "SpeechOptions",
-    "StageSeconds",
     "Steps",
+    "Timings",
     "TranscribeOptions",
     "Transcript",
     "append_codes",
@@ -63,6 +63,5 @@ __all__ = [
     "decode_transcript",
     "frames_for",
     "guide",
-    "never",
     "speech_steps",
 ]

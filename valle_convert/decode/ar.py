@@ -13,10 +13,9 @@ import numpy as np
 
 from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.causal import CausalSequences, append_elements
-from valle_convert.decode.control import End, ShouldStop, check_range, never
-from valle_convert.decode.guidance import Guidance, guide
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, check_range
+from valle_convert.decode.guidance import Guidance, guided
 from valle_convert.decode.sampling import (
-    Logits,
     Repetition,
     SamplingOptions,
     penalize_length,
@@ -26,7 +25,6 @@ from valle_convert.decode.sampling import (
 from valle_convert.model.inputs import Condition, Segment, speech_segments
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
-from valle_convert.progress import Progress, silent
 
 _TABLE = "response.ar"
 
@@ -51,14 +49,6 @@ class ArOptions:
         check_range("length_penalty", self.length_penalty, -100.0, 100.0)
 
 
-@dataclass(frozen=True, eq=False)
-class ArResult:
-    """Codes of level 0, [frames], without the stop code, and how it ended."""
-
-    codes: Codes
-    end: End
-
-
 def ar_steps(
     network: Network,
     condition: Condition,
@@ -66,9 +56,8 @@ def ar_steps(
     rng: np.random.Generator,
     *,
     prefix: Codes | None = None,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
-) -> Steps[ArResult]:
+    watch: Callbacks = UNWATCHED,
+) -> Steps[Decoded]:
     """Decode level 0 of a response, one frame a step.
 
     Args:
@@ -86,14 +75,14 @@ def ar_steps(
     end: End = "limit"
     with (
         CausalSequences(network, requests, head="ar", table=_TABLE) as sequences,
-        progress("frames", max_frames, "frame") as advance,
+        watch.progress("frames", max_frames, "frame") as advance,
     ):
         while n_frames < max_frames:
-            if should_stop():
+            if watch.should_stop():
                 end = "interrupted"
                 break
             rows = sequences.begin() if n_frames == 0 else (yield sequences.grow(codes[-1]))
-            logits = _combine(rows, options.guidance)
+            logits = guided(rows[:, None], options.guidance)
             logits = penalize_repetition(logits, np.array(codes, np.int32), options.repetition)
             logits = penalize_length(logits, stop, n_frames + 1, options.length_penalty)
             code = int(sample(logits, options.sampling, rng)[0])
@@ -103,7 +92,7 @@ def ar_steps(
             codes.append(code)
             n_frames += 1
             advance(1)
-    return ArResult(np.array(codes[len(spoken) :], np.int32), end)
+    return Decoded(np.array(codes[len(spoken) :], np.int32), end)
 
 
 #: The network of `ar_steps`, for a `Batch`.
@@ -116,10 +105,3 @@ def _segments(model: Model, condition: Condition, spoken: Codes) -> list[Segment
     leading = speech_segments(model, condition, 0, np.zeros(1, np.int32))[:-1]
     response = Segment("response", (_TABLE,), np.asarray(spoken, np.int64).reshape(-1, 1))
     return [*leading, response]
-
-
-def _combine(rows: Logits, guidance: Guidance) -> Logits:
-    """The logits to draw from, [1, codes + 1], given those of one or two conditions."""
-    if not guidance.is_on:
-        return rows
-    return guide(rows[:1], rows[1:], guidance.cfg_strength, guidance.cfg_rescale)

@@ -1,12 +1,15 @@
-"""Shared by all decoders: ranges of options, and how decoding stops or ends."""
+"""Shared by all decoders: ranges of options, callbacks, and the result of a stage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from valle_convert.errors import InputError
+from valle_convert.model.spec import Codes
+from valle_convert.progress import Progress, silent
 
 #: Called before every step; True ends the decoding, and the result is what exists by then.
 ShouldStop = Callable[[], bool]
@@ -16,9 +19,28 @@ ShouldStop = Callable[[], bool]
 End = Literal["stop", "limit", "interrupted"]
 
 
-def never() -> bool:
-    """A `ShouldStop` that never stops the decoding."""
-    return False
+@dataclass(frozen=True)
+class Callbacks:
+    """Callbacks to follow and stop a decoding.
+
+    Attributes:
+        progress: shows frames, steps and levels.
+        should_stop: called between steps.
+    """
+
+    progress: Progress = silent
+    should_stop: ShouldStop = lambda: False
+
+
+UNWATCHED = Callbacks()
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The codes of a stage, without the stop code; if interrupted, those that are complete."""
+
+    codes: Codes
+    end: End
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,14 @@ class Guidance:
     def is_on(self) -> bool:
         """Whether the null condition is needed."""
         return self.cfg_strength > 0
+
+
+def guided(found: Iterable[Logits], guidance: Guidance) -> Logits:
+    """The logits of a condition, guided by those of the null condition if there are any."""
+    full, *null = found
+    if not null:
+        return full
+    return guide(full, null[0], guidance.cfg_strength, guidance.cfg_rescale)
 
 
 def guide(full: Logits, null: Logits, strength: float, rescale: float) -> Logits:

@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.causal import run_pass
-from valle_convert.decode.control import End, ShouldStop, check_range, never
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, check_range
 from valle_convert.decode.guidance import Guidance, guide
 from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered, probabilities
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
-from valle_convert.progress import Progress, silent
 
 #: Weaker guidance than this gives incoherent speech.
 MINIMUM_CFG_STRENGTH = 2.5
@@ -60,19 +59,6 @@ class MaskedOptions:
         check_range("steps", self.max_steps, 1, math.inf)
 
 
-@dataclass(frozen=True, eq=False)
-class MaskedResult:
-    """Codes, [frames] or [levels, frames].
-
-    Attributes:
-        codes: if interrupted, those of the last complete step, which are a whole draft; no frames
-            if there was none.
-    """
-
-    codes: Codes
-    end: End
-
-
 def demask(
     predict: Callable[[Condition, Codes], Logits],
     condition: Condition,
@@ -84,10 +70,9 @@ def demask(
     kept: NDArray[np.bool_] | None = None,
     source: Codes | None = None,
     scores_drawn: bool = False,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
-) -> MaskedResult:
-    """Decode codes [frames], or [levels, frames].
+    watch: Callbacks = UNWATCHED,
+) -> Decoded:
+    """Decode codes [frames], or [levels, frames]; if interrupted, the draft of the last step.
 
     Args:
         predict: the logits of codes [.., frames, codes] for a condition and the shown codes.
@@ -100,10 +85,10 @@ def demask(
     codes, n_frames, n_steps = draft, draft.shape[-1], options.max_steps
     scores: NDArray[np.float64] = np.ones(codes.shape)
     strength = max(options.guidance.cfg_strength, MINIMUM_CFG_STRENGTH)
-    with progress("steps", n_steps, "step") as advance:
+    with watch.progress("steps", n_steps, "step") as advance:
         for step, time in enumerate(times(n_steps)):
-            if should_stop():
-                return MaskedResult(codes if step else codes[..., :0], "interrupted")
+            if watch.should_stop():
+                return Decoded(codes if step else codes[..., :0], "interrupted")
             hidden = _lowest(scores, n_hidden(time, n_frames, step))
             if kept is not None:
                 hidden &= ~kept
@@ -123,7 +108,7 @@ def demask(
                 found = probabilities(logits).max(axis=-1)
             scores = np.where(hidden, found, 1.0) if options.score_hidden_only else found
             advance(1)
-    return MaskedResult(codes, "stop")
+    return Decoded(codes, "stop")
 
 
 def decode_masked(
@@ -135,9 +120,8 @@ def decode_masked(
     *,
     prefix: Codes | None = None,
     source: Codes | None = None,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
-) -> MaskedResult:
+    watch: Callbacks = UNWATCHED,
+) -> Decoded:
     """Decode level 0 of a response of `n_frames` frames by demasking.
 
     Args:
@@ -160,8 +144,7 @@ def decode_masked(
         options,
         rng,
         source=source,
-        progress=progress,
-        should_stop=should_stop,
+        watch=watch,
     )
 
 

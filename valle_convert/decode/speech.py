@@ -7,14 +7,15 @@ the duration is decoded first, then all of level 0 by demasking. NAR levels foll
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 from typing import Literal
 
 import numpy as np
 
 from valle_convert.decode.ar import ArOptions, append_codes, ar_steps
 from valle_convert.decode.batch import Steps, alone
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import UNWATCHED, Callbacks, End
 from valle_convert.decode.length import LengthOptions, decode_length, frames_for
 from valle_convert.decode.masked import MaskedOptions, decode_masked
 from valle_convert.decode.nar import NarOptions, decode_nar
@@ -22,7 +23,6 @@ from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
-from valle_convert.progress import Progress, silent
 
 Mode = Literal["ar", "nar-len"]
 ModeChoice = Literal["auto", "ar", "nar-len"]
@@ -57,11 +57,23 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class StageSeconds:
-    """Seconds of computing the stages that stand alone; the rest is level 0's."""
+class Timings:
+    """Seconds of computing, by stage."""
 
+    text: float = 0.0
+    voice: float = 0.0
     length: float = 0.0
+    level_0: float = 0.0
     levels: float = 0.0
+    codec: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The sum of all stages."""
+        return float(sum(astuple(self)))
+
+    def __add__(self, other: Timings) -> Timings:
+        return Timings(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +84,13 @@ class Speech:
         codes: [frames, levels]; if interrupted, the complete frames and levels.
         end: how that ended; `limit` if speech was cut off at the maximum (ar), or is shorter
             than the model predicted (nar-len).
+        seconds: of the stages that stand alone; the rest is level 0's.
     """
 
     codes: Codes
     mode: Mode
     end: End
-    seconds: StageSeconds
+    seconds: Timings
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
@@ -109,12 +122,10 @@ def speech_steps(
     options: SpeechOptions,
     rng: np.random.Generator,
     *,
-    n_frames: int | None = None,
     level_0: Codes | None = None,
     prefix: Prefix | None = None,
     source: Codes | None = None,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
+    watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
     """Decode all levels of a response.
 
@@ -122,9 +133,8 @@ def speech_steps(
         level_0: of the response, [frames], to decode only the levels above it.
         source: level 0 of a recording whose voice is changed, [frames] (voice conversion); the
             response has its length.
-        progress: shows frames, steps and levels.
     """
-    mode = choose_mode(network.model, options.mode)
+    mode, n_frames = choose_mode(network.model, options.mode), None
     if source is not None:
         if mode != "nar-len":
             raise InputError(
@@ -159,8 +169,7 @@ def speech_steps(
             ar_options,
             rng,
             prefix=before,
-            progress=progress,
-            should_stop=should_stop,
+            watch=watch,
         )
         level_0, end = spoken.codes, spoken.end
     else:
@@ -177,8 +186,7 @@ def speech_steps(
             rng,
             prefix=before,
             source=source,
-            progress=progress,
-            should_stop=should_stop,
+            watch=watch,
         )
         level_0, end = drawn.codes, drawn.end
         if is_limited and end == "stop":
@@ -191,18 +199,14 @@ def speech_steps(
         options.nar,
         rng,
         prefix=None if prefix is None else prefix.codes,
-        progress=progress,
-        should_stop=should_stop,
+        watch=watch,
     )
     done = time.perf_counter()
     return Speech(
         codes=raised.codes,
         mode=mode,
         end="interrupted" if raised.end == "interrupted" else end,
-        seconds=StageSeconds(
-            length=length_done - begin,
-            levels=done - level_0_done,
-        ),
+        seconds=Timings(length=length_done - begin, levels=done - level_0_done),
     )
 
 

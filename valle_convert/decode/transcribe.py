@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
-from valle_convert.decode.control import End, ShouldStop, never
+from valle_convert.decode.control import UNWATCHED, Callbacks, End
 from valle_convert.model.inputs import transcript_segments
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
 from valle_convert.network.protocol import Network
-from valle_convert.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ def decode_transcript(
     language: int | None,
     options: TranscribeOptions,
     *,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
+    watch: Callbacks = UNWATCHED,
 ) -> Transcript:
     """The phonemes of some speech.
 
@@ -47,10 +45,10 @@ def decode_transcript(
     end: End = "limit"
     with (
         CausalSequences(network, [segments], head="stt", table="phonemes") as sequence,
-        progress("phonemes", options.max_phonemes, "phoneme") as advance,
+        watch.progress("phonemes", options.max_phonemes, "phoneme") as advance,
     ):
         while len(phonemes) < options.max_phonemes:
-            if should_stop():
+            if watch.should_stop():
                 end = "interrupted"
                 break
             logits = sequence.append(phonemes[-1]) if phonemes else sequence.begin()

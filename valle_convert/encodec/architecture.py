@@ -28,6 +28,7 @@ from valle_convert.errors import InputError
 #: Numbers outside of these ranges mean a damaged config.
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Word = Annotated[str, msgspec.Meta(max_length=40)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e6)]
 Ratios = Annotated[
     tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...],
@@ -74,10 +75,10 @@ class EncodecSpec:
     codebook_dim: Size = 128
     target_bandwidths: Bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
     use_causal_conv: bool = True
-    pad_mode: str = "reflect"
+    pad_mode: Word = "reflect"
     trim_right_ratio: Positive = 1.0
     use_conv_shortcut: bool = True
-    norm_type: str = "weight_norm"
+    norm_type: Word = "weight_norm"
     normalize: bool = False
     chunk_length_s: Positive | None = None
 
@@ -109,8 +110,8 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
             continue  # null means the default, as in transformers
         try:
             known[name] = msgspec.convert(config[name], kind)
-        except msgspec.ValidationError as error:
-            problems.append(f"{name} is {config[name]!r}: {error}")
+        except (msgspec.ValidationError, UnicodeError) as error:  # half of a surrogate pair
+            problems.append(f"{name} is {config[name]!r:.40}: {error}")
     if problems:
         raise InputError(
             f"{where} does not describe an EnCodec: {'; '.join(problems)}; download it again."
@@ -286,7 +287,7 @@ def table_problems(expected: Expected, found: Shapes) -> list[str]:
     unknown, twice, wrong = [], [], []
     for name, shape, dtype in found:
         if name not in expected:
-            unknown.append(repr(name))
+            unknown.append(f"{name!r:.80}")
         elif name in seen:
             twice.append(name)
         else:
@@ -356,11 +357,11 @@ def check_computable(spec: EncodecSpec, where: str) -> None:
     """Reject what this project's encoder and decoder would compute wrongly."""
     faults = (
         (spec.audio_channels != 1, f"it is for {spec.audio_channels} channels (audio_channels)"),
-        (spec.normalize, "it codes the loudness apart (normalize)"),
+        (spec.normalize, "it normalizes the loudness (normalize)"),
         (spec.chunk_length_s is not None, "it works in chunks (chunk_length_s)"),
         (spec.norm_type != "weight_norm", f"its layers use {spec.norm_type} (norm_type)"),
         (not spec.use_causal_conv, "its convolutions look ahead (use_causal_conv)"),
-        (spec.trim_right_ratio != 1.0, "it is not trimmed at the end (trim_right_ratio)"),
+        (spec.trim_right_ratio != 1.0, "it trims at the start, too (trim_right_ratio)"),
         (spec.pad_mode not in _PAD_MODES, f"it pads with {spec.pad_mode!r} (pad_mode)"),
         (
             spec.codebook_dim != spec.hidden_size,

@@ -8,7 +8,7 @@ norm is stored in two parts, under one of two names, and is folded when it is re
     conv.parametrizations.weight.original0, .original1              transformers 5
     conv.weight                                                     folded already
 
-Unknown and missing tensors are errors, except for tensors of training that are listed here.
+Unknown and missing tensors are errors, except the training tensors listed here.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
 from valle_convert.files import (
+    ZIP_MAGIC,
     check_input_file,
-    os_fault,
+    first_bytes,
     read_json_object,
     read_small_file,
     stat_of,
@@ -55,7 +56,7 @@ from valle_convert.files import (
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
 _CONFIG = "config.json"
-#: In this order, as transformers looks for them; an index names the shards.
+#: In transformers' order; the index lists the shards.
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = "model.safetensors.index.json"
 #: Files to download from the hub; the second set only if the first does not exist.
@@ -113,16 +114,12 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
 
 
 def _open_file(path: Path, source: str) -> EncodecWeights:
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise os_fault(f"The codec {path} cannot be read", error) from error
+    head = first_bytes(path, 8)
     if head.startswith(MAGIC):
         return open_cpp_file(path, source)
     if head.startswith(b"GGUF"):
         return open_gguf_codec(path, source)
-    if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
+    if head.startswith(ZIP_MAGIC) or head[:1] == b"\x80":
         return _open_meta(path, source)
     if path.suffix == ".nemo":
         raise InputError(f"{path} is a NeMo model, expected EnCodec. {_ELSEWHERE}")
@@ -164,7 +161,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
-        notes=("a .th file has no rate and padding; those of the published EnCodec are assumed",),
+        notes=("a .th file has no sample rate or padding; EnCodec's published ones are assumed",),
     )
 
 
@@ -226,7 +223,7 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
         codebook_dim=dim,
         use_conv_shortcut=any(".shortcut." in name for name in shapes),
     )
-    # The published bandwidths that there are enough codebooks for.
+    # The published bandwidths for which there are enough codebooks.
     paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
     everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
     return replace(spec, target_bandwidths=paid or (everything,))
@@ -293,7 +290,7 @@ def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
 
         def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
             path = folder / name
-            # Without exception if the name is too long.
+            # No exception if the name is too long.
             if not os.path.isfile(path):  # noqa: PTH113
                 return None
             file = SafetensorsFile(path)
@@ -414,6 +411,6 @@ class _FoldingReader:
         magnitude, direction = (
             torch.from_numpy(np.array(self._tensors.read(part), np.float32)) for part in parts
         )
-        # The only function that gives the float32 bits that torch computes with.
+        # Only this function gives the same float32 bits as torch.
         folded: Tensor = torch._weight_norm(direction, magnitude, 0).numpy()  # noqa: SLF001
         return folded

@@ -9,7 +9,7 @@ network, sets its `watch`, and passes it to cases.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
@@ -32,7 +30,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, CodeFormat, Head, Table
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import Computing, OnLlama
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ class Family(ABC, Generic[M, N]):
     #: `sr`, a method of the family's speaker as `module:Class.method`. `.module` is beside the
     #: folder.
     abilities: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: Whether converted files have values computed that the checkpoint keeps apart.
+    #: Whether converted files store values precomputed from separate tensors of the checkpoint.
     folds: ClassVar[bool] = False
     #: Extras that its speech needs.
     needs: ClassVar[tuple[str, ...]] = ()
@@ -340,48 +338,22 @@ class Family(ABC, Generic[M, N]):
         part, main = next(iter(files.items()))
         return {part: [main]}
 
-    # ---- examples and cases: functions of the folder's trials.py
+    # ---- examples and cases
 
-    def draw(self, model: M, n: int, seed: int, length: float = 1.0) -> Iterable[Any]:
-        """`n` random examples, the same for the same seed; `length` scales theirs."""
-        yield from self._at("trials:utterances")(model, n, seed=seed, length=length)
+    @property
+    def trials(self) -> Any:  # noqa: ANN401 - a module of the family's own
+        """The folder's trials.py, with these functions:
 
-    def read_example(self, path: Path, model: M, number: int, seed: int) -> Any:  # noqa: ANN401
-        """An example from a file; missing parts are random.
+        utterances(model, n, seed=, length=)  random examples; `length` scales theirs
+        read_utterance(path, model, seed=)    an example from a file; missing parts are random
+        cases(model, example)                 a `Case` for every head and every task
+        speak_level_0(network, example)       greedy codes of level 0, [frames]
+        speak_levels(network, example, level_0)   of all levels over these, [frames, levels]
+        measure_speed(network)                the `Speed` of decoding
 
-        Raises:
-            InputError: the file holds none, or belongs to another model.
+        An example has `said`, the ids of its symbols, [n].
         """
-        return self._at("trials:read_utterance")(path, model, seed=(seed, number))
-
-    def said_in(self, example: Any) -> NDArray[Any]:  # noqa: ANN401
-        """The symbols that an example says, [n]."""
-        said: NDArray[Any] = example.said
-        return said
-
-    def cases(self, model: M, example: Any) -> Iterator[Case[N]]:  # noqa: ANN401
-        """Every head and every task, on one example."""
-        yield from self._at("trials:cases")(model, example)
-
-    def speak_level_0(self, network: N, example: Any) -> NDArray[Any]:  # noqa: ANN401
-        """Greedy codes of level 0 for an example, [frames]."""
-        codes: NDArray[Any] = self._at("trials:speak_level_0")(network, example)
-        return codes
-
-    def speak_levels(
-        self,
-        network: N,
-        example: Any,  # noqa: ANN401
-        level_0: NDArray[Any],
-    ) -> NDArray[Any]:
-        """Greedy codes of all levels over those of level 0, [frames, levels]."""
-        codes: NDArray[Any] = self._at("trials:speak_levels")(network, example, level_0)
-        return codes
-
-    def speed(self, network: N) -> Speed:
-        """Time the passes of decoding."""
-        speed: Speed = self._at("trials:measure_speed")(network)
-        return speed
+        return self._at("trials")
 
     # ---- speech and words
 
@@ -416,8 +388,8 @@ class Family(ABC, Generic[M, N]):
             if isinstance(codec, Future):
                 codec = codec.result()
             speaker = self.speaker_on(network, bundle, codec, opened)
-        if settings is not None:
-            speaker.batch.width = settings.n_parallel
+            first, *_ = cast("OnLlama", network).sessions.values()
+            speaker.batch.width = first.settings.n_parallel
         return speaker
 
     @abstractmethod

@@ -64,11 +64,9 @@ def atomic_outputs(
         raise
 
 
-def write_text_atomically(
-    target: Path, text: str, *, force: bool, sources: Iterable[Path] = ()
-) -> None:
+def write_text_atomically(target: Path, text: str, *, force: bool) -> None:
     """Write a small UTF-8 text file through `atomic_output`."""
-    with atomic_output(target, force=force, sources=sources) as file:
+    with atomic_output(target, force=force) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 

@@ -43,7 +43,7 @@ def check_input_file(path: Path, what: str = "file") -> None:
 
 
 def first_bytes(path: Path, n: int = 512) -> bytes:
-    """How a file begins, which tells its kind."""
+    """The first bytes of a file, or fewer if it is shorter."""
     check_input_file(path)
     try:
         with path.open("rb") as file:
@@ -53,7 +53,7 @@ def first_bytes(path: Path, n: int = 512) -> bytes:
 
 
 def begins_with(path: Path, magic: bytes) -> bool:
-    """Whether this is a regular file that begins so; False without an exception for all others."""
+    """Whether this is a regular file that begins with `magic`; False for anything else."""
     return os.path.isfile(path) and first_bytes(path, len(magic)) == magic  # noqa: PTH113
 
 

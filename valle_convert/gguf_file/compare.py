@@ -173,14 +173,16 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         if note:
             continue
         try:
-            x = decode(raw_a, a.ggml_type).ravel()
-            y = x if same else decode(raw_b, b.ggml_type).ravel()
+            # As float64, whose squares neither overflow nor vanish.
+            x = decode(raw_a, a.ggml_type).ravel().astype(np.float64)
+            y = x if same else decode(raw_b, b.ggml_type).ravel().astype(np.float64)
         except InputError as fault:
             note = str(fault)
             continue
         signal += float(np.vdot(x, x))
         if not same:
-            error = y - x
+            with np.errstate(invalid="ignore"):  # infinite - infinite
+                error = y - x
             noise += float(np.vdot(error, error))
             largest = max(largest, float(error.max()), -float(error.min()))
     if not math.isfinite(signal + noise):

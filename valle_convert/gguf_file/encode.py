@@ -121,6 +121,10 @@ def roundings(ggml_type: GgmlType) -> tuple[str | None, ...]:
     return (None, *(kind.name for kind in (F16, BF16) if kind != ggml_type))
 
 
+#: What is further below its type's nominal ratio is not quantization; in decibels.
+DECIBELS_BELOW, _DECIBELS_FLOOR = 4.0, 1.0
+
+
 def nominal_decibels(ggml_type: GgmlType) -> float:
     """The signal to noise ratio of a quantized type on normally distributed weights, in dB.
 
@@ -128,6 +132,11 @@ def nominal_decibels(ggml_type: GgmlType) -> float:
     not uniform. llama.cpp's types from Q2_K to Q8_0 are within 3 dB of this line.
     """
     return 6.02 * ggml_type.bits - 10.0
+
+
+def least_decibels(ggml_type: GgmlType) -> float:
+    """The lowest signal-to-noise ratio that quantizing to a type leaves."""
+    return max(_DECIBELS_FLOOR, nominal_decibels(ggml_type) - DECIBELS_BELOW)
 
 
 def can_decode(ggml_type: GgmlType) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -69,6 +70,13 @@ class TensorEntry:
     def n_bytes(self) -> int:
         """The size of its data, without padding."""
         return math.prod(self.shape[:-1]) * self.ggml_type.row_bytes(self.shape[-1])
+
+
+def weights_by_type(tensors: Iterable[TensorEntry]) -> Counter[GgmlType]:
+    counts: Counter[GgmlType] = Counter()
+    for tensor in tensors:
+        counts[tensor.ggml_type] += tensor.n_elements
+    return counts
 
 
 def padded(n_bytes: int, alignment: int = ALIGNMENT) -> int:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from valle_convert.decode.causal import run_pass
 from valle_convert.metrics import log_softmax
 from valle_convert.model.inputs import (
     Condition,
     Segment,
-    assemble,
     length_segments,
     speech_segments,
     transcript_segments,
@@ -33,7 +33,8 @@ class TeacherForcedPass:
 
     head: str
     segments: tuple[Segment, ...]
-    outputs: NDArray[np.int64]  # the elements that predict, [n]
+    n_outputs: int  # the elements at the end that predict
+    among: NDArray[np.int64] | slice  # which of them, [n]
     targets: NDArray[np.int64]  # the true codes, [n]
 
 
@@ -64,14 +65,15 @@ def teacher_forced_pass(
     n, level_0 = len(codes), np.asarray(codes)[:, 0]
     if head == "ar":
         segments = speech_segments(model, condition, 0, level_0)
-        return _pass(head, segments, [*level_0, model.config.special_code], back=1)
+        return _pass(head, segments, [*level_0, model.config.special_code])
     if head == "mask":
         n_hidden = max(1, round(math.cos(rng.random() * math.pi / 2) * n))
         hidden = np.sort(rng.choice(n, n_hidden, replace=False))
         shown = level_0.copy()
         shown[hidden] = model.config.special_code
         segments = speech_segments(model, condition, 0, shown, masked=True)
-        return _pass(head, segments, level_0[hidden], among=hidden)
+        targets = np.array(level_0[hidden], np.int64)
+        return TeacherForcedPass(head, tuple(segments), n, hidden, targets)
     if head == "len":
         digits = [int(digit) for digit in str(n)]
         segments = length_segments(model, condition, [0, *digits])
@@ -86,24 +88,15 @@ def teacher_forced_pass(
 
 def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> NDArray[np.float64]:
     """The negative log likelihood of each target, in nats, [n]."""
-    inputs = assemble(network.model, one_pass.segments, network.look_up)
-    logits = network.step(
-        inputs.embeddings, inputs.positions, head=one_pass.head, outputs=one_pass.outputs
-    )
-    network.forget(0)
+    head, n = one_pass.head, one_pass.n_outputs
+    logits = run_pass(network, one_pass.segments, head=head, n_outputs=n)[one_pass.among]
     found: NDArray[np.float64] = log_softmax(logits)[np.arange(len(logits)), one_pass.targets]
     return -found
 
 
 def _pass(
-    head: str,
-    segments: list[Segment],
-    targets: NDArray[np.integer] | list[int],
-    *,
-    back: int = 0,
-    among: NDArray[np.int64] | None = None,
+    head: str, segments: list[Segment], targets: NDArray[np.integer] | list[int]
 ) -> TeacherForcedPass:
-    """A pass over the last segment's elements, `back` before them, or only `among` them."""
-    first = sum(len(one) + 1 for one in segments[:-1]) - back
-    rows = np.arange(len(targets)) if among is None else among
-    return TeacherForcedPass(head, tuple(segments), first + rows, np.array(targets, np.int64))
+    """A pass whose last elements predict."""
+    true = np.array(targets, np.int64)
+    return TeacherForcedPass(head, tuple(segments), len(true), slice(None), true)

@@ -52,7 +52,8 @@ class Settings:
         n_gpu_layers: layers to offload; -1 for all.
         own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
         n_threads: None for one per usable core, or one alone for a small model.
-        n_parallel: sequences to have room for. From 2 on, a step rounds the same for any number.
+        n_parallel: sequences to have room for; 0 for the number that the search finds, or 1 without
+            a search. From 2 on, a step rounds the same for any number.
     """
 
     cache_type: CacheType = "f32"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.context import (
@@ -41,10 +41,9 @@ from valle_convert.llama.session import ALL_COLUMNS, SAME_NMSE, Session
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
-OutputRows = Sequence[int] | slice | NDArray[np.bool_] | NDArray[np.int64] | None
-
 PROBE_SEGMENTS = 3
 RMS_EPSILON = 1e-6
+LAST = slice(-1, None)
 NO_ROTATION = 1e-12  # a factor on positions; 0 would mean "as the file says"
 
 
@@ -63,7 +62,6 @@ class _Given:
     embeddings: FloatArray  # [n, n_embd]
     positions: IntArray  # [n]
     outputs: BoolArray  # [n]
-    rows: NDArray[np.int64]  # which of the outputs, in the caller's order
 
 
 class GemmaSession(Session):
@@ -130,7 +128,7 @@ class GemmaSession(Session):
         positions: ArrayLike,
         *,
         causal: bool,
-        outputs: OutputRows = None,
+        outputs: slice = LAST,
         columns: slice = ALL_COLUMNS,
         sequence: Hashable = 0,
     ) -> FloatArray:
@@ -144,14 +142,14 @@ class GemmaSession(Session):
             sequence: of causal calls; one that is not causal stands alone and leaves no state.
 
         Returns:
-            float32 [n_out, n_columns], in the order of `outputs`.
+            float32 [n_out, n_columns].
         """
         given = self._check(embeddings, positions, outputs)
         if not causal:
-            return self._step_both_directions(given, columns)[given.rows]
+            return self._step_both_directions(given, columns)
         segments = self._segments_of_call(sequence, given.positions)
         with self._forgotten_on_error([sequence]):
-            return self._step_causal(sequence, given, segments, columns)[given.rows]
+            return self._step_causal(sequence, given, segments, columns)
 
     def append(
         self,
@@ -334,7 +332,7 @@ class GemmaSession(Session):
 
     # -- arrays ------------------------------------------------------------------------------
 
-    def _check(self, embeddings: ArrayLike, positions: ArrayLike, outputs: OutputRows) -> _Given:
+    def _check(self, embeddings: ArrayLike, positions: ArrayLike, outputs: slice) -> _Given:
         embeddings = np.asarray(embeddings, dtype=np.float32)
         positions = np.asarray(positions)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.n_embd or not len(embeddings):
@@ -347,10 +345,8 @@ class GemmaSession(Session):
                 f"{len(embeddings)} integers"
             )
         wanted = np.zeros(len(embeddings), dtype=np.bool_)
-        chosen = _wanted(outputs, len(embeddings))
-        wanted[chosen] = True
-        rows = (np.cumsum(wanted) - 1)[chosen]
-        return _Given(embeddings, positions.astype(np.int32), wanted, rows)
+        wanted[outputs] = True
+        return _Given(embeddings, positions.astype(np.int32), wanted)
 
 
 def prove_states() -> None:
@@ -428,19 +424,3 @@ def split_segments(positions: IntArray) -> list[slice]:
         )
     ends = np.append(starts[1:], len(positions))
     return [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
-
-
-def _wanted(outputs: OutputRows, n: int) -> NDArray[np.int64]:
-    """The indices selected by an `outputs` argument, in its order; negative ones resolved."""
-    if outputs is None:
-        return np.array([n - 1])
-    if isinstance(outputs, slice):
-        return np.arange(n)[outputs]
-    chosen = np.asarray(outputs)
-    if chosen.dtype == np.bool_:
-        if chosen.shape != (n,):
-            raise ValueError(f"an outputs mask of shape {chosen.shape} for {n} positions")
-        return np.flatnonzero(chosen)
-    if chosen.size and (chosen.ndim != 1 or chosen.min() < -n or chosen.max() >= n):
-        raise ValueError(f"outputs {chosen.tolist()} for {n} positions")
-    return np.arange(n)[chosen.astype(np.int64)]

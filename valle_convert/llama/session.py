@@ -118,19 +118,9 @@ class Session(Closing):
         return self._model.n_embd
 
     @property
-    def n_vocab(self) -> int:
-        """The number of logits of a position."""
-        return self._model.n_vocab
-
-    @property
     def n_layer(self) -> int:
         """The number of transformer layers."""
         return self._model.n_layer
-
-    @property
-    def n_params(self) -> int:
-        """The number of weights, as llama.cpp counts them."""
-        return self._model.n_params
 
     def length(self, sequence: Hashable = 0) -> int:
         """The number of positions in a sequence."""

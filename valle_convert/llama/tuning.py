@@ -8,9 +8,12 @@ would take seconds for each setting:
 * attention at the length of a sentence, in one random layer of the same width: the type of the
   cache, and flash attention.
 
+At last, steps of several sequences are timed with the settings found.
+
 A setting that rounds more than the exact ones must cost less precision than the file's type.
 
-On a busy machine the times mean nothing (one thread beats two), so nothing is searched or kept.
+On a busy machine the times mean nothing (one thread beats two): the search is given up, and nothing
+is kept.
 """
 
 from __future__ import annotations
@@ -47,11 +50,14 @@ Tune = Literal["auto", "off", "again"]
 Seconds = NDArray[np.float64]
 _Way = TypeVar("_Way")
 
-VERSION = 2  # increment it when the search changes
+VERSION = 3  # increment it when the search changes
 SENTENCE = 512  # positions
-_CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))
+#: The searched types of the cache, each with or without flash attention; the exact one is first.
+CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))
 _ROWS, _STEPS, _ROUNDS = 32, 4, 3
-#: A setting must be this much faster than the exact one, since timings are noisy.
+_NUMBERS = (1, 2, 4, 8)
+#: Anything else must be this much faster than the exact settings or fewer sequences: timings are
+#: noisy.
 _GAIN = 0.97
 #: The part of all cores that other processes may take during a search.
 _OTHERS = 0.15
@@ -78,11 +84,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fastest:
-    """The answer of a search: for passes over a sentence in both directions, and for steps."""
+    """The answer of a search.
+
+    Attributes:
+        passes: over a sentence, in both directions.
+        steps: of one sequence.
+        n_parallel: the number of sequences with the fastest steps for each.
+    """
 
     file: FileFacts
     passes: Choice
     steps: Choice
+    n_parallel: int
 
 
 def tuned_settings(
@@ -108,10 +121,10 @@ def tuned_settings(
     found = None if mode == "again" else _read(kept_at, machine)
     if found is None:
         with BACKGROUND:
-            choices = search(paths, base, rows, rounding, others)
-        if choices is None:
+            answer = search(paths, base, rows, rounding, others)
+        if answer is None:
             return None
-        found = Fastest(file, *choices)
+        found = Fastest(file, *answer)
         with suppress(OSError):
             kept_at.parent.mkdir(parents=True, exist_ok=True)
             kept_at.write_text(json.dumps({"machine": machine, **asdict(found)}), encoding="utf-8")
@@ -123,15 +136,6 @@ def kept_settings() -> list[Fastest]:
     machine = _machine()
     found = [_read(path, machine) for path in sorted(cache_folder().glob("tuned-*.json"))]
     return sorted((one for one in found if one is not None), key=lambda one: str(one.file))
-
-
-def ways(base: Settings) -> list[Settings]:
-    """All combinations that are searched, except for threads; the exact ones come first."""
-    return [
-        replace(base, repack=repack, cache_type=cache, flash_attention=flash)
-        for repack in ((True, False) if base.repack else (False,))
-        for cache, flash in _CACHES
-    ]
 
 
 def settings_words(settings: Settings) -> str:
@@ -159,8 +163,8 @@ class _Neighbors:
 
 def search(
     paths: Sequence[Path], base: Settings, rows: FloatArray, rounding: float, others: float
-) -> tuple[Choice, Choice] | None:
-    """The fastest settings for passes and for steps that are exact enough; None if disturbed."""
+) -> tuple[Choice, Choice, int] | None:
+    """The fields of `Fastest`; None if disturbed."""
     prove_library()
     library = load_library()
     rows = np.resize(rows, (_ROWS + _STEPS, rows.shape[1]))
@@ -189,7 +193,13 @@ def search(
         if neighbors.take() > others:
             return None
         is_exact_enough = exactness(models, next(iter(times)), rows, rounding)
-        return choose(times, 0, is_exact_enough), choose(times, 1, is_exact_enough)
+        passes, steps = (choose(times, which, is_exact_enough) for which in (0, 1))
+        neighbors = _Neighbors()
+        how = steps.settings
+        n_parallel = fastest_number(
+            {n: _time_together(models[how.repack], how, rows, n) for n in _NUMBERS}
+        )
+        return None if neighbors.take() > others else (passes, steps, n_parallel)
 
 
 def exactness(
@@ -243,6 +253,26 @@ def _time_products(
     return {how: seconds * [SENTENCE / _ROWS, 1] for how, seconds in found.items()}
 
 
+def fastest_number(seconds: Mapping[int, float]) -> int:
+    """The number of sequences, given the seconds of a step of all, with the least for each."""
+    best = 1
+    for n in sorted(seconds):
+        if seconds[n] / n < _GAIN * seconds[best] / best:
+            best = n
+    return best
+
+
+def _time_together(model: LlamaModel, settings: Settings, rows: FloatArray, n: int) -> float:
+    """Seconds of a step of `n` sequences; attention, the same for each, is left out."""
+    ids, found = np.arange(n, dtype=np.int32), []
+    with _open(model, settings, _STEPS, n) as context:
+        for place in np.arange(_STEPS, dtype=np.int32):
+            start = time.perf_counter()
+            context.decode(rows[:n], np.repeat(place, n), ids, causal=True)
+            found.append(time.perf_counter() - start)
+    return min(found)
+
+
 def _halves(n: int) -> Iterator[int]:
     while n:
         yield n
@@ -264,19 +294,19 @@ def _time_attention(model: LlamaModel, base: Settings) -> dict[tuple[CacheType, 
         layer = held.enter_context(LlamaModel(model.library, path, settings=base))
         kinds = {
             (cache, flash): replace(base, cache_type=cache, flash_attention=flash)
-            for cache, flash in _CACHES
+            for cache, flash in CACHES
         }
         contexts = {
             kind: held.enter_context(_open(layer, how, len(rows))) for kind, how in kinds.items()
         }
         found = _best_of(contexts, rows, _ROUNDS)
-    exact = found[_CACHES[0]]
+    exact = found[CACHES[0]]
     return {kind: (seconds - exact) * model.n_layer for kind, seconds in found.items()}
 
 
-def _open(model: LlamaModel, settings: Settings, n: int) -> Context:
-    n_threads = settings.n_threads or usable_cores()
-    return Context(model, n_ctx=n, n_ubatch=n, n_seq=1, n_threads=n_threads, settings=settings)
+def _open(model: LlamaModel, settings: Settings, n: int, n_seq: int = 1) -> Context:
+    threads, rows = settings.n_threads or usable_cores(), max(n, n_seq)
+    return Context(model, n_ctx=n, n_ubatch=rows, n_seq=n_seq, n_threads=threads, settings=settings)
 
 
 def _best_of(
@@ -324,6 +354,6 @@ def _read(path: Path, machine: list[object]) -> Fastest | None:
         passes, steps = (
             Choice(**one | {"settings": Settings(**one["settings"])}) for one in choices
         )
-        return Fastest(FileFacts(**kept["file"]), passes, steps)
+        return Fastest(FileFacts(**kept["file"]), passes, steps, int(kept["n_parallel"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -51,6 +51,13 @@ _DEFAULTS: dict[str, object] = {
     "noncausal_masks": False,
 }
 
+#: Tables whose rows have names, with the names.
+_NAMED = {
+    "languages": ("langs_emb.weight", LANGUAGES),
+    "tasks": ("tasks_emb.weight", TASKS),
+    "tones": ("tones_emb.weight", TONES),
+}
+
 #: Switches of `experimental` that affect training only.
 _OF_TRAINING = frozenset(
     """
@@ -362,8 +369,7 @@ def gemma_config(
     n_ff = gate.shape[0] if gate and gate.shape else 0
     n_layer = count_numbered(collector.specs, "model.layers.{}.input_layernorm.weight")
     found = {**found, "layers": n_layer, "feed-forward width": n_ff}
-    for words in ("languages", "tasks", "tones"):
-        found[words] = collector.rows_of(f"{words.replace('languages', 'langs')}_emb.weight")
+    found |= {words: collector.rows_of(table) for words, (table, _) in _NAMED.items()}
     collector.compare("layers", said.layers, n_layer)
     for words, claimed in said.claims.items():
         # A missing table contradicts nothing: if it is needed, it is reported as missing.
@@ -405,8 +411,7 @@ DROPPED: tuple[tuple[re.Pattern[str], str], ...] = (
 def names_of_rows(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """The names of languages, tasks and tones in id order, possibly from the checkpoint."""
     named = {}
-    for words, order in (("languages", LANGUAGES), ("tasks", TASKS), ("tones", TONES)):
-        table = f"{words.replace('languages', 'langs')}_emb.weight"
+    for words, (table, order) in _NAMED.items():
         spec = checkpoint.tensors.specs.get(table)
         known = names_in_order(order, spec.shape[0] if spec and spec.shape else 0)
         said = checkpoint.words.get(table, known)

@@ -18,9 +18,6 @@ from valle_convert.model.spec import Model
 if TYPE_CHECKING:
     from valle_convert.llama.session import Session
 
-#: The rows of a step that give logits: a slice, or indices in increasing order.
-Outputs = slice | Sequence[int] | NDArray[np.integer]
-
 
 class Computing(Protocol):
     """A network of any family, as generic code sees it. A context manager."""
@@ -66,7 +63,7 @@ class Network(Computing, Protocol):
         ...
 
     def make_room(self, n_seq: int) -> None:
-        """Announce so many more sequences beside those that there are."""
+        """Reserve room for `n_seq` more sequences."""
         ...
 
     def forget(self, sequence: Hashable) -> None:
@@ -79,13 +76,13 @@ class Network(Computing, Protocol):
         positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Outputs,
+        outputs: slice,
         sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
-        """Run a batch, [n, n_embd] -> logits [n_outputs, rows of the head], biases included.
+        """Run a batch, [n, n_embd] -> logits of the rows `outputs`, [n_outputs, rows of the head].
 
-        A segment begins where positions return to 0. Later steps may begin one segment together,
-        if the first step had several. Causal steps go on with a sequence.
+        Biases are included. A segment begins where positions return to 0. Later steps may begin one
+        segment together, if the first step had several. Causal steps go on with a sequence.
         """
         ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels
+from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES, GgmlType
@@ -41,13 +41,12 @@ def tuned_for(
         rows: likely inputs.
         first: the first part, if `file` is the second.
     """
-    base = replace(settings or EXACT, n_threads=n_threads)
-    sizes: Counter[GgmlType] = Counter()
-    for tensor in file.tensors.values():
-        sizes[tensor.ggml_type] += tensor.n_elements
+    given = settings or EXACT
+    base = replace(given, n_threads=n_threads, n_parallel=1)
+    sizes = weights_by_type(file.tensors.values())
     # A small model speaks in less time than the search takes.
     if tune == "off" or sizes.total() < SMALL_MODEL:
-        return Tuned(base, base)
+        return Tuned(base, replace(base, n_parallel=given.n_parallel or 1))
     kind = sizes.most_common(1)[0][0]
     n_layer = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
     facts = FileFacts(kind.name, sizes.total(), n_layer, file.tensors[TOKEN_EMBEDDING].shape[1])
@@ -55,7 +54,10 @@ def tuned_for(
     paths = [first, file.path] if first else [file.path]
     found = tuned_settings(paths, facts, base, inputs, rounding_of(kind), tune)
     passes, steps = (found.passes.settings, found.steps.settings) if found else (base, base)
-    return Tuned(replace(passes, own_head=True), replace(steps, own_head=True))
+    n_parallel = given.n_parallel or (found.n_parallel if found else 1)
+    return Tuned(
+        replace(passes, own_head=True), replace(steps, own_head=True, n_parallel=n_parallel)
+    )
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.decode import choose_mode
@@ -48,7 +47,7 @@ class Audience:
     def of(
         cls,
         source: SourceBundle,
-        examples: Examples[Any],
+        examples: Examples,
         measuring: MeasureOptions,
         listening: ListenOptions,
     ) -> Audience:

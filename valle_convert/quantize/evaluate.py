@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -62,11 +61,9 @@ from valle_convert.quantize.source import (
     open_source,
     reference_of,
 )
-from valle_convert.quantize.types import FileType
+from valle_convert.quantize.types import PLAIN_TYPES, FileType
 from valle_convert.verify.run import main_type
 from valle_convert.verify.structure import check_source
-
-_PLAIN = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -107,13 +104,7 @@ def evaluate(
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        examples: Examples[Any] = Examples.choose(
-            source.family,
-            source.model,
-            measuring.data,
-            measuring.n_utterances,
-            seed=measuring.seed,
-        )
+        examples = Examples.of_options(source.family, source.model, measuring)
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
         types = set(map(type_of, bundles))
@@ -249,7 +240,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
             choices = replace(reference.choices, out_type="f16")
             reference = plan(reference.checkpoint, choices)
         return convert_in_scratch(reference, scratch)
-    base = next((one for one in bundles if main_type(one) in _PLAIN), None)
+    base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
         raise InputError(
             f"There is nothing to compare {bundles[0].path} with. Give --checkpoint, or a second "

@@ -1,6 +1,6 @@
 """The examples that importance and quality are measured on: given ones, or seeded ones.
 
-What a given file holds is the family's to say (`Family.read_example`, docs/quantize.md).
+What a given file holds is the family's to say (`Family.trials`, docs/quantize.md).
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
 from valle_convert.files import describe_os_error
+from valle_convert.quantize.options import MeasureOptions
 from valle_convert.wording import plural
 
 N_SEEDED = 2
 # Seeded examples grow a little from one to the next; after so many they begin short again.
 _PER_SEED = 8
 
-E = TypeVar("E")
-
 
 @dataclass(frozen=True)
-class Examples(Generic[E]):
+class Examples:
     """Examples that can be iterated again and again; seeded ones have no `files`."""
 
     family: AnyFamily
@@ -45,6 +44,10 @@ class Examples(Generic[E]):
         return cls(family, model, count, text, sha256, seed=seed)
 
     @classmethod
+    def of_options(cls, family: AnyFamily, model: Any, options: MeasureOptions) -> Self:  # noqa: ANN401
+        return cls.choose(family, model, options.data, options.n_utterances, seed=options.seed)
+
+    @classmethod
     def choose(
         cls,
         family: AnyFamily,
@@ -61,24 +64,26 @@ class Examples(Generic[E]):
         digest = hashlib.sha256()
         for path in files:
             digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
-            family.read_example(path, model, 0, seed)
+            family.trials.read_utterance(path, model, seed=(seed, 0))
         sha256 = digest.hexdigest()
         text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
         return cls(family, model, len(files), text, sha256, files, seed)
 
     @property
     def n_texts(self) -> int:
-        return len({tuple(map(int, self.family.said_in(one))) for one in self})
+        return len({tuple(map(int, one.said)) for one in self})
 
-    def __iter__(self) -> Iterator[E]:
+    def __iter__(self) -> Iterator[Any]:
+        trials = self.family.trials
         if self.files:
             for i, path in enumerate(self.files):
-                yield self.family.read_example(path, self.model, i, self.seed)
+                yield trials.read_utterance(path, self.model, seed=(self.seed, i))
             return
         for block, start in enumerate(range(0, self.count, _PER_SEED)):
             # Far apart, so that no two blocks of different seeds are the same.
             seed = self.seed * 1_000_003 + block
-            yield from self.family.draw(self.model, min(_PER_SEED, self.count - start), seed)
+            n = min(_PER_SEED, self.count - start)
+            yield from trials.utterances(self.model, n, seed=seed)
 
 
 def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:

@@ -53,8 +53,8 @@ def with_kept(
     """The plan with what is kept; refuses to replace what is there.
 
     With --resume, all files of a type are kept if the manifest lists them, they were made in the
-    same way, and their bytes have not changed. As long as source or importance matrix are still to
-    be made, what depends on them is taken to be the same.
+    same way, and their bytes have not changed. A source or importance matrix that is not made yet
+    counts as unchanged.
     """
     there = {part: path for part, path in plan.paths.items() if path.exists()}
     if not there:

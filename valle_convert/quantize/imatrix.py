@@ -256,7 +256,7 @@ class Sums:
 
 def make_imatrices(
     reference: Plan,
-    examples: Examples[Any],
+    examples: Examples,
     target: Path,
     *,
     force: bool = False,
@@ -279,7 +279,7 @@ def imatrix_paths(family: AnyFamily, parts: Iterable[str], target: Path) -> dict
 
 
 def collect_imatrices(
-    reference: Plan, examples: Examples[Any], *, progress: Progress = silent
+    reference: Plan, examples: Examples, *, progress: Progress = silent
 ) -> dict[str, ImatrixFile]:
     """Run a checkpoint on examples; the matrices by the parts of the family's units."""
     family, description = reference.family, reference.description
@@ -297,7 +297,7 @@ def collect_imatrices(
 
 
 def imatrix_of(
-    sums: Sums, checkpoint: Checkpoint, examples: Examples[Any], part: str, n_units: int
+    sums: Sums, checkpoint: Checkpoint, examples: Examples, part: str, n_units: int
 ) -> ImatrixFile:
     """The file of a part; the only unit has no part."""
     return ImatrixFile(
@@ -319,7 +319,7 @@ def imatrix_of(
     )
 
 
-def made_of(path: Path, checkpoint: Checkpoint, examples: Examples[Any], part: str = "") -> bool:
+def made_of(path: Path, checkpoint: Checkpoint, examples: Examples, part: str = "") -> bool:
     """Whether a file is the importance matrix of this checkpoint over these examples."""
     try:
         keys = GgufFile(path).keys
@@ -343,7 +343,7 @@ def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> Non
 
     network.watch = watch
     try:
-        for case in family.cases(network.model, example):
+        for case in family.trials.cases(network.model, example):
             if not case.repeats:
                 case.run(network)
                 sums.n_passes += 1

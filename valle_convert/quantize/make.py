@@ -26,7 +26,7 @@ from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import atomic_outputs, os_fault, sha256_of
 from valle_convert.gguf_file.compare import signal_to_noise
-from valle_convert.gguf_file.encode import can_decode, nominal_decibels
+from valle_convert.gguf_file.encode import can_decode, least_decibels
 from valle_convert.gguf_file.keys import DIGEST_KEYS, FILE_TYPE_KEY
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.llama.cpu import usable_cores
@@ -40,9 +40,7 @@ from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FileType
 
 _PIECE = 4 << 20
-#: What is further below the type's nominal ratio than this is not quantization; in decibels.
-_MARGIN, _FLOOR = 4.0, 1.0
-#: 16 bits lose no more than this.
+#: Signal to noise that 16 bits keep, in decibels.
 _PLAIN = 40.0
 #: Keys that quantizing changes.
 _OWN = ("quantize.", "valle.quantize.", "general.")
@@ -272,25 +270,22 @@ def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:
 
 
 def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
-    yield from (f"{name} is unexpected" for name in after.tensors if name not in before.tensors)
-    found = [after.tensors.get(name) for name in before.tensors]
+    yield from after.shape_faults({name: one.shape for name, one in before.tensors.items()})
+    pairs = [(one, after.tensors.get(name)) for name, one in before.tensors.items()]
+    same = [(old, new) for old, new in pairs if new is not None and new.shape == old.shape]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        faults = pool.map(_fault, before.tensors.values(), found)
+        faults = pool.map(_fault, *zip(*same, strict=True))
         yield from (
-            f"{name} {fault}" for name, fault in zip(before.tensors, faults, strict=True) if fault
+            f"{old.name} {fault}" for (old, _), fault in zip(same, faults, strict=True) if fault
         )
 
 
-def _fault(before: TensorInfo, after: TensorInfo | None) -> str:
-    if after is None:
-        return "is missing"
-    if before.shape != after.shape:
-        return f"is of shape {list(after.shape)}, not {list(before.shape)}"
+def _fault(before: TensorInfo, after: TensorInfo) -> str:
     kind = after.ggml_type
     if before.ggml_type == kind:
         return "" if np.array_equal(before.data, after.data) else "has different weights"
     noise = signal_to_noise(before, after)
-    least = _PLAIN if kind.block == 1 else max(_FLOOR, nominal_decibels(kind) - _MARGIN)
+    least = _PLAIN if kind.block == 1 else least_decibels(kind)
     if noise is None and can_decode(before.ggml_type) and can_decode(kind):
         return "holds NaN or infinity"
     if noise is None or noise >= least:  # None: a type that only llama.cpp can read yet

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.families.family import Unit
@@ -46,7 +45,7 @@ class Matrices:
 
     source: SourceBundle
     given: Mapping[str, ImatrixInput]
-    calibration: Examples[Any] | None
+    calibration: Examples | None
     paths: Mapping[str, Path]
     is_kept: bool
     for_all: bool
@@ -67,7 +66,7 @@ class Matrices:
             for unit, one in source.units.items():
                 check_fits(given[unit.part], one)
             return cls(source, given, None, paths, is_kept, for_all)
-        calibration: Examples[Any] | None = None
+        calibration: Examples | None = None
         if path is not None:
             if source.reference is None:
                 raise InputError(

@@ -70,7 +70,7 @@ class Measurer:
     """
 
     source: SourceBundle
-    examples: Examples[Any]
+    examples: Examples
     options: MeasureOptions
     audience: Audience | None
     scratch: Scratch
@@ -80,7 +80,7 @@ class Measurer:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Everything that a measurement of predictions depends on, each as a digest."""
+        """Digests of everything that predictions depend on."""
         plan = self.source.reference
         checkpoint = key_of(*(sha256_of(path) for path in self.source.paths))
         if plan is not None:
@@ -157,7 +157,7 @@ class Measurer:
         return network
 
     def _verify(self, bundle: Bundle) -> tuple[Verified | None, bool]:
-        """Whether files have the checkpoint's weights and the right logits; and its structure."""
+        """The verdict on files, and whether their structure is right."""
         from valle_convert.verify.run import verify
 
         if self.source.reference is None:
@@ -297,7 +297,7 @@ class Measurer:
 
 
 def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any]:
-    """The LoRAs that are kept apart, opened."""
+    """Open the LoRAs that are not merged."""
     base = source.reference.checkpoint if source.is_converted_here and source.reference else None
     # The header of a file that is converted during the run has no digest of its checkpoint.
     return source.family.open_adapters(options.adapters, base or source.bundle)
@@ -331,26 +331,26 @@ def save_reference(path: Path, expected: Expected, compared: Compared) -> None:
 
 
 def read_reference(
-    path: Path, inputs: Mapping[str, str], examples: Examples[Any]
+    path: Path, inputs: Mapping[str, str], examples: Examples
 ) -> tuple[Expected, Compared]:
-    """Read the file, which has to be of these inputs; it is untrusted."""
+    """Read the untrusted file, made with these inputs."""
     file = SafetensorsFile(path)
     try:
         header = msgspec.json.decode(file.metadata.get(_KEY, ""), type=_Header)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InputError(
-            f"{path} is no reference of this program; make one with evaluate --save-reference."
+            f"{path} is not a reference file; make one with evaluate --save-reference."
         ) from error
     if other := [
         name for name, value in inputs.items() if header.compared.inputs.get(name) != value
     ]:
         raise InputError(
-            f"{path} was made with other inputs ({', '.join(other)}); give the same options, or "
-            "make a file for these with --save-reference."
+            f"{path} differs in its inputs ({', '.join(other)}); give the same options, or "
+            "make a new file with --save-reference."
         )
     arrays = {name: file.read(name) for name in sorted(file.specs)}
     given = tuple(examples)
-    cases = [case for one in given for case in examples.family.cases(examples.model, one)]
+    cases = [case for one in given for case in examples.family.trials.cases(examples.model, one)]
     logits = [array for name, array in arrays.items() if name.startswith("logits.")]
     spoken = [array for name, array in arrays.items() if name.startswith("spoken.")]
     size, n_levels = examples.model.codebook_size, examples.model.n_levels

@@ -50,7 +50,7 @@ _NEEDS_IMATRIX = "will require an imatrix"
 
 @dataclass(frozen=True)
 class Fallback:
-    """A tensor whose rows the blocks of the `wanted` type do not divide."""
+    """A tensor whose row length is not a multiple of the `wanted` type's block size."""
 
     tensor: str
     n_columns: int

@@ -80,7 +80,7 @@ def plot_likelihood(report: EvaluationReport, listening: Listening) -> Figure:
         _name(axes, file.kind, size, difference.mean)
     _draw_front(axes, points)
     axes.set_xlabel("size of the file, MiB")
-    axes.set_ylabel("NLL, nats a code more than F16")
+    axes.set_ylabel("NLL above F16, nats per code")
     axes.margins(x=0.2)  # room for the names
     _legend(figure, axes)
     return figure

@@ -31,11 +31,11 @@ from valle_convert.quantize.manifest import MANIFEST, SUMS
 from valle_convert.quantize.release import Release
 from valle_convert.quantize.render import markdown_words, render
 from valle_convert.quantize.report import Evaluated, FileReport, nearness
+from valle_convert.quantize.types import PLAIN_TYPES
 from valle_convert.wording import listing
 
 CARD = "README.md"
 _MIB = 1 << 20
-_PLAIN = ("F32", "F16", "BF16")
 
 
 def card_of(
@@ -116,7 +116,7 @@ def _use_of(report: FileReport) -> str:
     if report.failures:
         limits = [one.partition(" (")[0] for one in report.failures]
         return f"nothing: {markdown_words('; '.join(limits))}"
-    if report.kind in _PLAIN:
+    if report.kind in PLAIN_TYPES:
         return "quantizing and training further; the reference"
     return "not measured" if report.kl is None else nearness(report.kl)[1]
 
@@ -229,7 +229,7 @@ def _is_same(info: Any, path: Path) -> bool:  # noqa: ANN401 - of a library that
 def _faults(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    # An upload in a thread raises the last.
+    # Uploads in threads raise RuntimeError.
     transport: tuple[type[Exception], ...] = (*transport_errors(), RuntimeError)
     try:
         yield

@@ -98,10 +98,10 @@ def run_reference(
     given: list[Any] = []
     spoken: list[NDArray[Any]] = []
     for example in examples:
-        cases += [(case, case.run(network)) for case in family.cases(network.model, example)]
+        cases += [(case, case.run(network)) for case in family.trials.cases(network.model, example)]
         given.append(example)
-        level_0 = family.speak_level_0(network, example)
-        spoken.append(family.speak_levels(network, example, level_0))
+        level_0 = family.trials.speak_level_0(network, example)
+        spoken.append(family.trials.speak_levels(network, example, level_0))
         advance(1)
     return Expected(name, tuple(cases), tuple(given), tuple(spoken))
 
@@ -122,7 +122,8 @@ def measure(
         advance(1)
     quality = {ALL: quality_of(list(chain.from_iterable(tallies.values())))}
     quality |= {head: quality_of(rows) for head, rows in tallies.items()}
-    return Measured(quality, measure_greedy(family, network, expected), family.speed(network))
+    speed = family.trials.measure_speed(network)
+    return Measured(quality, measure_greedy(family, network, expected), speed)
 
 
 def measure_greedy(family: AnyFamily, network: Computing, expected: Expected) -> Greedy:
@@ -130,13 +131,13 @@ def measure_greedy(family: AnyFamily, network: Computing, expected: Expected) ->
     n_frames = n_equal = n_before = n_codes = n_codes_equal = 0
     for example, spoken in zip(expected.examples, expected.spoken, strict=True):
         frames = len(spoken)
-        found = family.speak_level_0(network, example)[:frames]
+        found = family.trials.speak_level_0(network, example)[:frames]
         same = np.zeros(frames, bool)
         same[: len(found)] = found == spoken[: len(found), 0]
         n_frames += frames
         n_equal += int(same.sum())
         n_before += frames if same.all() else int(same.argmin())
-        finished = family.speak_levels(network, example, spoken[:, 0])
+        finished = family.trials.speak_levels(network, example, spoken[:, 0])
         n_codes += finished[:, 1:].size
         n_codes_equal += int((finished[:, 1:] == spoken[:, 1:]).sum())
     return Greedy(

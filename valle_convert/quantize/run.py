@@ -1,9 +1,9 @@
 """`quantize`: plan everything, make every file, compare each with its source.
 
 source    the GGUF files to quantize; a checkpoint is converted first
-plan      a BundlePlan for each type, by llama.cpp's own dry run; fallbacks and disk are checked
-folder    which files of earlier runs stay
-make      the files of one type after the other; the manifest is correct after each
+plan      a BundlePlan for each type, from llama.cpp's own dry run; fallbacks and disk are checked
+folder    which files of earlier runs are kept
+make      one type after the other; the manifest is correct after each
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
     @classmethod
     def planned(cls, plan: BundlePlan) -> MadeFile:
-        """What is known before the files are made."""
+        """The entry of files that are not made yet."""
         n_files = len(plan.paths)
         return cls(
             name=valid_utf8(plan.path.name),
@@ -122,7 +122,7 @@ class MakeReport(msgspec.Struct, frozen=True):
         return f"DONE: {files}{again}; keys, tokenizer and tensors are those of {self.source}."
 
     def facts(self) -> list[str]:
-        """Notes, and what became of tensors that a type cannot hold."""
+        """Notes and fallbacks."""
         tool, facts = self.tool, list(self.notes)
         facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
         for one in self.files:
@@ -207,7 +207,7 @@ def quantize(
             if folder is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # files may be rejected now
-        # Again: existing files may have another source or matrix.
+        # Again: the source and the matrices are real now.
         made = []
         for one in (with_kept(plan, source, listed, existing) for plan in plans):
             made.append(_make_or_keep(one, source, listed, existing, scratch, log))
@@ -302,9 +302,9 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
     if unknown:
         kinds = ", ".join(dict.fromkeys(plan.kind.name for plan in unknown))
         yield (
-            f"the log of {unknown[0].tool_version} has an unknown form, so "
+            f"the log of {unknown[0].tool_version} has an unknown format, so "
             f"types and sizes of {kinds} were not predicted; those of the result are "
-            "from the files' headers"
+            "read from its files"
         )
 
 

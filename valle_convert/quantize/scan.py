@@ -173,13 +173,7 @@ def scan(
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
-        examples: Examples[Any] = Examples.choose(
-            source.family,
-            source.model,
-            measuring.data,
-            measuring.n_utterances,
-            seed=measuring.seed,
-        )
+        examples = Examples.of_options(source.family, source.model, measuring)
         matrices = Matrices.of(source, None, making).given
         source.complete(log.progress)
         one = Scan(quantizer, source, source.reference, examples, making, matrices, scratch)
@@ -208,7 +202,7 @@ class Scan:
         quantizer: Quantizer,
         source: SourceBundle,
         plan: Plan,
-        examples: Examples[Any],
+        examples: Examples,
         options: MakeOptions,
         imatrices: Mapping[str, ImatrixInput],
         scratch: Scratch,
@@ -233,7 +227,7 @@ class Scan:
         self._expected = [
             (case, case.run(base))
             for example in examples
-            for case in plan.family.cases(plan.model, example)
+            for case in plan.family.trials.cases(plan.model, example)
             if not case.repeats
         ]
 

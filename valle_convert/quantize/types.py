@@ -1,8 +1,8 @@
 """Types of files and types of single tensors.
 
 `Q4_K_M` and its like name a mixture: most matrices get its base type, some a better one.
-The numbers are llama.cpp's own (`llama_ftype` in llama.h); a test holds the table against
-the list that the stock program prints.
+The numbers are llama.cpp's own (`llama_ftype` in llama.h); a test compares the table with the list
+that the stock program prints.
 
 `pattern=type` is llama-quantize's `--tensor-type`: the tensors whose names the pattern matches get
 this type; the first match wins. A file of them, separated by white space, is its
@@ -20,9 +20,10 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
-from valle_convert.gguf_file.header import TensorEntry
-from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
+from valle_convert.gguf_file.header import TensorEntry, weights_by_type
+from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
 
+PLAIN_TYPES = tuple(kind.name for kind in PLAIN_DTYPES)
 _MAX_LIST = 1 << 16
 
 
@@ -42,7 +43,7 @@ class FileType:
 
 
 _NO_EXPERTS = (
-    "MXFP4_MOE gives its type to experts only, which VALL-E has none of: all matrices become Q8_0"
+    "MXFP4_MOE applies its type to experts only; VALL-E has none, so all matrices become Q8_0"
 )
 
 # name, number, base type
@@ -152,12 +153,9 @@ def weights_of(tensors: Sequence[TensorEntry]) -> dict[str, Any]:
     """`bits_per_weight` over all tensors, as llama-quantize counts them (None without any), and
     `weights`: how many have which type, most first.
     """
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        kind = tensor.ggml_type.name
-        counts[kind] = counts.get(kind, 0) + tensor.n_elements
+    counts = weights_by_type(tensors)
     n_bits = 8 * sum(tensor.n_bytes for tensor in tensors)
     return {
-        "bits_per_weight": n_bits / sum(counts.values()) if counts else None,
-        "weights": dict(sorted(counts.items(), key=lambda item: -item[1])),
+        "bits_per_weight": n_bits / counts.total() if counts else None,
+        "weights": {kind.name: n for kind, n in counts.most_common()},
     }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.audio.voice import fit_prompt
 from valle_convert.decode import Prefix, Speech
 from valle_convert.decode.batch import Append
 from valle_convert.gguf_file.read import GgufFile
@@ -20,12 +19,10 @@ from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
 from valle_convert.text import (
-    assumed_language_notices,
     check_phonemes,
-    detect_languages,
     known_language,
     listed,
-    split_sentences,
+    sentences_of,
     to_phonemes,
     unknown_phonemes,
     unsaid_characters,
@@ -87,46 +84,18 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
     def _lines(
         self, text: str, options: SpeakOptions, *, is_phonemes: bool, whole: bool
     ) -> list[Line[Codes]]:
+        read = partial(line_of, self._model, self._tokenize)
         if is_phonemes:
-            check_phonemes(text)
-            return [self._line("", text, self._language(options.language))]
-        given = options.language and self._language(options.language)
-        sentences = [text] if whole else split_sentences(text, language=given) or [""]
-        notices: tuple[str, ...] = ()
-        if options.language is None:
-            languages = detect_languages(sentences, self._languages)
-            notices = tuple(assumed_language_notices(sentences, languages, self._languages))
-        else:
-            languages = [self._language(options.language)] * len(sentences)
-
-        def reader(sentence: str, language: str) -> Callable[[], Line[Codes]]:
-            return lambda: self._line(sentence, to_phonemes(sentence, language), language)
-
-        return sayable(
-            (
-                (sentence, reader(sentence, language))
-                for sentence, language in zip(sentences, languages, strict=True)
-            ),
-            notices,
-        )
-
-    def _line(self, text: str, phonemes: str, language: str) -> Line[Codes]:
-        rows = np.array(self._tokenize(phonemes), np.int32)
-        notices: tuple[str, ...] = ()
-        if text and (unsaid := unsaid_characters(text, language)):
-            notices += (unsaid_notice(unsaid, language),)
-        if unknown := unknown_phonemes(phonemes, self._tokenize):
-            notices += (
-                f"the model's vocabulary lacks these phonemes of the text: {listed(unknown)}",
-            )
-        ids = tuple(rows.tolist())
-        return Line(text, phonemes, language, rows, notices, ids, self._language_id(language))
+            return [read(text, self._language(options.language), is_phonemes=True)]
+        given = None if options.language is None else self._language(options.language)
+        sentences, notices = sentences_of(text, given, self._languages, whole=whole)
+        return sayable(((one[0], partial(read, *one)) for one in sentences), notices)
 
     def _silence(self, options: SpeakOptions) -> Line[Codes]:
         """The text input for a recording without transcript."""
         language = self._language(options.language)
         rows = np.array(NULL_PHONEMES, np.int32)
-        return Line("", "", language, rows, language_id=self._language_id(language))
+        return Line("", "", language, rows, language_id=language_id(self._model, language))
 
     @property
     def _languages(self) -> tuple[str, ...]:
@@ -136,10 +105,6 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
     def _language(self, given: str | None) -> str:
         return known_language(given or self._languages[0], self._languages)
 
-    def _language_id(self, language: str) -> int | None:
-        has_languages = self._model.has_table("language")
-        return self._model.languages.index(language) if has_languages else None
-
     # ---------------------------------------------------------------------------- voice
 
     def _voice(
@@ -147,18 +112,31 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
     ) -> tuple[Codes | None, tuple[str, ...]]:
         if voice is None:
             return None, ()
-        return self._prompt(voice, options.prompt_seconds, "the voice")
+        return self.prompt(voice, options.prompt_seconds, "the voice")
 
-    def _prompt(
-        self, recording: Recording, seconds: float | None, name: str
-    ) -> tuple[Codes, tuple[str, ...]]:
-        """The codes of a recording, cut or repeated to a length; None takes all of it."""
-        name = str(recording) if isinstance(recording, str | Path) else name
-        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
-        if seconds is None:
-            return codes, notices
-        codes, more = fit_prompt(codes, self._frames(seconds), name)
-        return codes, notices + more
+
+def language_id(model: ReadsPhonemes, language: str) -> int | None:
+    """The id of a language; None if the model does not distinguish them."""
+    return model.languages.index(language) if model.has_table("language") else None
+
+
+def line_of(
+    model: ReadsPhonemes, tokenize: Tokenize, text: str, language: str, *, is_phonemes: bool = False
+) -> Line[Codes]:
+    """A text, or phonemes, for the network."""
+    notices: tuple[str, ...] = ()
+    if is_phonemes:
+        check_phonemes(text)
+        text, phonemes = "", text
+    else:
+        phonemes = to_phonemes(text, language)
+        if unsaid := unsaid_characters(text, language):
+            notices += (unsaid_notice(unsaid, language),)
+    rows = np.array(tokenize(phonemes), np.int32)
+    if unknown := unknown_phonemes(phonemes, tokenize):
+        notices += (f"the model's vocabulary lacks these phonemes of the text: {listed(unknown)}",)
+    ids, number = tuple(rows.tolist()), language_id(model, language)
+    return Line(text, phonemes, language, rows, notices, ids, number)
 
 
 def prefix_of(

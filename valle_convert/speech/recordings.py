@@ -15,7 +15,7 @@ from valle_convert.audio.codes import (
     read_codes,
 )
 from valle_convert.audio.files import Audio, read_audio
-from valle_convert.audio.voice import prompt_audio
+from valle_convert.audio.voice import fit_prompt, prompt_audio
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.speech.results import DEFAULT_FRAME_RATE, MAX_RECORDING_SECONDS
@@ -75,6 +75,26 @@ class Recordings:
         """
         codes, notices = self._codes_of(self._read(recording, name), seconds, name)
         return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
+
+    def prompt(
+        self, recording: Recording, seconds: float | None, name: str
+    ) -> tuple[Codes, tuple[str, ...]]:
+        """The codes of a recording, cut or repeated to a length, and notices.
+
+        Args:
+            recording: what is heard, its codes, or a file of them.
+            seconds: the length; None for all of it.
+            name: of the recording, for messages.
+
+        Raises:
+            InputError: as `encode`, or the codes do not fit the model.
+        """
+        name = str(recording) if isinstance(recording, str | Path) else name
+        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
+        if seconds is None:
+            return codes, notices
+        codes, more = fit_prompt(codes, self._frames(seconds), name)
+        return codes, notices + more
 
     def _frames(self, seconds: float) -> int:
         return max(1, round(seconds * self.frame_rate))

@@ -17,6 +17,7 @@ from valle_convert.decode import (
     ModeChoice,
     Repetition,
     SamplingOptions,
+    Timings,
     check_range,
 )
 from valle_convert.model.spec import Codec, Codes
@@ -74,33 +75,6 @@ class SpeakOptions:
         check_range("prompt_seconds", self.prompt_seconds, 0.1, 60.0)
         check_range("context_history", self.context_history, 0, 100)
         check_range("max_steps", self.max_steps, 1, 1000)
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of computing, by stage."""
-
-    text: float = 0.0
-    voice: float = 0.0
-    length: float = 0.0
-    level_0: float = 0.0
-    levels: float = 0.0
-    codec: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """The sum of all stages."""
-        return self.text + self.voice + self.length + self.level_0 + self.levels + self.codec
-
-    def __add__(self, other: Timings) -> Timings:
-        return Timings(
-            text=self.text + other.text,
-            voice=self.voice + other.voice,
-            length=self.length + other.length,
-            level_0=self.level_0 + other.level_0,
-            levels=self.levels + other.levels,
-            codec=self.codec + other.codec,
-        )
 
 
 @dataclass(frozen=True, eq=False)

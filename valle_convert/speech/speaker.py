@@ -25,22 +25,15 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.audio.codes import (
-    SavedCodes,
-)
+from valle_convert.audio.codes import SavedCodes
 from valle_convert.closing import Closing
-from valle_convert.decode import Batch, Decoding, ShouldStop, Speech, Steps, never
+from valle_convert.decode import Batch, Callbacks, Decoding, Speech, Steps, Timings
 from valle_convert.decode.batch import Append
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes
-from valle_convert.progress import Progress, silent
+from valle_convert.progress import silent
 from valle_convert.speech.recordings import Recordings
-from valle_convert.speech.results import (
-    Piece,
-    SpeakOptions,
-    Spoken,
-    Timings,
-)
+from valle_convert.speech.results import Piece, SpeakOptions, Spoken
 
 #: How often a sentence is drawn if the model ends before its first frame.
 MAX_DRAWS = 3
@@ -51,7 +44,7 @@ VoiceT = TypeVar("VoiceT")
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Callbacks):
     """Callbacks to follow and stop the work.
 
     Attributes:
@@ -62,8 +55,6 @@ class Watch:
         on_piece: called with each sentence when it is done.
     """
 
-    progress: Progress = silent
-    should_stop: ShouldStop = never
     on_sentences: Callable[[Sequence[str]], object] = lambda _phonemes: None
     on_piece: Callable[[Piece], object] = lambda _piece: None
 
@@ -179,12 +170,12 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     # ------------------------------------------------------------------------- speaking
 
     def check_parallel(self, options: SpeakOptions) -> None:
-        """Reject `Settings.n_parallel` where it changes nothing.
+        """Check that sentences with these options can be decoded side by side.
 
         Raises:
-            InputError: with these options, all frames of a sentence are decoded at once.
+            InputError: all frames of a sentence are decoded at once.
         """
-        if self.batch.width > 1 and not self._n_sequences(options):
+        if not self._n_sequences(options):
             raise InputError(
                 "This model decodes all frames of a sentence at once, so --parallel does not apply;"
                 f" leave it out{self.stepwise}."
@@ -233,12 +224,9 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     ) -> Iterator[Piece | None]:
         """As `pieces`, for several texts at once: None means that `batch` has to step first."""
         options = seeded(options)
-        self.check_parallel(options)
-        begin = time.perf_counter()
-        lines = self._lines(text, options, is_phonemes=is_phonemes, whole=is_phonemes)
-        text_done = time.perf_counter()
-        prompt, notices = self._voice(voice, options)
-        seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
+        lines, prompt, notices, seconds = self._inputs(
+            text, voice, options, is_phonemes=is_phonemes, whole=is_phonemes
+        )
         watch.on_sentences([line.phonemes for line in lines])
         n_sequences = max(1, self._n_sequences(options))
         n_ahead = 1 if self._follows(prompt, options) else max(1, self.batch.width // n_sequences)
@@ -270,6 +258,23 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         finally:
             for _, decoding in begun:
                 decoding.close()
+
+    def _inputs(
+        self,
+        text: str,
+        voice: SourceT | None,
+        options: SpeakOptions,
+        *,
+        is_phonemes: bool,
+        whole: bool,
+    ) -> tuple[list[Line[RowsT]], VoiceT | None, tuple[str, ...], Timings]:
+        """Text and voice for the network, remarks on the voice, and the seconds of both."""
+        begin = time.perf_counter()
+        lines = self._lines(text, options, is_phonemes=is_phonemes, whole=whole)
+        text_done = time.perf_counter()
+        prompt, notices = self._voice(voice, options)
+        seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
+        return lines, prompt, notices, seconds
 
     def _draw(self, given: SentenceInputs[RowsT, VoiceT]) -> Steps[Speech]:
         """Decode a sentence, again if nothing comes of it."""
@@ -339,11 +344,9 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         """
         options = seeded(options)
         level_0 = self._saved(saved, "the file of codes").codes[:, 0]
-        begin = time.perf_counter()
-        (line,) = self._lines(text, options, is_phonemes=is_phonemes, whole=True)
-        text_done = time.perf_counter()
-        prompt, notices = self._voice(voice, options)
-        seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
+        (line,), prompt, notices, seconds = self._inputs(
+            text, voice, options, is_phonemes=is_phonemes, whole=True
+        )
         rng = np.random.default_rng(options.seed)
         steps = self._decode(SentenceInputs(line, prompt, (), options, rng, watch, level_0))
         return self._at_once(line, steps, notices, seconds, options, watch)
@@ -371,7 +374,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
                 notices += (f"{said!r} was shortened to {length}, the limit",)
         if not len(speech.codes):
             notices += (f"the model generated nothing for {said!r}; {self.remedies}",)
-        stages = speech.seconds
+        here = Timings(level_0=decoded - speech.seconds.total, codec=time.perf_counter() - begin)
         return Piece(
             text=line.text,
             phonemes=line.phonemes,
@@ -381,13 +384,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
             mode=speech.mode,
             end=speech.end,
             notices=notices,
-            seconds=replace(
-                seconds,
-                length=stages.length,
-                level_0=decoded - stages.length - stages.levels,
-                levels=stages.levels,
-                codec=time.perf_counter() - begin,
-            ),
+            seconds=seconds + speech.seconds + here,
             ids=line.ids,
             language_id=line.language_id,
         )

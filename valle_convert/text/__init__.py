@@ -5,10 +5,9 @@ Everything works offline; a Python package brings espeak-ng as a library.
 
 from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import (
-    assumed_language_notices,
     detect_language,
-    detect_languages,
     known_language,
+    sentences_of,
 )
 from valle_convert.text.phonemes import (
     check_phonemes,
@@ -16,16 +15,13 @@ from valle_convert.text.phonemes import (
     unknown_phonemes,
     unsaid_characters,
 )
-from valle_convert.text.sentences import split_sentences
 
 __all__ = [
-    "assumed_language_notices",
     "check_phonemes",
     "detect_language",
-    "detect_languages",
     "known_language",
     "listed",
-    "split_sentences",
+    "sentences_of",
     "to_phonemes",
     "unknown_phonemes",
     "unsaid_characters",

@@ -45,19 +45,47 @@ SIGNS: dict[str, dict[str, str]] = {
         "@": "アットマーク", "$": "ドル", "€": "ユーロ", "£": "ポンド", "¥": "円", "₩": "ウォン",
         "°C": "度", "°": "度", "#": "シャープ", "№": "ナンバー", "×": "かける", "÷": "わる",
         "±": "プラスマイナス", "<": "小なり", ">": "大なり", "→": "から", "〒": "郵便番号",
-        "〇": "ゼロ",
+        "〇": "ゼロ", "§": "セクション",
     },
     "zh": {
         "&": "和", "+": "加", "=": "等于", "@": "艾特", "$": "美元", "€": "欧元", "£": "英镑",
         "¥": "元", "₩": "韩元", "°C": "摄氏度", "°": "度", "#": "井号", "№": "号", "×": "乘",
+        "§": "节",
         "÷": "除以", "±": "正负", "<": "小于", ">": "大于",
     },
     "ko": {
         "$": "달러", "€": "유로", "£": "파운드", "¥": "엔", "₩": "원", "°C": "도", "°": "도",
         "№": "번호", "×": "곱하기", "÷": "나누기", "±": "플러스 마이너스", "‰": "퍼밀",
-        "<": "작다", ">": "크다", "〇": "영",
+        "<": "작다", ">": "크다", "〇": "영", "§": "섹션",
     },
 }  # fmt: skip
+#: Words for a minus before a number.
+_MINUS = {
+    "en": "minus",
+    "de": "minus",
+    "fr": "moins",
+    "ja": "マイナス",
+    "zh": "负",
+    "ko": "마이너스",
+}
+#: It is not within a range, a date or a word. Chinese and Japanese have no space before it, but a
+#: range may have a unit there: 5月-7月.
+_UNSPACED = rf"ぁ-ヺー{HAN}"
+_NEGATIVE = re.compile(
+    rf"(?<![^\W{_UNSPACED}])(?<!\d[.,])(?<!\dつ)"
+    rf"(?:(?<=[ぁ-ゖ])|(?<!\d[{_UNSPACED}])(?<!\d[{_UNSPACED}]{{2}})(?<!\d[{_UNSPACED}]{{3}}))"
+    r"[-−–](?=[$€£¥₩]?\.?\d)"
+)
+#: A fraction, but not a part of a date.
+_FRACTION = re.compile(r"(?<![\d/.,])(\d+)/(\d+)(?![\d/])")
+_AS_WORDS = {
+    "en": r"\1 over \2",
+    "de": r"\1 durch \2",
+    "fr": r"\1 sur \2",
+    "ja": r"\2ぶんの\1",
+    "zh": r"\2分之\1",
+    "ko": r"\2분의 \1",
+}
 _NAMES = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
 _NAMES |= {"zh": "Chinese", "ko": "Korean"}
 #: The voices of these languages do not read it as one number; the Korean one drops its fraction.
@@ -104,12 +132,15 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
 
 
 def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
-    """Write the `SIGNS` of a folded text in words, unless `said` can read them."""
+    """Write minus, fractions and `SIGNS` of a folded text in words, unless `said` reads them."""
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
     if language in ("ja", "ko", "zh"):
         space = ""
         text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
+    text = _NEGATIVE.sub(f"{_MINUS[language]}{space}", text)
+    if not said("/"):
+        text = _FRACTION.sub(_AS_WORDS[language], text)
     written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
     return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
 

@@ -11,6 +11,7 @@ from typing import Any
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import LANGUAGES
+from valle_convert.text.sentences import split_sentences
 
 #: Languages by script, which is the first word in the Unicode names of its letters.
 _SCRIPTS = {"HIRAGANA": "ja", "CJK": "zh", "BOPOMOFO": "zh", "HANGUL": "ko", "LATIN": ""}
@@ -84,6 +85,18 @@ def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES)
             language if is_open else one for one, is_open in zip(languages, open_, strict=True)
         ]
     return languages
+
+
+def sentences_of(
+    text: str, language: str | None, among: Sequence[str], *, whole: bool = False
+) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """The sentences of a text, or all of it, with their languages; notices of assumed ones."""
+    sentences = [text] if whole else split_sentences(text, language=language) or [""]
+    if language is not None:
+        return [(sentence, language) for sentence in sentences], ()
+    languages = detect_languages(sentences, among)
+    notices = assumed_language_notices(sentences, languages, among)
+    return list(zip(sentences, languages, strict=True)), tuple(notices)
 
 
 def could_be_either(text: str) -> bool:

@@ -109,14 +109,13 @@ class LlamaTokenizer(Closing):
     buffers.
     """
 
-    def __init__(self, path: Path | str, *, max_text_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(self, path: Path | str) -> None:
         """Open a GGUF file."""
         self._model: int | None = None
         from valle_convert.llama.library import load_library
 
         library = load_library()
         self.library = lib = library.api
-        self._max_text_bytes = max_text_bytes
         params = lib.llama_model_default_params()
         params.vocab_only = True
         params.n_gpu_layers = 0
@@ -130,8 +129,8 @@ class LlamaTokenizer(Closing):
         self.vocabulary = lib.llama_model_get_vocab(self._model)
         self.n_tokens: int = lib.llama_vocab_n_tokens(self.vocabulary)
         # A byte gives at most one token; <bos>, </eos> and a leading space come on top.
-        self._ids = (ctypes.c_int32 * (max_text_bytes + 8))()
-        self._text = ctypes.create_string_buffer(4 * max_text_bytes)
+        self._ids = (ctypes.c_int32 * (MAX_TEXT_BYTES + 8))()
+        self._text = ctypes.create_string_buffer(4 * MAX_TEXT_BYTES)
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokenize a text; the ids are llama.cpp's own, see `true_ids`."""
@@ -143,9 +142,9 @@ class LlamaTokenizer(Closing):
                 f"The text is not valid Unicode: character {error.start} is "
                 f"U+{ord(text[error.start]):04X}, half of a surrogate pair; remove it."
             ) from None
-        if len(data) > self._max_text_bytes:
+        if len(data) > MAX_TEXT_BYTES:
             raise InputError(
-                f"The text has {len(data):,} bytes, expected at most {self._max_text_bytes:,} "
+                f"The text has {len(data):,} bytes, expected at most {MAX_TEXT_BYTES:,} "
                 "(llama.cpp's time grows with their square); give it in parts."
             )
         n = self.library.llama_tokenize(

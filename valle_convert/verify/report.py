@@ -84,6 +84,13 @@ class Report:
     levels: tuple[Level, ...]
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of_one(
+        cls, checkpoint: object, file: object, check: Check, level: str, file_type: str = "none"
+    ) -> Self:
+        """A report of one failed check that makes all others pointless."""
+        return cls(str(checkpoint), str(file), file_type, (Level(level, (check,), 0.0),))
+
     @property
     def outcome(self) -> Outcome:
         """`passed` only if every requested check ran."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
@@ -15,6 +15,7 @@ from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
+from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.llama.library import INSTALL, find_library
@@ -60,7 +61,9 @@ def verify(
         plan.family.ability("lora")
     source = check_source(plan.checkpoint, bundle.main)
     if source is not None and not source.passed:
-        return _judged_at_once(plan.checkpoint, bundle.path, source, main_type(bundle))
+        return Report.of_one(
+            plan.checkpoint.path, bundle.path, source, "structure", main_type(bundle)
+        )
     with_llama = find_library() is not None
     danger = what_llama_must_not_see(plan, bundle)
     run = _Run(plan, bundle, n_texts or plan.family.n_texts, seed, adapters, progress)
@@ -104,10 +107,10 @@ def verify_path(
     except InputError as error:
         if not is_gguf(path):
             raise
-        return _judged_at_once(checkpoint, path, Check.failure("files", str(error)), "none")
+        return Report.of_one(checkpoint.path, path, Check.failure("files", str(error)), "structure")
     source = check_source(checkpoint, bundle.main)
     if source is not None and not source.passed:
-        return _judged_at_once(checkpoint, path, source, main_type(bundle))
+        return Report.of_one(checkpoint.path, path, source, "structure", main_type(bundle))
     plan = plan_like(bundle, bundle.family.comparable(checkpoint, bundle), given or Choices())
     return verify(plan, bundle, levels=levels, seed=seed, adapters=adapters, progress=progress)
 
@@ -121,24 +124,15 @@ def plan_like(bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Plan:
     return plan_bundle(checkpoint, bundle.family.choices_of(bundle, checkpoint, given))
 
 
-def _judged_at_once(checkpoint: Checkpoint, path: Path, check: Check, file_type: str) -> Report:
-    """A report of one failed check that makes all others pointless."""
-    return Report(str(checkpoint.path), str(path), file_type, (Level("structure", (check,), 0.0),))
-
-
 def main_type(bundle: Bundle) -> str:
     """The type that most of the weights have, such as `Q4_K`."""
-    sizes: dict[str, int] = {}
-    for file in bundle.files.values():
-        for tensor in file.tensors.values():
-            name = tensor.ggml_type.name
-            sizes[name] = sizes.get(name, 0) + tensor.n_elements
-    return max(sizes, key=lambda name: sizes[name], default="none")
+    tensors = (tensor for file in bundle.files.values() for tensor in file.tensors.values())
+    return next((kind.name for kind, _ in weights_by_type(tensors).most_common(1)), "none")
 
 
 @dataclass
 class _Run:
-    """The levels but `structure`."""
+    """Runs every level except `structure`."""
 
     plan: Plan
     bundle: Bundle
@@ -180,9 +174,7 @@ class _Run:
         from valle_convert.verify.logits import Yardstick, check_logits, n_passes
         from valle_convert.verify.trace import trace
 
-        plan, bundle, seed = self.plan, self.bundle, self.seed
-        opened = plan.family.open_adapters(self.adapters, bundle)
-        prove_library()  # so that later failures are not this machine's llama.cpp
+        plan, bundle, seed, opened = self._opened()
         is_rounded = self._is_rounded()
         total = n_passes(plan, is_rounded=is_rounded)
         with self.progress("comparing logits", total, "passes") as advance:
@@ -214,6 +206,12 @@ class _Run:
         named_at = replace(worst, summary=f"{worst.summary}; {words}")
         return [named_at if check is worst else check for check in checks]
 
+    def _opened(self) -> tuple[Plan, Bundle, int, Sequence[Any]]:
+        """Both sides, the seed, and the adapters."""
+        prove_library()  # so that later failures are not this machine's llama.cpp
+        opened = self.plan.family.open_adapters(self.adapters, self.bundle)
+        return self.plan, self.bundle, self.seed, opened
+
     def _is_rounded(self) -> bool:
         """Whether the files are known to hold the checkpoint's weights, exactly rounded."""
         right = {level.name for level in self.done if level.passed}
@@ -227,9 +225,7 @@ class _Run:
         from valle_convert.verify.logits import N_NETWORKS
         from valle_convert.verify.trace import trace, traced_cases
 
-        plan, bundle, seed = self.plan, self.bundle, self.seed
-        opened = plan.family.open_adapters(self.adapters, bundle)
-        prove_library()  # so that later failures are not this machine's llama.cpp
+        plan, bundle, seed, opened = self._opened()
         total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
         with self.progress("comparing layers", total, "passes") as advance:
             try:

@@ -43,8 +43,8 @@ _FREE_KEYS = (
     gguf_keys.OLD_TYPES_KEY,
     f"{gguf_keys.SOURCE_PREFIX}biases_sha256",
 )
-#: Optional keys: the same weights may have come from the hub, and other keys are compared by what
-#: follows from the config.
+#: Optional keys: the same weights may have come from the hub, and the config is compared by the
+#: keys that follow from it.
 _OPTIONAL_KEYS = (
     gguf_keys.SOURCE_REVISION_KEY,
     gguf_keys.SOURCE_CONFIG_KEY,

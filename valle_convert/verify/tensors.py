@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import decode, encode, nominal_decibels, roundings
+from valle_convert.gguf_file.encode import (
+    DECIBELS_BELOW,
+    decode,
+    encode,
+    least_decibels,
+    roundings,
+)
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
@@ -31,9 +37,6 @@ from valle_convert.wording import listing
 
 _ROWS_AT_ONCE = 2048
 
-# Further below the type's nominal ratio than this is not quantization.
-_DB_MARGIN = 4.0
-_DB_FLOOR = 1.0
 # A table of few rows may be below the whole.
 _DB_PART_MARGIN = 6.0
 # Correlation of errors and weights that shows a wrong scale, if there are enough weights.
@@ -233,7 +236,7 @@ def _check_quantized(
     for tally in tallies.values():
         whole.merge(tally)
     coarsest = min(types.values(), key=lambda kind: kind.bits)
-    least = max(_DB_FLOOR, nominal_decibels(coarsest) - _DB_MARGIN)
+    least = least_decibels(coarsest)
     least_part = _least_of_part(coarsest)
     may_be_far = any(kind.name in _FAR_OFF for kind in (found.ggml_type, *types.values()))
     most = 2.5 if may_be_far else 1.0
@@ -261,7 +264,7 @@ def _check_quantized(
             "max_error": whole.max_error,
             "max_relative_error": whole.max_relative,
         },
-        limit=f"at least {least:.1f} dB ({_DB_MARGIN:g} less than the type reaches on random "
+        limit=f"at least {least:.1f} dB ({DECIBELS_BELOW:g} less than the type reaches on random "
         f"weights), {least_part:.1f} in each table or head; no error above its row's "
         f"largest{' times 2.5' if most > 1 else ''}; errors that do not follow the weights",
         badness=_badness(whole, least, most) if passed else math.inf,
@@ -270,8 +273,7 @@ def _check_quantized(
 
 def _least_of_part(ggml_type: GgmlType) -> float:
     """The signal to noise ratio, in dB, that a table or head of a type must have."""
-    least = max(_DB_FLOOR, nominal_decibels(ggml_type) - _DB_MARGIN)
-    return max(_DB_FLOOR, least - _DB_PART_MARGIN)
+    return max(1.0, least_decibels(ggml_type) - _DB_PART_MARGIN)
 
 
 def _badness(tally: _Tally, least: float, most: float) -> float:

@@ -1,8 +1,8 @@
 """Where does llama.cpp go wrong first? Compares the layers of a network with PyTorch.
 
 llama.cpp's evaluation callback gives the residual stream after every layer, at every position of a
-pass, and each part of a layer. The references give the same, and `judge_numbers` sets the limits,
-as for logits.
+pass, and each part of a layer. The references give the same, and `References.judge` sets the
+limits, as for logits.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def traced_cases(
     only: Collection[str] | None = None,
 ) -> Iterator[Case[Any]]:
     """The cases of one example that are compared."""
-    (example,) = plan.family.draw(plan.model, 1, seed, LENGTH)
-    for case in plan.family.cases(model, example):
+    (example,) = plan.family.trials.utterances(plan.model, 1, seed=seed, length=LENGTH)
+    for case in plan.family.trials.cases(model, example):
         if case.name in only if only is not None else not case.repeats:
             yield case
 

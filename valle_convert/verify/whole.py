@@ -28,8 +28,9 @@ from valle_convert.verify.report import Check, Level, Report
 from valle_convert.verify.run import main_type
 
 _PIECE = 8 << 20
+_DIGESTS = "its own digests"
 _NO_DIGESTS = (
-    "the file has no digests of its own, as quantized files: give its checkpoint, or use "
+    "the file has no digests of its own; quantized files never do: give its checkpoint, or use "
     "check-manifest for their folder"
 )
 _QUANTIZED_SINCE = (
@@ -45,8 +46,7 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
     except InputError as error:
         if not is_gguf(path):
             raise
-        damage = Check.failure("file", str(error))
-        return Report("its own digests", str(path), "none", (Level("whole", (damage,), 0.0),))
+        return Report.of_one(_DIGESTS, path, Check.failure("file", str(error)), "whole")
     refusal = bundle.family.refusal(bundle.main)
     if refusal:
         raise InputError(refusal)
@@ -57,7 +57,7 @@ def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
         name = "whole" if len(bundle.files) == 1 else file.path.name
         levels.append(Level(name, checks, time.perf_counter() - start, skipped))
     origin = origin_of(bundle.main)
-    return Report("its own digests", str(path), main_type(bundle), tuple(levels), (origin,))
+    return Report(_DIGESTS, str(path), main_type(bundle), tuple(levels), (origin,))
 
 
 def _check_digests(file: GgufFile, progress: Progress) -> tuple[tuple[Check, ...], str | None]:

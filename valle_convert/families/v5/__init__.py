@@ -83,8 +83,10 @@ class VersionFive(GemmaFamily[Model, "Network"]):
     ) -> Sequence[Any]:
         from valle_convert.families.v5.adapter import AdapterBase, open_adapter
 
-        fits = AdapterBase.of(base) if adapters else None
-        return [open_adapter(one, fits) for one in adapters if fits]
+        if not adapters:
+            return []
+        fits = AdapterBase.of(base)
+        return [open_adapter(one, fits) for one in adapters]
 
     def speaker_on(
         self, network: Network, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack

@@ -13,7 +13,7 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.recorded import Recorded
 from valle_convert.decode import decode_speech
 from valle_convert.errors import InputError
-from valle_convert.families.v5.recordings import say_all, voice_prompt
+from valle_convert.families.v5.recordings import say_all
 from valle_convert.files import decoded, read_small_file
 from valle_convert.listening.listen import Sentence, ways_of
 from valle_convert.model.inputs import Condition
@@ -21,6 +21,7 @@ from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress
 from valle_convert.speech.phonemes import Tokenize
+from valle_convert.speech.recordings import Recordings
 from valle_convert.wording import plural
 
 _MAX_SENTENCES_BYTES = 1 << 20
@@ -54,13 +55,15 @@ def read_sentences(
     if len(texts) < 2:
         raise InputError(f"{path} has {plural(len(texts), 'sentence')}, expected two or more.")
     said = say_all([Recorded(Path(where), text) for where, text in texts.items()], model, tokenize)
-    prompt = None if voice is None else voice_prompt(voice, model, codec, prompt_seconds)[0]
+    prompt = None
+    if voice is not None:
+        prompt, _ = Recordings(model, codec).prompt(voice, prompt_seconds, str(voice))
     nothing = np.zeros((0, model.config.n_levels), np.int64)
     return [
         Sentence(
             text,
             text,
-            Condition.of(model, np.array(one.ids), prompt, one.language_id(model)),
+            Condition.of(model, one.rows, prompt, one.language_id or 0),
             nothing,
         )
         for text, one in zip(texts.values(), said, strict=True)

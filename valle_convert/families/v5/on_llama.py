@@ -19,13 +19,12 @@ from valle_convert.families.gemma import PART
 from valle_convert.families.v5.adapter import Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.context import EXACT, Settings
+from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.session import Session
 from valle_convert.llama.tuning import Tune
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.protocol import Outputs
 from valle_convert.network.tuned import head_rows, tuned_for
 
 
@@ -65,14 +64,11 @@ class GgufNetwork(Closing):
                 adapters=[one.path for one in self.adapters],
             )
 
-        given = settings or EXACT
-        one = replace(given, n_parallel=1)
-        tuned = tuned_for(self.file, probe_rows, one, n_threads, tune)
+        tuned = tuned_for(self.file, probe_rows, settings, n_threads, tune)
         with ExitStack() as opened:
-            steps = replace(tuned.steps, n_parallel=given.n_parallel)
-            self.session = opened.enter_context(open_session(steps))
+            self.session = opened.enter_context(open_session(tuned.steps))
             self._passes = self.session
-            if tuned.passes != tuned.steps:
+            if tuned.passes != replace(tuned.steps, n_parallel=1):
                 self._passes = opened.enter_context(open_session(tuned.passes))
             self._opened = opened.pop_all()
 
@@ -97,7 +93,7 @@ class GgufNetwork(Closing):
         positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Outputs,
+        outputs: slice,
         sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `protocol.Network.step`."""
@@ -108,7 +104,7 @@ class GgufNetwork(Closing):
             embeddings,
             positions,
             causal=causal,
-            outputs=outputs if isinstance(outputs, slice) else np.asarray(outputs, np.int64),
+            outputs=outputs,
             columns=target.columns,
             sequence=sequence,
         )

@@ -18,7 +18,7 @@ from valle_convert.model.description import Description, RowBlock
 from valle_convert.model.spec import Model, level_of_head
 from valle_convert.network.arithmetic import EXACT, Arithmetic
 from valle_convert.network.backbone import Backbone, Cache
-from valle_convert.network.protocol import Network, Outputs
+from valle_convert.network.protocol import Network
 
 
 class ReferenceNetwork(Backbone, Closing, Network):
@@ -68,7 +68,7 @@ class ReferenceNetwork(Backbone, Closing, Network):
         positions: NDArray[np.integer],
         *,
         head: str,
-        outputs: Outputs,
+        outputs: slice,
         sequence: Hashable = 0,
     ) -> NDArray[np.float32]:
         """Run a batch; see `Network.step`."""
@@ -76,8 +76,7 @@ class ReferenceNetwork(Backbone, Closing, Network):
         causal = self._model.is_causal(head)
         cache = self._caches.setdefault(sequence, []) if causal else []
         x = self.run_layers(embeddings, positions, cache, causal=causal)
-        index = outputs if isinstance(outputs, slice) else torch.as_tensor(np.asarray(outputs))
-        hidden = self.rms_norm("model.norm.weight", x)[index]  # [n_out, d]
+        hidden = self.rms_norm("model.norm.weight", x)[outputs]  # [n_out, d]
         place = self._model.head(head)
         weight = self._rows(self._heads[place.first_row])[: place.n_rows]
         bias = self._biases.get(head)
@@ -96,12 +95,11 @@ class ReferenceNetwork(Backbone, Closing, Network):
         head: str,
     ) -> NDArray[np.float32]:
         """Run several causal sequences one after the other; see `Network.append`."""
+        rows = zip(sequences, embeddings[:, None], positions[:, None], strict=True)
         return np.concatenate(
             [
-                self.step(
-                    embeddings[[i]], positions[[i]], head=head, outputs=[0], sequence=sequence
-                )
-                for i, sequence in enumerate(sequences)
+                self.step(row, position, head=head, outputs=slice(None), sequence=sequence)
+                for sequence, row, position in rows
             ]
         )
 

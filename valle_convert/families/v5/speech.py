@@ -18,6 +18,7 @@ from valle_convert.decode import (
     Speech,
     SpeechOptions,
     Steps,
+    Timings,
     TranscribeOptions,
     append_codes,
     choose_mode,
@@ -33,10 +34,11 @@ from valle_convert.speech.phonemes import (
     Detokenize,
     PhonemeSpeaker,
     Tokenize,
+    language_id,
     prefix_of,
 )
 from valle_convert.speech.recordings import Recording
-from valle_convert.speech.results import Heard, SpeakOptions, Spoken, Timings
+from valle_convert.speech.results import Heard, SpeakOptions, Spoken
 from valle_convert.speech.speaker import (
     UNWATCHED,
     SentenceInputs,
@@ -81,8 +83,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             given.rng,
             level_0=given.level_0,
             prefix=prefix_of(given.said, line, options.context_history),
-            progress=given.watch.progress,
-            should_stop=given.watch.should_stop,
+            watch=given.watch,
         )
 
     def _decoding(self, options: SpeakOptions) -> SpeechOptions:
@@ -129,7 +130,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         else:
             line = self._silence(options)
         text_done = time.perf_counter()
-        recording, notices = self._prompt(source, None, "the recording")
+        recording, notices = self.prompt(source, None, "the recording")
         prompt, of_voice = self._voice(voice, options) if task == "vc" else (recording, ())
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         steps = speech_steps(
@@ -143,8 +144,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             self._decoding(options),
             np.random.default_rng(options.seed),
             source=recording[:, 0] if task == "vc" else None,
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            watch=watch,
         )
         return self._at_once(line, steps, notices + of_voice, seconds, options, watch)
 
@@ -163,15 +163,14 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             raise InputError("This model cannot transcribe: it has no head for the task stt.")
         spoken = self._language(language)
         begin = time.perf_counter()
-        codes, notices = self._prompt(recording, None, "the recording")
+        codes, notices = self.prompt(recording, None, "the recording")
         voice_done = time.perf_counter()
         transcript = decode_transcript(
             self._network,
             codes,
-            self._language_id(spoken),
+            language_id(model, spoken),
             options or TranscribeOptions(),
-            progress=watch.progress,
-            should_stop=watch.should_stop,
+            watch=watch,
         )
         return Heard(
             phonemes="" if self._detokenize is None else self._detokenize(transcript.phonemes),

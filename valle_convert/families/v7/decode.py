@@ -5,19 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from valle_convert.decode import (
+    UNWATCHED,
+    Callbacks,
+    Decoded,
     LengthOptions,
     MaskedOptions,
-    MaskedResult,
-    ShouldStop,
     frames_for,
-    never,
 )
 from valle_convert.decode.masked import demask
 from valle_convert.decode.sampling import Logits
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
-from valle_convert.progress import Progress, silent
 
 
 def decode_levels(
@@ -29,9 +28,8 @@ def decode_levels(
     *,
     level_0: Codes | None = None,
     prefix: Codes | None = None,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
-) -> MaskedResult:
+    watch: Callbacks = UNWATCHED,
+) -> Decoded:
     """Decode a response of `n_frames` frames.
 
     Args:
@@ -60,10 +58,9 @@ def decode_levels(
         rng,
         kept=kept,
         scores_drawn=True,
-        progress=progress,
-        should_stop=should_stop,
+        watch=watch,
     )
-    return MaskedResult(found.codes.T, found.end)
+    return Decoded(found.codes.T, found.end)
 
 
 def decode_duration(

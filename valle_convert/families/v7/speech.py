@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import LengthOptions, MaskedOptions, Speech, StageSeconds, Steps
+from valle_convert.decode import LengthOptions, MaskedOptions, Speech, Steps, Timings
 from valle_convert.decode.batch import no_steps
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
@@ -68,8 +68,7 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             given.rng,
             level_0=level_0,
             prefix=prefix,
-            progress=given.watch.progress,
-            should_stop=given.watch.should_stop,
+            watch=given.watch,
         )
         codes = without_stops(self._network, condition, drawn.codes, prefix)
         is_limited = level_0 is None and n_frames == max_frames
@@ -77,7 +76,5 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             codes=codes,
             mode="nar-len",
             end="limit" if is_limited and drawn.end == "stop" else drawn.end,
-            seconds=StageSeconds(
-                length=length_done - begin, levels=time.perf_counter() - length_done
-            ),
+            seconds=Timings(length=length_done - begin, levels=time.perf_counter() - length_done),
         )

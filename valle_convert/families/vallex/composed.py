@@ -92,7 +92,7 @@ class ComposedNetwork(Closing):
 
     @abstractmethod
     def make_room(self, n_seq: int) -> None:
-        """Announce so many more sequences beside those that there are."""
+        """Reserve room for `n_seq` more sequences."""
 
     @abstractmethod
     def forget(self, sequence: Hashable) -> None:
@@ -109,7 +109,7 @@ class ComposedNetwork(Closing):
     ) -> Rows:
         """Decode text, begin and the prompt's level 0 [frames], the same in all sequences.
 
-        Each gets room for so many codes. Gives the logits of the first code, [1, A + 1].
+        Reserves `room` codes for each. Gives the logits of the first code, [1, A + 1].
         """
         codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
         first, *copies = sequences

@@ -10,24 +10,18 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element, Steps, alone
-from valle_convert.decode.control import End, ShouldStop, check_range, never
-from valle_convert.decode.sampling import (
-    GREEDY,
-    Logits,
-    SamplingOptions,
-    draw,
-    filtered,
-    sample,
-)
-from valle_convert.decode.speech import Speech, StageSeconds
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, check_range
+from valle_convert.decode.nar import decode_levels_above
+from valle_convert.decode.sampling import GREEDY, Logits, SamplingOptions, draw, filtered
+from valle_convert.decode.speech import Speech, Timings
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
-from valle_convert.progress import Progress, silent
 
 #: The AR ends after this many codes per text row, including the prompt's rows.
 MAX_CODES_A_SYMBOL = 16
@@ -85,34 +79,25 @@ def vallex_steps(
     rng: np.random.Generator,
     *,
     level_0: Codes | None = None,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
+    watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
     """Decode all levels of a continuation.
 
     Args:
         prompt: codes of the voice, [frames, levels]; without a voice, no frames.
         level_0: of the continuation, [frames], to decode only the levels above it.
-        progress: shows frames and levels.
     """
     end: End = "stop"
     if level_0 is None:
-        level_0, end = yield from vallex_ar_steps(
-            network, text, prompt[:, 0], options, rng, progress=progress, should_stop=should_stop
-        )
+        best = yield from vallex_ar_steps(network, text, prompt[:, 0], options, rng, watch=watch)
+        level_0, end = best.codes, best.end
     begin = time.perf_counter()
-    codes, is_whole = decode_vallex_nar(
-        network,
-        text,
-        prompt,
-        level_0,
-        options.nar_sampling,
-        rng,
-        progress=progress,
-        should_stop=should_stop,
-    )
-    seconds = StageSeconds(levels=time.perf_counter() - begin)
-    return Speech(codes, "ar", end if is_whole else "interrupted", seconds)
+    sampling = options.nar_sampling
+    raised = decode_vallex_nar(network, text, prompt, level_0, sampling, rng, watch=watch)
+    seconds = Timings(levels=time.perf_counter() - begin)
+    if raised.end == "interrupted":
+        end = raised.end
+    return Speech(raised.codes, "ar", end, seconds)
 
 
 def vallex_ar_steps(
@@ -122,15 +107,9 @@ def vallex_ar_steps(
     options: VallexOptions,
     rng: np.random.Generator,
     *,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
-) -> Steps[tuple[Codes, End]]:
-    """Decode level 0; arguments and errors as `vallex_steps`, but the prompt is [frames].
-
-    Returns:
-        Level 0 of the best continuation, [frames], without stop, and how it ended. If
-        interrupted, the best so far.
-    """
+    watch: Callbacks = UNWATCHED,
+) -> Steps[Decoded]:
+    """Decode level 0 of the best continuation, which may be interrupted; the prompt is [frames]."""
     stop = network.codebook_size
     max_frames = MAX_CODES_A_SYMBOL * len(text)
     if options.max_frames is not None:
@@ -139,9 +118,9 @@ def vallex_ar_steps(
     drawn = [_Continuation() for _ in range(options.n_copies)]
     growing = list(drawn)
     try:
-        with progress("frames", max_frames, "frame") as advance:
+        with watch.progress("frames", max_frames, "frame") as advance:
             for n in range(max_frames):
-                if should_stop():
+                if watch.should_stop():
                     for one in growing:
                         one.end = "interrupted"
                     break
@@ -169,15 +148,14 @@ def vallex_ar_steps(
         for one in growing:
             network.forget(one)
     best = max(drawn, key=lambda one: one.score(len(prompt), options.length_penalty))
-    return np.array(best.codes, np.int32), best.end
+    return Decoded(np.array(best.codes, np.int32), best.end)
 
 
-def _append(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
+def append_codes(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
     return network.append_codes(elements)
 
 
-decode_vallex_ar = alone(vallex_ar_steps, _append)
-decode_vallex = alone(vallex_steps, _append)
+decode_vallex_ar = alone(vallex_ar_steps, append_codes)
 
 
 def decode_vallex_nar(
@@ -188,26 +166,11 @@ def decode_vallex_nar(
     sampling: SamplingOptions,
     rng: np.random.Generator,
     *,
-    progress: Progress = silent,
-    should_stop: ShouldStop = never,
-) -> tuple[Codes, bool]:
-    """Decode the levels above `level_0`, [frames]; arguments and errors as `vallex_steps`.
-
-    Returns:
-            Codes [frames, levels], of fewer levels if interrupted, and whether all are there.
-    """
-    codes = level_0.reshape(-1, 1).astype(np.int32)
-    n_levels = network.n_levels
-    if not len(codes):
-        return np.zeros((0, n_levels), np.int32), True
-    with progress("levels", n_levels - 1, "level") as advance:
-        for _ in range(1, n_levels):
-            if should_stop():
-                return codes, False
-            drawn = sample(network.pass_nar(text, prompt, codes), sampling, rng)
-            codes = np.concatenate([codes, drawn[:, None]], axis=1)
-            advance(1)
-    return codes, True
+    watch: Callbacks = UNWATCHED,
+) -> Decoded:
+    """Decode the levels above `level_0`, [frames]."""
+    predict = partial(network.pass_nar, text, prompt)
+    return decode_levels_above(predict, level_0, network.n_levels, sampling, rng, watch)
 
 
 def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:

@@ -8,17 +8,18 @@ llama.cpp computes with them is proved at load, by comparison with a level loade
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
-from valle_convert.families.vallex.facts import VallexModel
+from valle_convert.families.vallex.facts import Net, VallexModel
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
-from valle_convert.llama.context import EXACT, Settings
+from valle_convert.llama.context import Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
 from valle_convert.llama.session import Session
@@ -31,11 +32,13 @@ from valle_convert.network.tuned import head_rows, tuned_for
 _SAME_NMSE = 1e-9
 
 
-@dataclass(frozen=True)
-class _Files:
-    ar: GgufFile
-    body: GgufFile
-    levels: tuple[GgufFile, ...]
+class _Part:
+    """A model that llama.cpp loads: its first file, and the one with its tables."""
+
+    def __init__(self, first: GgufFile, tables: GgufFile, net: Net) -> None:
+        self.first, self.tables = first, tables
+        self.further = [] if first is tables else [tables.path]
+        self.probe_rows = read_probe_rows(tables, net.n_rows)
 
 
 class VallexGguf(ComposedNetwork):
@@ -51,78 +54,45 @@ class VallexGguf(ComposedNetwork):
         tune: Tune = "off",
     ) -> None:
         super().__init__(model)
-        ar, body, *levels = files.values()
-        self._files = _Files(ar, body, tuple(levels))
-        self._n_threads = n_threads
-        given = settings or EXACT
-        base = replace(given, n_parallel=1)
-        is_f32 = self._files.body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
+        self._file, self._body, *self._levels = files.values()
+        is_f32 = self._body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
         # Exchanged parts cannot be repacked: llama.cpp would compute with the copies.
-        default = base if settings else Settings("f32" if is_f32 else "f16")
+        default = settings or Settings("f32" if is_f32 else "f16")
         for_nar = replace(default, repack=False)
         self._level = 1  # the level of the NAR's norms
-        self._ar = self._open_tuned(self._files.ar, base, tune, given.n_parallel)
-        try:
-            self._nar = self._open_tuned(self._files.levels[0], for_nar, tune, exchangeable=True)
-        except BaseException:
-            self._ar.close()
-            raise
-        try:
-            self._prove_exchange()
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as opened:
+            ar = _Part(self._file, self._file, model.ar)
+            steps = tuned_for(self._file, ar.probe_rows, settings, n_threads, tune).steps
+            self._ar = opened.enter_context(self._open(ar, steps))
+            nar = _Part(self._levels[0], self._body, model.nar)
+            passes = tuned_for(
+                self._body, nar.probe_rows, for_nar, n_threads, tune, first=nar.first.path
+            ).passes
+            self._nar = opened.enter_context(self._open(nar, passes, exchangeable=True))
+            self._prove_exchange(nar)
+            self._opened = opened.pop_all()
 
-    def _open_tuned(
-        self, first: GgufFile, settings: Settings, tune: Tune, n_parallel: int = 1, **how: bool
-    ) -> MptSession:
-        """The AR with the best settings for steps, the NAR with those for passes."""
-        is_ar = first is self._files.ar
-        tuned = tuned_for(
-            first if is_ar else self._files.body,
-            self._probe_rows(first),
-            settings,
-            self._n_threads,
-            tune,
-            first=None if is_ar else first.path,
-        )
-        found = tuned.steps if is_ar else tuned.passes
-        return self._open(first, replace(found, n_parallel=n_parallel), **how)
-
-    def _probe_rows(self, first: GgufFile) -> dict[int, Rows]:
-        if first is self._files.ar:
-            return read_probe_rows(first, self._model.ar.n_rows)
-        return read_probe_rows(self._files.body, self._model.nar.n_rows)
-
-    def _open(
-        self,
-        first: GgufFile,
-        settings: Settings,
-        *,
-        exchangeable: bool = False,
-        proven: bool = False,
-    ) -> MptSession:
-        is_ar = first is self._files.ar
+    def _open(self, part: _Part, settings: Settings, **how: bool) -> MptSession:
         return MptSession(
-            first.path,
-            [] if is_ar else [self._files.body.path],
-            probe_rows=self._probe_rows(first),
+            part.first.path,
+            part.further,
+            probe_rows=part.probe_rows,
             activation_factor=self._model.activation_factor,
             n_threads=settings.n_threads,
             settings=settings,
-            head_rows=head_rows(first if is_ar else self._files.body),
-            exchangeable=exchangeable,
-            proven=proven,
+            head_rows=head_rows(part.tables),
+            **how,
         )
 
-    def _prove_exchange(self) -> None:
+    def _prove_exchange(self, nar: _Part) -> None:
         """Exchange the first level's norms for the last level's."""
         last = self.n_levels - 1
         if last == 1:
             return
-        probe = self._probe_rows(self._files.body)
-        rows, columns = np.stack(list(probe.values())[:3]), self._model.nar.head("nar.1").columns
-        with self._open(self._files.levels[-1], self._nar.settings, proven=True) as loaded:
+        rows = np.stack(list(nar.probe_rows.values())[:3])
+        columns = self._model.nar.head("nar.1").columns
+        other = _Part(self._levels[-1], self._body, self._model.nar)
+        with self._open(other, self._nar.settings, proven=True) as loaded:
             expected = loaded.both_ways(rows, len(rows), columns)
         self._switch(last)
         found = self._nar.both_ways(rows, len(rows), columns)
@@ -131,7 +101,7 @@ class VallexGguf(ComposedNetwork):
         if not same and not nmse(expected, found) <= _SAME_NMSE:
             raise EnvironmentFault(
                 "llama.cpp does not compute with the norms written into a mapped file "
-                f"({self._files.levels[-1].path}). Check the files with `valle-convert "
+                f"({self._levels[-1].path}). Check the files with `valle-convert "
                 f"verify`, or {INSTALL_TESTED}."
             )
 
@@ -139,19 +109,17 @@ class VallexGguf(ComposedNetwork):
         """Make the NAR compute with the norms of a level."""
         if level == self._level:
             return
-        places = self._files.levels[0].tensors
+        places = self._levels[0].tensors
         self._level = 0  # in case it is interrupted
         self._nar.exchange(
             (places[name].start, tensor.data.data)
-            for name, tensor in self._files.levels[level - 1].tensors.items()
+            for name, tensor in self._levels[level - 1].tensors.items()
         )
         self._level = level
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d], dequantized from the mapped file."""
-        file, part = (
-            (self._files.ar, self._model.ar) if net == "ar" else (self._files.body, self._model.nar)
-        )
+        file, part = (self._file, self._model.ar) if net == "ar" else (self._body, self._model.nar)
         return file.tensors[TOKEN_EMBEDDING].rows(part.table(table).first_row + np.asarray(ids))
 
     def make_room(self, n_seq: int) -> None:
@@ -181,8 +149,7 @@ class VallexGguf(ComposedNetwork):
         return {"ar": self._ar, "nar": self._nar}
 
     def close(self) -> None:
-        self._ar.close()
-        self._nar.close()
+        self._opened.close()
 
 
 NETWORK = VallexGguf

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
             self._decoding(given.options),
             given.rng,
             level_0=given.level_0,
-            progress=given.watch.progress,
-            should_stop=given.watch.should_stop,
+            watch=given.watch,
         )
 
     def _decoding(self, options: SpeakOptions) -> VallexOptions:
@@ -118,13 +118,9 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
             sentences = [pieces]
         else:
             sentences, outside = tagged_sentences(text, language)
-
-        def reader(sentence: Sequence[TaggedText]) -> Callable[[], Line[VallexText]]:
-            return lambda: _line(sentence, options.accent, spell)
-
         return sayable(
             (
-                (_text_of(sentence), reader(sentence))
+                (_text_of(sentence), partial(_line, sentence, options.accent, spell))
                 for sentence in sentences or [[TaggedText("", VALLEX_LANGUAGES[0])]]
             ),
             _outside_notices(outside),

@@ -115,7 +115,7 @@ def speak_level_0(network: ComposedNetwork, given: VallexUtterance) -> NDArray[n
     """The AR's speech without randomness, [frames]."""
     options = VallexOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
     rng = np.random.default_rng(0)
-    return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng)[0]
+    return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng).codes
 
 
 def speak_levels(
@@ -123,7 +123,7 @@ def speak_levels(
 ) -> NDArray[np.int32]:
     """The levels above without randomness, [frames, levels]."""
     rng = np.random.default_rng(0)
-    return decode_vallex_nar(network, given.text, given.prompt, level_0, GREEDY, rng)[0]
+    return decode_vallex_nar(network, given.text, given.prompt, level_0, GREEDY, rng).codes
 
 
 def measure_speed(network: ComposedNetwork) -> Speed:

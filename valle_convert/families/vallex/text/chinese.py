@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
 from valle_convert.text.folding import HAN, signs_in_words
 
 #: Symbols of the parts of a bopomofo syllable.
@@ -56,7 +56,7 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols, and list the characters that cannot be read."""
+    """Convert text to symbols; also returns the unreadable characters."""
     symbols, unsaid = put_together(_pieces(_expanded(plain(text, "zh"))))
     return re.sub(r" (?=[~-])", "", symbols), unsaid
 
@@ -105,9 +105,8 @@ def _spell(bopomofo: str) -> str | None:
 
 def _expanded(text: str) -> str:
     """Write numbers and signs in Chinese."""
-    text = signs_in_words(_PERCENT.sub(_percent, text), "zh")
+    text = _PERCENT.sub(_percent, signs_in_words(text, "zh"))
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
-    text = NEGATIVE.sub("负", text)
     return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
 
 

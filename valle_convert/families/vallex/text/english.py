@@ -16,7 +16,7 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
 from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
@@ -41,7 +41,6 @@ _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
 #: Other dotted abbreviations, such as U.S.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
-_FRACTION = re.compile(r"(?<![\d/])(\d+)/(\d+)(?![\d/])")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
 _PLAIN = re.compile(_NUMBER)
@@ -109,7 +108,7 @@ _ONSETS = frozenset(
 
 
 def english_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols, and list the characters that cannot be read."""
+    """Convert text to symbols; also returns the unreadable characters."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
     symbols, unsaid = put_together((token, said.get(token) or None) for token in tokens)
@@ -119,6 +118,8 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
 def _expanded(text: str) -> str:
     """Write abbreviations, numbers and signs in words."""
     text = re.sub("[’‘`]", "'", text)
+    # Currencies stay for `_money`.
+    text = signs_in_words(text, "en", _CURRENCIES.__contains__)
     text = re.sub(
         r"(?<![\w.])[A-Za-z][A-Za-z.]*\.",
         lambda word: _ABBREVIATIONS.get(word[0].lower(), word[0]),
@@ -126,10 +127,8 @@ def _expanded(text: str) -> str:
     )
     text = _LETTER_NAMES.sub(_letter_names, text)
     text = _MONEY.sub(_money, text)
-    text = _FRACTION.sub(lambda n: f"{_cardinal(n[1])} over {_cardinal(n[2])}", text)
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
-    text = NEGATIVE.sub("minus ", text)
     # A letter next to a number is a separate word: mp3, 4K.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")

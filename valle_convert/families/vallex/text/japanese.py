@@ -1,4 +1,4 @@
-"""Japanese for VALL-E X: phones and accents by OpenJTalk.
+"""Japanese for VALL-E X: phones and accents from OpenJTalk.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
 'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
@@ -21,10 +21,10 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import NEGATIVE, plain, put_together, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
 from valle_convert.text.folding import HAN, shortened, signs_in_words
 
-#: Symbols of OpenJTalk's phones, where they differ; capital letters are devoiced vowels.
+#: Symbols for phones that OpenJTalk writes differently; capitals are devoiced vowels.
 PHONES = table(
     """
     u=ɯ U=ɯ* I=i* A=a E=e O=o r=ɾ ry=ɾj f=ɸ fy=ɸj y=j ky=kj gy=gj by=bj py=pj my=mj ty=tj
@@ -34,14 +34,14 @@ PHONES = table(
 #: Consonants that change before i.
 _BEFORE_I = {"n": "n^", "h": "ç"}
 _I = ("i", "I")
-#: The first half of a double consonant before each phone; Q before all others.
+#: First half of a double consonant, by the next phone; otherwise Q.
 _DOUBLED = {
     **dict.fromkeys(("k", "ky", "g", "gy"), "k#"),
     **dict.fromkeys(("t", "ty", "ts", "d", "dy", "j", "ch"), "t#"),
     **dict.fromkeys(("p", "py", "b", "by"), "p#"),
     **dict.fromkeys(("s", "sh"), "s"),
 }
-#: The syllabic nasal before each phone; N before all others.
+#: Syllabic nasal, by the next phone; otherwise N.
 _NASALS = {
     **dict.fromkeys(("m", "my", "p", "py", "b", "by"), "m"),
     **dict.fromkeys(("ch", "j"), "n^"),
@@ -50,9 +50,9 @@ _NASALS = {
 }
 
 _KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
-#: Text that OpenJTalk reads, up to 500 characters at a time: its buffer holds 8 kB.
+#: Readable runs of at most 500 characters; OpenJTalk's buffer holds 8 kB.
 _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
-#: Characters that OpenJTalk returns unchanged; it rewrites numbers, and kana such as いち as 一.
+#: Characters that OpenJTalk keeps; it rewrites numbers, and kana such as いち as 一.
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
 _NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
 _TO_KATAKANA = {code: code + 0x60 for code in range(ord("ぁ"), ord("ゖ") + 1)}
@@ -63,9 +63,9 @@ class Phone:
     """A phone, and the position of its mora in the accent phrase.
 
     Attributes:
-        to_accent: number of moras since the accented one, which has 0.
+        to_accent: moras since the accented one (0 on it).
         place: position of the mora in its phrase, counted from 1.
-        left: number of moras from this one to the end of the phrase.
+        left: moras left in the phrase, including this one.
     """
 
     name: str
@@ -75,11 +75,11 @@ class Phone:
 
 
 def japanese_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols, and list the characters that cannot be read.
+    """Convert text to symbols; also returns the unreadable characters.
 
     Raises InputError if OpenJTalk drops part of the text.
     """
-    return put_together(_pieces(signs_in_words(NEGATIVE.sub("マイナス", plain(text, "ja")), "ja")))
+    return put_together(_pieces(signs_in_words(plain(text, "ja"), "ja")))
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
@@ -119,7 +119,7 @@ def _letter(phone: str, following: str) -> str:
 
 
 def _stretches(text: str) -> Iterator[tuple[bool, str]]:
-    """Split a text into parts that OpenJTalk can read (true) and parts that it cannot."""
+    """Split text into readable (True) and unreadable parts."""
     start = 0
     for stretch in _READABLE.finditer(text):
         if between := text[start : stretch.start()]:
@@ -131,12 +131,12 @@ def _stretches(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _phrases(text: str) -> tuple[str, str]:
-    """Convert a readable part to symbols, and list its characters that have no reading."""
+    """Convert a readable part to symbols, and list its characters without a reading."""
     openjtalk = _openjtalk()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls a deprecated function of sudachipy
         words = openjtalk.run_frontend(text, predict_nani=False)
-        is_read = any(map(_has_reading, words))  # it prints a warning if there are none
+        is_read = any(map(_has_reading, words))  # make_label warns if nothing has a reading
         labels = openjtalk.make_label(words) if is_read else []
     kana = text.translate(_TO_KATAKANA)
     found = "".join(
@@ -147,7 +147,8 @@ def _phrases(text: str) -> tuple[str, str]:
     )
     if len(_WRITTEN.findall(found)) < len(_WRITTEN.findall(_NUMERALS.sub("", text))):
         raise InputError(
-            f"OpenJTalk reads only {shortened(found)} of {shortened(text)}; rewrite it or use kana."
+            f"OpenJTalk reads only {shortened(found)} of {shortened(text)}; rewrite the "
+            "text, or write it in kana."
         )
     unread = "".join(word["string"] for word in words if not _has_reading(word))
     named = filter(str.isalnum, unicodedata.normalize("NFKC", unread))

@@ -58,10 +58,6 @@ def _without_accent(character: str) -> str:
     )
 
 
-#: A minus before a number, not within a range, a date or a word.
-NEGATIVE = re.compile(r"(?<!\w)(?<!\d[.,])[-−](?=\d)")
-
-
 def put_together(pieces: Iterable[tuple[str, str | None]]) -> tuple[str, list[str]]:
     """Join pieces of text with their symbols, and list the characters that cannot be read.
 

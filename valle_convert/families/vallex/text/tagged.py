@@ -20,10 +20,10 @@ from valle_convert.families.vallex.text.english import english_symbols
 from valle_convert.families.vallex.text.japanese import japanese_symbols
 from valle_convert.text.folding import listed, unsaid_notice
 from valle_convert.text.languages import (
-    assumed_language_notices,
     could_be_either,
     detect_languages,
     known_language,
+    sentences_of,
 )
 from valle_convert.text.phonemes import check_phonemes
 from valle_convert.text.sentences import split_sentences
@@ -100,15 +100,12 @@ def tagged_sentences(
 ) -> tuple[list[list[TaggedText]], list[str]]:
     """Like `tagged_pieces`, by sentence; without tags, the language may change by sentence."""
     if _TAG.search(text) is None:
-        given = language and known_language(language, VALLEX_LANGUAGES)
-        sentences = split_sentences(text, language=given) or [""]
-        languages = (
-            [given] * len(sentences) if given else detect_languages(sentences, VALLEX_LANGUAGES)
-        )
-        pieces = [TaggedText(*one) for one in zip(sentences, languages, strict=True)]
-        if not given and (told := assumed_language_notices(sentences, languages, VALLEX_LANGUAGES)):
-            first = next(i for i, sentence in enumerate(sentences) if could_be_either(sentence))
-            pieces[first] = replace(pieces[first], notices=tuple(told))
+        given = None if language is None else known_language(language, VALLEX_LANGUAGES)
+        sentences, notices = sentences_of(text, given, VALLEX_LANGUAGES)
+        pieces = [TaggedText(*one) for one in sentences]
+        if notices:
+            first = next(i for i, piece in enumerate(pieces) if could_be_either(piece.text))
+            pieces[first] = replace(pieces[first], notices=notices)
         return [[piece] for piece in pieces], []
     pieces, outside = tagged_pieces(text, language)
     sentences_of_pieces: list[list[TaggedText]] = [[]]
