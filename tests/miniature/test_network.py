@@ -51,12 +51,10 @@ def test_its_logits_are_the_converters(spoken: list[Spoken], tmp_path: Path) -> 
     for one, logits in zip(examples, batch, strict=True):
         reference.forget(0)
         inputs = assemble(reference.model, one.segments, reference.look_up)
+        outputs = slice(-one.n_outputs, None)
         expected = reference.step(
-            inputs.embeddings,
-            inputs.positions,
-            head=one.head,
-            outputs=slice(one.first, one.first + len(one.targets)),
-        )
+            inputs.embeddings, inputs.positions, head=one.head, outputs=outputs
+        )[one.among]
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-5, err_msg=one.head)
 
 
