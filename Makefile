@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 STAMP := $(VENV)/.installed
+# Files stay together, so that what one makes for all its tests is made once.
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$((n < 2 ? n : 2)))
 MINUTES ?= 5
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -73,10 +75,10 @@ types: $(STAMP)
 check: lint types ## Lint and type check
 
 test: check llama-tools ## Everything that CI runs: lint, types, tests
-	$(BIN)/pytest -n $(JOBS) -m "not slow"
+	$(PYTEST) -n $(JOBS) -m "not slow"
 
 test-all: check llama-tools ## The slow tests too: a million strings, the production size
-	$(BIN)/pytest -n $(JOBS)
+	$(PYTEST) -n $(JOBS)
 
 fuzz: $(STAMP) ## Hostile inputs for every reader, for MINUTES (5); findings in build/fuzz
 	$(BIN)/python -m fuzz --minutes $(MINUTES)

@@ -1,7 +1,7 @@
-"""Small generators of hostile files: what each of them tries is said beside it.
+"""Generators of small hostile files.
 
-None of them does any harm: what would be run, or imported, makes a file, the canary. Every one has
-to be refused before that (tests/attacks); docs/security.md lists them. To have one in hand:
+None does harm: the code in them only makes a file, the canary. Each must be rejected before that
+(tests/attacks). To make one:
 
     python -m attacks NAME FOLDER
 """

@@ -1,4 +1,4 @@
-"""What an attack is, and payloads that leave a canary."""
+"""Attacks, and payloads that leave a canary."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ CHECKPOINT = ("inspect {}", "{} {out}.gguf --verify none", "{} {out}.gguf --dry-
 CONVERTED = ("verify {}", "tokenize {} a", "quantize {} {out}.gguf Q8_0")
 CODEC = ("codec {} {out}.gguf",)
 
+#: Writes an attack into a folder and gives its path; gets the canary's path, too.
+Made = Callable[[Path, Path], Path]
+
 
 @dataclass(frozen=True)
 class Attack:
-    """One hostile input.
+    """One hostile input."""
 
-    Attributes:
-        tries: what it tries, in words.
-        make: writes it into a folder and gives its path; gets the canary's path, too.
-        commands: what has to refuse it.
-    """
+    tries: str  # what it tries, in words
+    make: Made
+    commands: tuple[str, ...] = CHECKPOINT  # what has to refuse it
 
-    tries: str
-    make: Callable[[Path, Path], Path]
-    commands: tuple[str, ...] = CHECKPOINT
+
+def one_file(name: str, data: Callable[[Path], bytes]) -> Made:
+    """A file alone; its bytes may name the canary."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        path = folder / name
+        path.write_bytes(data(canary))
+        return path
+
+    return make
 
 
 class Calls:
@@ -46,12 +54,12 @@ def touch(canary: Path) -> Calls:
 
 
 def python(canary: Path) -> str:
-    """The same in Python."""
+    """Python that makes the canary."""
     return f"open({str(canary)!r}, 'w').close()"
 
 
 def dumped(value: object, protocol: int = 2) -> bytes:
-    """As a pickle."""
+    """A value as a pickle."""
     return pickle.dumps(value, protocol)
 
 

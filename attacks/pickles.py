@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import tarfile
 import zipfile
@@ -18,41 +17,24 @@ from attacks.attack import (
     CODEC,
     Attack,
     Calls,
+    Made,
     called,
     dumped,
     looked_up,
+    one_file,
     python,
     touch,
 )
 from fuzz import formats, seeds
 
-Made = Callable[[Path, Path], Path]
 
-
-def _entries(pickled: bytes) -> list[tuple[str, bytes]]:
-    """Those of a right file around another pickle."""
-    return [
-        (name, pickled if name.endswith("data.pkl") else data)
-        for name, data in formats.zip_entries(seeds.torch_zip())
-    ]
+def _zip(pickled: bytes) -> bytes:
+    """A right file around another pickle."""
+    return formats.zip_of(formats.with_pickle(seeds.torch_zip(), pickled))
 
 
 def _in_zip(pickled: Callable[[Path], bytes], name: str = "x.pth") -> Made:
-    def make(folder: Path, canary: Path) -> Path:
-        path = folder / name
-        path.write_bytes(formats.zip_of(_entries(pickled(canary))))
-        return path
-
-    return make
-
-
-def _plain(pickled: Callable[[Path], bytes], name: str) -> Made:
-    def make(folder: Path, canary: Path) -> Path:
-        path = folder / name
-        path.write_bytes(pickled(canary))
-        return path
-
-    return make
+    return one_file(name, lambda canary: _zip(pickled(canary)))
 
 
 def _call(module: str, name: str, *arguments: object) -> Made:
@@ -76,32 +58,30 @@ def _evil_module(folder: Path, canary: Path) -> Path:
     """A module beside the file, which would be imported by its name."""
     (folder / "valle_attack_module.py").write_text(python(canary) + "\nclass Model: pass\n")
     path = folder / "x.pth"
-    path.write_bytes(formats.zip_of(_entries(looked_up("valle_attack_module", "Model"))))
+    path.write_bytes(_zip(looked_up("valle_attack_module", "Model")))
     return path
 
 
-def _tar(folder: Path, canary: Path) -> Path:
-    path = folder / "x.pt"
-    with tarfile.open(path, "w") as archive:
+def _tar(canary: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("storages", "tensors", "pickle", "../escaped"):
             data = dumped(touch(canary))
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
-    return path
+    return buffer.getvalue()
 
 
 def _changed(change: Callable[[list[bytes]], object]) -> Made:
     """A right file with other fields in its zip."""
 
-    def make(folder: Path, _canary: Path) -> Path:
+    def data(_canary: Path) -> bytes:
         fields = formats.zip_fields(seeds.torch_zip())
         change(fields)
-        path = folder / "x.pth"
-        path.write_bytes(b"".join(fields))
-        return path
+        return b"".join(fields)
 
-    return make
+    return one_file("x.pth", data)
 
 
 def _field(fields: list[bytes], sign: bytes, which: int, n: int, value: bytes) -> None:
@@ -109,75 +89,59 @@ def _field(fields: list[bytes], sign: bytes, which: int, n: int, value: bytes) -
     fields[at] = value
 
 
-def _two_pickles(folder: Path, canary: Path) -> Path:
-    path = folder / "x.pth"
-    entries = _entries(dumped({"module": {}}))
-    path.write_bytes(formats.zip_of([("archive/data.pkl", dumped(touch(canary))), *entries]))
-    return path
+def _right() -> list[tuple[str, bytes]]:
+    return formats.with_pickle(seeds.torch_zip(), dumped({"module": {}}))
 
 
-def _hidden_pickle(folder: Path, canary: Path) -> Path:
+def _two_pickles(canary: Path) -> bytes:
+    return formats.zip_of([("archive/data.pkl", dumped(touch(canary))), *_right()])
+
+
+def _leading(name: Callable[[Path], str]) -> Made:
+    """A right file with one more entry, whose name is a path to the canary."""
+    return one_file("x.pth", lambda c: formats.zip_of([*_right(), (name(c), b"escaped")]))
+
+
+def _hidden_pickle(canary: Path) -> bytes:
     """The zip's table leads to a right pickle, the entry before its data to another."""
     right, wrong = dumped({"module": {}}), dumped(touch(canary))
-    data = formats.zip_of([("archive/data.pkl", wrong), *_entries(right)[1:]])
-    path = folder / "x.pth"
-    path.write_bytes(
-        data.replace(struct.pack("<I", zlib.crc32(wrong)), struct.pack("<I", zlib.crc32(right)))
-    )
-    return path
+    data = formats.zip_of([("archive/data.pkl", wrong), *_right()[1:]])
+    return data.replace(struct.pack("<I", zlib.crc32(wrong)), struct.pack("<I", zlib.crc32(right)))
 
 
 def _storage(numel: bytes) -> Made:
     """The data of the first tensor is said to have another number of elements."""
 
-    def make(folder: Path, _canary: Path) -> Path:
+    def data(_canary: Path) -> bytes:
         entries = formats.zip_entries(seeds.torch_zip())
         changed = [
             (name, data.replace(b"K\x0c", numel, 1) if name.endswith("data.pkl") else data)
             for name, data in entries
         ]
-        path = folder / "x.pth"
-        path.write_bytes(formats.zip_of(changed))
-        return path
+        return formats.zip_of(changed)
 
-    return make
+    return one_file("x.pth", data)
 
 
-def _expanded(folder: Path, _canary: Path) -> Path:
+def _expanded(_canary: Path) -> bytes:
     import torch
 
-    path = folder / "x.pth"
+    buffer = io.BytesIO()
     huge = torch.zeros(1).expand(1 << 20, 1 << 20)
-    torch.save({"module": {"text_emb.weight": huge}, "config": seeds.config()}, path)
-    return path
+    torch.save({"module": {"text_emb.weight": huge}, "config": seeds.config()}, buffer)
+    return buffer.getvalue()
 
 
-def _bomb(folder: Path, _canary: Path) -> Path:
-    path = folder / "x.pth"
-    path.write_bytes(formats.zip_of(_entries(bytes(200 << 20)), zipfile.ZIP_DEFLATED))
-    return path
+def _bomb(_canary: Path) -> bytes:
+    entries = formats.with_pickle(seeds.torch_zip(), bytes(200 << 20))
+    return formats.zip_of(entries, zipfile.ZIP_DEFLATED)
 
 
-def _unfolding(folder: Path, _canary: Path) -> Path:
+def _unfolding(_canary: Path) -> bytes:
     value: Any = ("x",) * 9
     for _ in range(12):
         value = (value,) * 9
-    path = folder / "x.pth"
-    config = {**seeds.config(), "name": value}
-    path.write_bytes(formats.zip_of(_entries(dumped({"module": {}, "config": config}))))
-    return path
-
-
-def _leading_to_canary(*, absolute: bool) -> Made:
-    """A right file with one more entry, whose name is a path to the canary."""
-
-    def make(folder: Path, canary: Path) -> Path:
-        name = str(canary) if absolute else os.path.relpath(canary, folder)
-        path = folder / "x.pth"
-        path.write_bytes(formats.zip_of([*_entries(dumped({"module": {}})), (name, b"escaped")]))
-        return path
-
-    return make
+    return dumped({"module": {}, "config": {**seeds.config(), "name": value}})
 
 
 def _built(state: bytes) -> Callable[[Path], bytes]:
@@ -214,12 +178,12 @@ PICKLES: Mapping[str, Attack] = {
         "a call before the pickle breaks off",
         _in_zip(lambda c: dumped(touch(c))[:-1] + b"\xff"),
     ),
-    "legacy-tar": Attack("the tar of torch before 0.1.10", _tar),
+    "legacy-tar": Attack("the tar of torch before 0.1.10", one_file("x.pt", _tar)),
     "bare-pickle": Attack(
-        "a bare pickle, as before torch 1.6", _plain(lambda c: dumped(touch(c)), "x.pt")
+        "a bare pickle, as before torch 1.6", one_file("x.pt", lambda c: dumped(touch(c)))
     ),
     "codec-bare-pickle": Attack(
-        "a bare pickle for a codec", _plain(lambda c: dumped(touch(c)), "x.th"), CODEC
+        "a bare pickle for a codec", one_file("x.th", lambda c: dumped(touch(c))), CODEC
     ),
     "codec-zip": Attack("a call in a codec", _in_zip(lambda c: dumped(touch(c)), "x.th"), CODEC),
     "eval": Attack("builtins.eval", _call("builtins", "eval", None)),
@@ -293,7 +257,7 @@ PICKLES: Mapping[str, Attack] = {
     "appended-pickle": Attack(
         "a second pickle behind the first", _in_zip(lambda c: dumped({}) + dumped(touch(c)))
     ),
-    "unfolding": Attack("a config of nine to the thirteenth values", _unfolding),
+    "unfolding": Attack("a config of nine to the thirteenth values", _in_zip(_unfolding)),
     "long": Attack(
         "a number of a million digits",
         _in_zip(
@@ -314,9 +278,11 @@ PICKLES: Mapping[str, Attack] = {
         "data of 2 to the 62nd elements", _storage(b"\x8a\x08" + bytes(7) + b"\x40")
     ),
     "storage-negative": Attack("data of a negative size", _storage(b"J\xff\xff\xff\xff")),
-    "expanded": Attack("a tensor of a trillion elements on one number", _expanded),
-    "zip-two-pickles": Attack("two pickles of one name", _two_pickles),
-    "zip-hidden-pickle": Attack("a checksum of another pickle", _hidden_pickle),
+    "expanded": Attack(
+        "a tensor of a trillion elements on one number", one_file("x.pth", _expanded)
+    ),
+    "zip-two-pickles": Attack("two pickles of one name", one_file("x.pth", _two_pickles)),
+    "zip-hidden-pickle": Attack("a checksum of another pickle", one_file("x.pth", _hidden_pickle)),
     "zip-headers": Attack(
         "a table that gives an entry another name",
         _changed(lambda f: _field(f, b"PK\1\2", 1, 17, b"archive/.format_versioX")),
@@ -335,9 +301,9 @@ PICKLES: Mapping[str, Attack] = {
         "two entries in one place",
         _changed(lambda f: _field(f, b"PK\1\2", 5, 16, bytes(4))),
     ),
-    "zip-bomb": Attack("200 megabytes of zeros in 200 kilobytes", _bomb),
-    "zip-path": Attack("an entry that leads out of the folder", _leading_to_canary(absolute=False)),
-    "zip-absolute": Attack("an entry with an absolute path", _leading_to_canary(absolute=True)),
+    "zip-bomb": Attack("200 megabytes of zeros in 200 kilobytes", one_file("x.pth", _bomb)),
+    "zip-path": Attack("an entry that leads out of the folder", _leading(lambda c: f"../{c.name}")),
+    "zip-absolute": Attack("an entry with an absolute path", _leading(str)),
     "zip-symlink": Attack(
         "an entry that is a symbolic link",
         _changed(lambda f: _field(f, b"PK\1\2", 1, 15, struct.pack("<I", 0o120777 << 16))),
@@ -345,7 +311,7 @@ PICKLES: Mapping[str, Attack] = {
     **{
         f"named-{suffix[1:]}": Attack(
             f"a call in a file named {suffix}",
-            _plain(lambda c: formats.zip_of(_entries(dumped(touch(c)))), f"x{suffix}"),
+            _in_zip(lambda c: dumped(touch(c)), f"x{suffix}"),
             CHECKPOINT,
         )
         for suffix in (".sft", ".safetensors", ".ckpt", ".gguf", ".npz", ".bin")
@@ -353,7 +319,7 @@ PICKLES: Mapping[str, Attack] = {
     **{
         f"bare-named-{suffix[1:]}": Attack(
             f"a bare pickle named {suffix}",
-            _plain(lambda c: dumped(touch(c)), f"x{suffix}"),
+            one_file(f"x{suffix}", lambda c: dumped(touch(c))),
             CHECKPOINT,
         )
         for suffix in (".sft", ".gguf", ".pkl", ".json")

@@ -10,20 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attacks.attack import CHECKPOINT, CODEC, CONVERTED, Attack, dumped, touch
+from attacks.attack import CHECKPOINT, CODEC, CONVERTED, Attack, Made, dumped, one_file, touch
 from fuzz import formats, seeds
-
-Made = Callable[[Path, Path], Path]
-
-
-def _bytes(name: str, data: Callable[[], bytes]) -> Made:
-    def make(folder: Path, _canary: Path) -> Path:
-        path = folder / name
-        path.write_bytes(data())
-        return path
-
-    return make
-
 
 # ---------------------------------------------------------------------------- safetensors
 
@@ -31,15 +19,13 @@ def _bytes(name: str, data: Callable[[], bytes]) -> Made:
 def _safetensors(change: Callable[[dict[str, Any]], object], more: bytes = b"") -> Made:
     """A right checkpoint with another header."""
 
-    def make(folder: Path, _canary: Path) -> Path:
+    def made(_canary: Path) -> bytes:
         header, data = formats.safetensors_parts(seeds.checkpoint())
         tree = json.loads(header)
         change(tree)
-        path = folder / "x.sft"
-        path.write_bytes(formats.safetensors_of(json.dumps(tree).encode(), data) + more)
-        return path
+        return formats.safetensors_of(json.dumps(tree).encode(), data) + more
 
-    return make
+    return one_file("x.sft", made)
 
 
 def _set(name: str, key: str, value: object) -> Callable[[dict[str, Any]], object]:
@@ -54,30 +40,28 @@ def _huge_header(folder: Path, _canary: Path) -> Path:
     return path
 
 
-def _many(folder: Path, _canary: Path) -> Path:
+def _many(_canary: Path) -> bytes:
     header = {
         f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)
     }
     header["__metadata__"] = {"config": json.dumps(seeds.config())}
-    path = folder / "x.sft"
-    path.write_bytes(formats.safetensors_of(json.dumps(header).encode(), b""))
-    return path
+    return formats.safetensors_of(json.dumps(header).encode(), b"")
 
 
-def _twice(folder: Path, _canary: Path) -> Path:
+def _twice(_canary: Path) -> bytes:
     header, data = formats.safetensors_parts(seeds.checkpoint())
     entry = json.dumps({"sep": json.loads(header)["dropout_token"]}).encode()
-    path = folder / "x.sft"
-    path.write_bytes(formats.safetensors_of(entry[:-1] + b"," + header[1:], data))
-    return path
+    return formats.safetensors_of(entry[:-1] + b"," + header[1:], data)
 
 
-def _polyglot(folder: Path, canary: Path) -> Path:
+def _json_tail(_canary: Path) -> bytes:
+    header, data = formats.safetensors_parts(seeds.checkpoint())
+    return formats.safetensors_of(header + b'{"a": 1}', data)
+
+
+def _polyglot(canary: Path) -> bytes:
     """Safetensors from the front, a zip with a call in its pickle from the end."""
-    inner = formats.zip_of([("archive/data.pkl", dumped(touch(canary)))])
-    path = folder / "x.sft"
-    path.write_bytes(seeds.checkpoint() + inner)
-    return path
+    return seeds.checkpoint() + formats.zip_of([("archive/data.pkl", dumped(touch(canary)))])
 
 
 # ---------------------------------------------------------------------------------- texts
@@ -153,18 +137,15 @@ def _strings_without_end() -> bytes:
 def _gguf(
     change: Callable[[list[bytes]], object] = lambda _: None, more: bytes = b"", cut: int = 0
 ) -> Made:
-    def make(folder: Path, _canary: Path) -> Path:
+    def made(_canary: Path) -> bytes:
         *header, data = formats.gguf_fields(seeds.converted(), 1)
         data = data[-sum(map(len, header)) % 32 :]
         change(header)
         written = b"".join(header)
-        path = folder / "x.gguf"
-        path.write_bytes(written + bytes(-len(written) % 32) + data + more)
-        if cut:
-            os.truncate(path, path.stat().st_size - cut)
-        return path
+        whole = written + bytes(-len(written) % 32) + data + more
+        return whole[: len(whole) - cut]
 
-    return make
+    return one_file("x.gguf", made)
 
 
 def _at(name: bytes, n: int, value: bytes) -> Callable[[list[bytes]], object]:
@@ -234,43 +215,18 @@ GGUF: Mapping[str, tuple[str, Callable[[list[bytes]], object]]] = {
 # --------------------------------------------------------------------------- arrays, sound
 
 
-def _npz(
-    arrays: Callable[[Path], list[tuple[str, bytes]]], method: int = zipfile.ZIP_STORED
-) -> Made:
-    def make(folder: Path, canary: Path) -> Path:
-        path = folder / "x.npz"
-        path.write_bytes(formats.zip_of(arrays(canary), method))
-        return path
+def _npz(header: bytes, data: Callable[[Path], bytes], method: int = zipfile.ZIP_STORED) -> Made:
+    """A file of codes with another array."""
 
-    return make
+    def made(canary: Path) -> bytes:
+        arrays = {**seeds.codes_npz(), "codes.npy": formats.npy_of(header, data(canary))}
+        return formats.zip_of(list(arrays.items()), method)
 
-
-def _pickled_array(canary: Path) -> list[tuple[str, bytes]]:
-    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
-    arrays = dict(seeds.codes_npz())
-    arrays["codes.npy"] = formats.npy_of(header, dumped(touch(canary)))
-    return list(arrays.items())
+    return one_file("x.npz", made)
 
 
-def _large_array(_canary: Path) -> list[tuple[str, bytes]]:
-    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (1099511627776, 8), }"
-    arrays = dict(seeds.codes_npz())
-    arrays["codes.npy"] = formats.npy_of(header, bytes(32))
-    return list(arrays.items())
-
-
-def _packed_array(_canary: Path) -> list[tuple[str, bytes]]:
-    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (25000000, 2), }"
-    arrays = dict(seeds.codes_npz())
-    arrays["codes.npy"] = formats.npy_of(header, bytes(200_000_000))
-    return list(arrays.items())
-
-
-def _evaluated(_canary: Path) -> list[tuple[str, bytes]]:
-    header = b"__import__('os').system('true')"
-    arrays = dict(seeds.codes_npz())
-    arrays["codes.npy"] = formats.npy_of(header, b"")
-    return list(arrays.items())
+def _array(kind: str, shape: str) -> bytes:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}".encode()
 
 
 #: A model that is right, so that the voice is what is refused; `tests/attacks` gives it.
@@ -279,15 +235,8 @@ VOICE = ("speak {model} a --phonemes --voice {} -o {out}.wav --codec {codec}",)
 
 def _wav(rate: int, size: int) -> bytes:
     head = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate & 0xFFFFFFFF, 2, 16)
-    return (
-        b"RIFF"
-        + struct.pack("<I", size)
-        + b"WAVE"
-        + head
-        + b"data"
-        + struct.pack("<I", size)
-        + bytes(64)
-    )
+    length = struct.pack("<I", size)
+    return b"RIFF" + length + b"WAVE" + head + b"data" + length + bytes(64)
 
 
 # ---------------------------------------------------------------------------------- folders
@@ -359,12 +308,12 @@ def _link_to_device(folder: Path, _canary: Path) -> Path:
 
 TABLES: Mapping[str, Attack] = {
     "header-200-mb": Attack("a header of 200 MB of nothing", _huge_header),
-    "header-100000": Attack("100,000 tensors", _many),
+    "header-100000": Attack("100,000 tensors", one_file("x.sft", _many)),
     "header-length": Attack(
         "a header as long as the memory",
-        _bytes("x.sft", lambda: b"\xff" * 8 + seeds.checkpoint()[8:]),
+        one_file("x.sft", lambda _: b"\xff" * 8 + seeds.checkpoint()[8:]),
     ),
-    "header-twice": Attack("a tensor that is there twice", _twice),
+    "header-twice": Attack("a tensor that is there twice", one_file("x.sft", _twice)),
     "header-overlap": Attack(
         "two tensors in one place", _safetensors(_set("dropout_token", "data_offsets", [0, 32]))
     ),
@@ -382,16 +331,7 @@ TABLES: Mapping[str, Attack] = {
         "a tensor of 300 dimensions", _safetensors(_set("sep", "shape", [1] * 300 + [8]))
     ),
     "header-trailing": Attack("bytes behind the data", _safetensors(lambda _: None, bytes(8))),
-    "header-json-tail": Attack(
-        "bytes behind the JSON",
-        _bytes(
-            "x.sft",
-            lambda: formats.safetensors_of(
-                formats.safetensors_parts(seeds.checkpoint())[0] + b'{"a": 1}',
-                formats.safetensors_parts(seeds.checkpoint())[1],
-            ),
-        ),
-    ),
+    "header-json-tail": Attack("bytes behind the JSON", one_file("x.sft", _json_tail)),
     "header-infinite": Attack(
         "a config with numbers that are none",
         _safetensors(lambda t: t["__metadata__"].update(config='{"version": 1e999, "size": NaN}')),
@@ -400,7 +340,7 @@ TABLES: Mapping[str, Attack] = {
         "a config nested 100,000 deep",
         _safetensors(lambda tree: tree["__metadata__"].update(config="[" * 100_000)),
     ),
-    "polyglot": Attack("safetensors in front, a pickle's zip behind", _polyglot),
+    "polyglot": Attack("safetensors in front, a pickle's zip behind", one_file("x.sft", _polyglot)),
     **{
         name: Attack(f"a config of YAML that begins {text[:24]!r}", _config(text))
         for name, text in YAML.items()
@@ -423,16 +363,28 @@ TABLES: Mapping[str, Attack] = {
     **{name: Attack(words, _gguf(change), CONVERTED) for name, (words, change) in GGUF.items()},
     "gguf-trailing": Attack("bytes behind the last tensor", _gguf(more=bytes(64)), CONVERTED),
     "gguf-cut": Attack("data that is cut off", _gguf(cut=100), CONVERTED),
-    "npz-pickle": Attack("a pickled array", _npz(_pickled_array), VOICE),
-    "npz-huge": Attack("an array of 32 terabytes", _npz(_large_array), VOICE),
-    "npz-bomb": Attack(
-        "200 megabytes of zeros in 200 kilobytes", _npz(_packed_array, zipfile.ZIP_DEFLATED), VOICE
+    "npz-pickle": Attack(
+        "a pickled array", _npz(_array("|O", "1,"), lambda c: dumped(touch(c))), VOICE
     ),
-    "npz-eval": Attack("Python in the header of an array", _npz(_evaluated), VOICE),
-    "wav-rate": Attack("a rate of 1 Hz", _bytes("x.wav", lambda: _wav(1, 100)), VOICE),
+    "npz-huge": Attack(
+        "an array of 32 terabytes",
+        _npz(_array("<i4", "1099511627776, 8"), lambda _: bytes(32)),
+        VOICE,
+    ),
+    "npz-bomb": Attack(
+        "200 megabytes of zeros in 200 kilobytes",
+        _npz(_array("<i4", "25000000, 2"), lambda _: bytes(200_000_000), zipfile.ZIP_DEFLATED),
+        VOICE,
+    ),
+    "npz-eval": Attack(
+        "Python in the header of an array",
+        _npz(b"__import__('os').system('true')", lambda _: b""),
+        VOICE,
+    ),
+    "wav-rate": Attack("a rate of 1 Hz", one_file("x.wav", lambda _: _wav(1, 100)), VOICE),
     "wav-size": Attack(
         "four gigabytes of sound in 64 bytes",
-        _bytes("x.wav", lambda: _wav(24_000, 0xFFFFFFF0)),
+        one_file("x.wav", lambda _: _wav(24_000, 0xFFFFFFF0)),
         VOICE,
     ),
     "codec-index-path": Attack(

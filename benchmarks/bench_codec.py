@@ -15,18 +15,15 @@ Prints a table, then JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
+from shared import in_turns, print_numbers
 from transformers import EncodecConfig, EncodecModel
 from transformers.utils import logging
 
@@ -46,25 +43,11 @@ print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 """
 
 
-def in_turns(repeat: int, **tasks: Callable[[], object]) -> dict[str, float]:
-    """The median time of each after a run that is not counted; all meet the same noise."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for n in range(repeat + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if n:
-                times[name].append(time.perf_counter() - start)
-    return {name: median(found) for name, found in times.items()}
-
-
 def copy_bytes(source: Path, target: Path, n_bytes: int) -> None:
     """Read a whole file, and write some bytes of it to the disk."""
     data = source.read_bytes()
     with target.open("wb") as file:
-        file.write(
-            (data * (n_bytes // len(data) + 1))[:n_bytes] if n_bytes > len(data) else data[:n_bytes]
-        )
+        file.write((data * (n_bytes // len(data) + 1))[:n_bytes])
         file.flush()
         os.fsync(file.fileno())
 
@@ -134,11 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             command = [sys.executable, "-c", LONG, str(folder / "codec"), str(arguments.long)]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
             results[f"memory of {arguments.long} s there and back (MiB)"] = float(run.stdout)
-    results["load average at the end"] = os.getloadavg()[0]
-    width = max(map(len, results))
-    for key, value in results.items():
-        print(f"{key:<{width}}  {value:10.3f}")
-    print(json.dumps({key: round(value, 4) for key, value in results.items()}))
+    print_numbers(results)
     return results
 
 

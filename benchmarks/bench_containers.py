@@ -19,25 +19,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench_convert import MIB, ROOT
+from shared import MIB, ROOT, Shape, make_checkpoint
 
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "fixtures")]
+sys.path.insert(0, str(ROOT / "tests"))
 
-from checkpoint.containers import (  # noqa: E402 - needs the paths above
+from checkpoint.containers import (
     deepspeed_training,
     local_training,
     sharded,
     write_export,
 )
-from checkpoint.small_hub import small_hub  # noqa: E402
-from make_checkpoint import Shape, make_checkpoint  # noqa: E402
+from checkpoint.small_hub import small_hub
 
-from valle_convert import plan_conversion, read_checkpoint, write_gguf  # noqa: E402
-from valle_convert.families.family import Choices  # noqa: E402
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert.families.family import Choices
 
 
 def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:
-    """What to give `read_checkpoint` for each form; the hub's is downloaded once."""
+    """The argument of `read_checkpoint` for each form; the hub's is downloaded once."""
     from huggingface_hub import constants
 
     plain, torch = folder / "plain.sft", folder / "plain.pth"

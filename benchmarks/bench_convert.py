@@ -12,27 +12,23 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from shared import (
+    MIB,
+    PRODUCTION,
+    PROGRAM,
+    ROOT,
+    in_turns,
+    make_checkpoint,
+    print_numbers,
+    timed,
+)
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "fixtures"))
-
-from make_checkpoint import PRODUCTION, make_checkpoint  # noqa: E402 - needs the path above
-
-from valle_convert.checkpoint.torch_zip import check_sums, zip_entries  # noqa: E402
-
-MIB = 1 << 20
-PROGRAM = [sys.executable, "-m", "valle_convert"]
+from valle_convert.checkpoint.torch_zip import check_sums, zip_entries
 
 # What the ratio is against: what any converter has to do, and nothing else.
 PLAIN_LOOP = """
@@ -54,21 +50,6 @@ with open(target, "wb") as file:
 """
 
 
-def timed(command: list[str], *, repeat: int, before: Callable[[], object]) -> tuple[float, int]:
-    """The median time of a command in seconds, and its largest peak memory in bytes."""
-    seconds, peaks = [], []
-    for _ in range(repeat):
-        before()
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds.append(time.perf_counter() - start)
-        if status:
-            sys.exit(f"{' '.join(command)} failed")
-        peaks.append(usage.ru_maxrss * 1024)
-    return statistics.median(seconds), max(peaks)
-
-
 def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
     """Conversion over the plain loop, and memory beyond the mapped source."""
     results: dict[str, float] = {}
@@ -77,27 +58,16 @@ def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
     make_checkpoint(pth, PRODUCTION)
     out = folder / "out.bin"
 
-    def warm(path: Path) -> Callable[[], object]:
-        """The source in the page cache, the output gone: the same start for both."""
-
-        def prepare() -> None:
-            out.unlink(missing_ok=True)
-            with path.open("rb") as file:
-                while file.read(64 * MIB):
-                    pass
-
-        return prepare
-
     start = time.perf_counter()
     check_sums(pth, zip_entries(pth))
     results["checksums of the .pth, s"] = time.perf_counter() - start
-    loop = [sys.executable, "-c", PLAIN_LOOP, str(sft), str(out)]
-    plain, _ = timed(loop, repeat=repeat, before=warm(sft))
+    loop = [sys.executable, "-c", PLAIN_LOOP, sft, out]
+    plain, _ = timed(loop, repeat=repeat, source=sft, out=out)
     results["plain loop, s"] = plain
     for path in (sft, pth):
         for verify in ("none", "quick"):
-            command = [*PROGRAM, str(path), str(out), "--outtype", "f16", "--verify", verify]
-            seconds, peak = timed(command, repeat=repeat, before=warm(path))
+            command = [*PROGRAM, path, out, "--outtype", "f16", "--verify", verify]
+            seconds, peak = timed(command, repeat=repeat, source=path, out=out)
             name = f"{path.suffix} to f16, --verify {verify}"
             results[f"{name}, s"] = seconds
             results[f"{name}, over the plain loop"] = seconds / plain
@@ -107,8 +77,7 @@ def bench_conversion(folder: Path, repeat: int) -> dict[str, float]:
         starts[f"--dry-run of a {path.suffix}"] = [str(path), "--dry-run"]
         starts[f"inspect of a {path.suffix}"] = ["inspect", str(path)]
     for name, arguments in starts.items():
-        command = [*PROGRAM, *arguments]
-        results[f"{name}, s"], _ = timed(command, repeat=9, before=lambda: None)
+        results[f"{name}, s"], _ = timed([*PROGRAM, *arguments], repeat=9)
     return results
 
 
@@ -134,14 +103,7 @@ def bench_tokenizer(folder: Path, repeat: int) -> dict[str, float]:
             for line in lines:
                 llama.encode(line, add_special=True, parse_special=False)
 
-        times = {}
-        for name, function in (("bare", bare), ("ours", ours)):
-            laps = []
-            for _ in range(max(5, repeat)):
-                start = time.perf_counter()
-                function()
-                laps.append(time.perf_counter() - start)
-            times[name] = statistics.median(laps)
+        times = in_turns(max(5, repeat), bare=bare, ours=ours)
     return {
         "tokenize, lines per s": len(lines) / times["ours"],
         "tokenize, over bare llama_tokenize": times["ours"] / times["bare"],
@@ -158,11 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         folder = Path(name)
         results = bench_conversion(folder, arguments.repeat)
         results |= bench_tokenizer(folder, arguments.repeat)
-    results["load average at the end"] = os.getloadavg()[0]
-    width = max(map(len, results))
-    for key, value in results.items():
-        print(f"{key:<{width}}  {value:10.3f}")
-    print(json.dumps({key: round(float(np.round(value, 4)), 4) for key, value in results.items()}))
+    print_numbers(results)
     return results
 
 

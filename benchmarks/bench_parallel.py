@@ -11,11 +11,8 @@ over those of one sentence at a time. `--write` writes docs/parallel.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,73 +20,51 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from bench_speak import (
-    LENGTH_PENALTY,
-    N_PHONEMES,
-    N_PROMPT,
-    condition_of,
-    make_file,
-    make_source,
-)
+from bench_speak import DEPTH, LENGTH_PENALTY, Bare, condition_of
+from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
 from valle_convert.decode import ArOptions, Batch, append_codes
 from valle_convert.decode.ar import ar_steps
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.llama.cpu import cpu_name
-from valle_convert.llama.library import load_library
 
-CSV = Path(__file__).resolve().parents[1] / "docs" / "parallel.csv"
+CSV = DOCS / "parallel.csv"
 NUMBERS = (1, 2, 4, 8)
-DEPTH = N_PHONEMES + N_PROMPT + 6
 
 
-class Bare:
+class BareSequences(Bare):
     """llama.cpp as its own programs use it: a token for each sequence, all logits."""
 
     def __init__(self, path: Path, n: int, n_threads: int) -> None:
-        self._api: Any = load_library().api
-        self._model = self._api.llama_model_load_from_file(
-            str(path).encode(), self._api.llama_model_default_params()
-        )
-        parameters = self._api.llama_context_default_params()
-        parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = 1024 * n, n, False
-        parameters.n_threads = parameters.n_threads_batch = n_threads
-        parameters.type_k = parameters.type_v = self._api.GGML_TYPE_F32
-        parameters.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = self._api.llama_init_from_model(self._model, parameters)
+        super().__init__(path, n, n_threads)
         self._batch = self._api.llama_batch_init(DEPTH, 0, 1)
         self._place = DEPTH
         for sequence in range(n):
-            self._decode([(sequence, place) for place in range(DEPTH)])
+            self._add([(sequence, place) for place in range(DEPTH)])
         self._n = n
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Free the batch, too."""
         self._api.llama_batch_free(self._batch)
-        self._api.llama_free(self._context)
-        self._api.llama_model_free(self._model)
+        super().close()
 
     def step(self) -> None:
         """A token more for each."""
-        self._decode([(sequence, self._place) for sequence in range(self._n)])
+        self._add([(sequence, self._place) for sequence in range(self._n)])
         self._place += 1
 
-    def _decode(self, given: Sequence[tuple[int, int]]) -> None:
+    def _add(self, given: Sequence[tuple[int, int]]) -> None:
         batch = self._batch
         batch.n_tokens = len(given)
         for i, (sequence, place) in enumerate(given):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = 5 + i, place, 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = ctypes.c_int8(place >= DEPTH)
-        if self._api.llama_decode(self._context, batch) != 0:
-            raise SystemExit("llama_decode failed")
-        self._api.llama_get_logits(self._context)
+        self._decode(batch)
 
 
 def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, float]]:
@@ -102,7 +77,7 @@ def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, 
             bundle.family.open(
                 bundle, n_threads=n_threads, settings=Settings(n_parallel=n)
             ) as network,
-            Bare(path, n, n_threads) as bare,
+            BareSequences(path, n, n_threads) as bare,
         ):
             batch = Batch(partial(append_codes, network), n)
             condition = condition_of(network.model)
@@ -121,13 +96,13 @@ def _ms(run: Any) -> float:  # noqa: ANN401 - a function
     return (time.perf_counter() - begin) * 1e3
 
 
-def table(files: dict[str, dict[str, tuple[float, float]]]) -> Iterator[tuple[str, ...]]:
+def table(files: dict[str, dict[int, tuple[float, float]]]) -> Iterator[tuple[str, ...]]:
     """Every type and number."""
     yield ("type", "sequences", "a step, ms", "bare llama.cpp", "ratio", "over one by one")
     for kind, steps in files.items():
         for n, (ours, bare) in steps.items():
             numbers = (f"{ours:.1f}", f"{bare:.1f}", f"{ours / bare:.2f}")
-            yield (kind, str(n), *numbers, f"{int(n) * steps['1'][0] / ours:.2f}")
+            yield (kind, str(n), *numbers, f"{n * steps[1][0] / ours:.2f}")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -138,31 +113,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where the files go, or are; else a temporary")
     parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.measure is not None:  # in a process of its own
-        measured = measure(arguments.measure, arguments.threads, arguments.steps)
-        print(json.dumps(measured))
-        return {"steps": measured}
     load, files = os.getloadavg()[0], {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = arguments.folder or Path(name)
-        checkpoint, f16 = folder / "production.sft", folder / "production-F16.gguf"
-        if not f16.exists():
-            checkpoint, f16 = make_source(folder)
+        checkpoint, f16 = make_source(folder)
         for kind in arguments.types.split(","):
-            path = folder / f"production-{kind}.gguf"
-            if not path.exists():
-                path = make_file(checkpoint, f16, kind)
-            command = [sys.executable, __file__, "--measure", path, "--steps", arguments.steps]
-            done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True)
-            files[kind] = json.loads(done.stdout.splitlines()[-1])
+            path = make_file(checkpoint, f16, kind)
+            files[kind] = in_own_process(measure, path, arguments.threads, arguments.steps)
             print(kind, files[kind], file=sys.stderr, flush=True)
     print(f"{cpu_name()}, {arguments.threads} threads, load {load:.1f}")
-    csv.writer(sys.stdout, lineterminator="\n").writerows(table(files))
-    if arguments.write:
-        with CSV.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(table(files))
+    print_rows(table(files), CSV if arguments.write else None)
     return {"files": files}
 
 

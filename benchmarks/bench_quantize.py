@@ -21,12 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
+from shared import make_source
 
-from make_checkpoint import PRODUCTION, make_checkpoint
-
-from valle_convert import plan_conversion, write_gguf
 from valle_convert.quantize.tool import find_quantizer
+from valle_convert.wording import markdown_table
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 #: What the command may cost: of the program's time, and beyond its memory.
@@ -36,7 +34,7 @@ _POLL = 0.02  # seconds between two looks at the memory
 
 @dataclass(frozen=True)
 class Run:
-    """What one command took: by the clock, of the CPU (children included), of memory."""
+    """Time, CPU time (with children) and memory of one command."""
 
     seconds: float
     cpu_seconds: float
@@ -54,31 +52,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     program = find_quantizer().command[0]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        source = make_source(folder)
+        _, source = make_source(folder)
         print(f"{source.name}: {source.stat().st_size / 2**20:.0f} MiB, {os.cpu_count()} cores\n")
-        print(
-            "| types | llama-quantize, s | valle-convert quantize, s | ratio | ratio of CPU time "
-            "| more memory, MB |"
-        )
-        print("|---|---:|---:|---:|---:|---:|")
-        for kind in types:
-            print(row(kind, *best(program, source, folder, [kind], arguments.runs)), flush=True)
-        alone, command = best(program, source, folder, types, arguments.runs)
-        print(row(", ".join(types), alone, command))
+        rows = []
+        for kinds in (*([kind] for kind in types), types):
+            alone, command = best(program, source, folder, kinds, arguments.runs)
+            rows.append(row(", ".join(kinds), alone, command))
+        header = ("types", "llama-quantize, s", "valle-convert quantize, s", "ratio")
+        print(markdown_table((*header, "ratio of CPU time", "more memory, MB"), rows))
         print(
             f"\nallowed: {MAX_RATIO} and {MAX_EXTRA_MB} MB; all types in one command: "
             f"{command.seconds / alone.seconds:.2f}, {command.megabytes - alone.megabytes:+.0f} MB"
         )
-
-
-def make_source(folder: Path) -> Path:
-    """The production-size file in F16."""
-    checkpoint = folder / "production.sft"
-    make_checkpoint(checkpoint, PRODUCTION, dtype="f16")
-    source = folder / "production-f16.gguf"
-    write_gguf(plan_conversion(checkpoint), source)
-    checkpoint.unlink()
-    return source
 
 
 def best(
@@ -158,14 +143,11 @@ def resident(pid: int) -> int:
         return 0
 
 
-def row(name: str, alone: Run, command: Run) -> str:
+def row(name: str, alone: Run, command: Run) -> tuple[str, ...]:
     """A line of the table."""
-    return (
-        f"| {name} | {alone.seconds:.2f} | {command.seconds:.2f} "
-        f"| {command.seconds / alone.seconds:.2f} "
-        f"| {command.cpu_seconds / alone.cpu_seconds:.2f} "
-        f"| {command.megabytes - alone.megabytes:+.0f} |"
-    )
+    ratios = (command.seconds / alone.seconds, command.cpu_seconds / alone.cpu_seconds)
+    numbers = (f"{one:.2f}" for one in (alone.seconds, command.seconds, *ratios))
+    return (name, *numbers, f"{command.megabytes - alone.megabytes:+.0f}")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ python benchmarks/bench_repair.py [--folder DIR] [--repeat 3]
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from bench_convert import MIB, PRODUCTION, PROGRAM, ROOT, make_checkpoint, timed
+from shared import MIB, PRODUCTION, PROGRAM, ROOT, in_own_process, make_checkpoint, timed
 
 sys.path.insert(0, str(ROOT / "tests" / "verify"))
 
@@ -43,24 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         checkpoint, old, out = (folder / one for one in ("p.sft", "old.gguf", "out.gguf"))
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            pool.submit(make_checkpoint, checkpoint, PRODUCTION, dtype="f16").result()
+        # In a process of its own: what a child used is counted from its parent's size on.
+        in_own_process(make_checkpoint, checkpoint, PRODUCTION, dtype="f16")
         for kind in arguments.types.split(","):
-            # In a process of its own: what a child used is counted from its parent's size on.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                pool.submit(make_old, checkpoint, old, kind).result()
-
-            def prepare() -> None:
-                out.unlink(missing_ok=True)
-                with old.open("rb") as file:
-                    while file.read(64 * MIB):
-                        pass
-
-            copy = [sys.executable, "-c", PLAIN_COPY, str(old), str(out)]
-            plain, _ = timed(copy, repeat=arguments.repeat, before=prepare)
+            in_own_process(make_old, checkpoint, old, kind)
+            how = {"repeat": arguments.repeat, "source": old, "out": out}
+            plain, _ = timed([sys.executable, "-c", PLAIN_COPY, old, out], **how)
             for verify in ("none", "quick"):
-                command = [*PROGRAM, "repair", str(old), str(out), "--verify", verify]
-                seconds, peak = timed(command, repeat=arguments.repeat, before=prepare)
+                seconds, peak = timed([*PROGRAM, "repair", old, out, "--verify", verify], **how)
                 print(
                     f"{kind:8} {old.stat().st_size / MIB:6.0f} MiB  --verify {verify:5}  "
                     f"{seconds:6.2f} s, a copy {plain:5.2f} s, ratio {seconds / plain:5.2f}, "

@@ -12,7 +12,6 @@ puts speed.csv and speed.png beside docs/performance.md. BUSY=1 is that of bench
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,20 +21,16 @@ from pathlib import Path
 import numpy as np
 from bench_speak import (
     BUSY,
-    CSV,
     DEPTH,
     N_FRAMES,
     N_PHONEMES,
     N_PROMPT,
-    PRODUCTION,
-    Shape,
     clock,
-    make_file,
-    make_source,
     pass_ms,
     step_ms,
 )
 from matplotlib.figure import Figure
+from shared import DOCS, PRODUCTION, Shape, make_file, make_source, print_rows
 
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
@@ -52,7 +47,7 @@ SMALL = replace(PRODUCTION, dim=256, heads=4, layers=4)
 
 @dataclass(frozen=True)
 class Point:
-    """What was varied, and milliseconds: measured, and by the arithmetic."""
+    """The varied quantity, and milliseconds: measured, and computed from the arithmetic."""
 
     varied: str
     value: float
@@ -64,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine manages in a second."""
+    """The speed of the machine, per second."""
 
     flop: float
     bytes: float
@@ -87,11 +82,9 @@ def main(argv: Sequence[str] | None = None) -> list[Point]:
     rows += [
         [f"{one:.4g}" if isinstance(one, float) else str(one) for one in astuple(p)] for p in points
     ]
-    csv.writer(sys.stdout).writerows(rows)
+    print_rows(rows, DOCS / "speed.csv" if arguments.write else None)
     if arguments.write:
-        with CSV.with_name("speed.csv").open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        plot(points).savefig(CSV.with_name("speed.png"), dpi=110)
+        plot(points).savefig(DOCS / "speed.png", dpi=110)
     return points
 
 
@@ -151,13 +144,13 @@ def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
 
 
 def flop_a_second() -> float:
-    """Of a matrix product in float32."""
+    """The speed of a matrix product in float32."""
     a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 4096), np.float32)
     return 2 * 1024 * 1024 * 4096 / _best(lambda: a @ b)
 
 
 def bytes_a_second() -> float:
-    """Of a sum, which one core may limit."""
+    """The speed of a sum, which one core may limit."""
     a = np.ones(64 << 20, np.float32)
     return a.nbytes / _best(lambda: np.add.reduce(a))
 

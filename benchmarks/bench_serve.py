@@ -11,8 +11,6 @@ docs/clients.csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,9 @@ from pathlib import Path
 from statistics import median
 
 import httpx2
+from shared import DOCS, ROOT, print_rows
 
+from miniature.world import WorldCodec
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.decode import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
@@ -33,12 +33,8 @@ from valle_convert.serve.server import SpeechServer, bind
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from miniature.world import WorldCodec  # noqa: E402
-
 MINIATURE = ROOT / "miniature"
-CSV = ROOT / "docs" / "clients.csv"
+CSV = DOCS / "clients.csv"
 CLIENTS = (1, 2, 4, 8)
 TEXT = "Hello world. The old man sees the river. A small dog wants the red apple."
 OPTIONS = SpeakOptions(
@@ -155,10 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ask(address, 0)
                 for n in CLIENTS:
                     found[parallel, n] = measure(address, n, arguments.requests)
-    csv.writer(sys.stdout, lineterminator="\n").writerows(table(alone, found))
-    if arguments.write:
-        with CSV.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(table(alone, found))
+    print_rows(table(alone, found), CSV if arguments.write else None)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,8 @@ the environment, for a machine with other work: the processor time of one thread
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,26 +27,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
+from valle_convert import plan_conversion
 from valle_convert.closing import Closing
-from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
-
-from make_checkpoint import PRODUCTION, Shape, make_checkpoint
-
-from valle_convert import plan_conversion, write_gguf
 from valle_convert.decode import ArOptions, Callbacks, decode_ar
 from valle_convert.families.bundle import open_bundle
-from valle_convert.families.family import Choices
 from valle_convert.llama.context import EXACT, Settings
+from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores
 from valle_convert.llama.library import load_library
 from valle_convert.llama.tuning import CACHES, settings_words
 from valle_convert.model.inputs import Condition, Inputs, assemble, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 
-CSV = Path(__file__).resolve().parents[1] / "docs" / "settings.csv"
+CSV = DOCS / "settings.csv"
 TYPES = ("F32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 BARE, WHOLE_HEAD, TUNED = "bare llama.cpp", "exact, whole head", "tuned"
 
@@ -70,33 +62,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
     parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.measure is not None:  # in a process of its own
-        measured = measure(arguments.measure, arguments.rounds)
-        print(json.dumps(measured))
-        return measured
     load, files = os.getloadavg()[0], {}
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint, f16 = make_source(arguments.folder or Path(temporary))
         pytorch = pytorch_pass_ms(checkpoint, arguments.rounds)
         for kind in arguments.types.split(","):
             path = make_file(checkpoint, f16, kind)
-            command = [sys.executable, __file__, "--measure", path]
-            command += ["--rounds", str(arguments.rounds)]
-            done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True)
-            files[kind] = json.loads(done.stdout.splitlines()[-1])
+            files[kind] = in_own_process(measure, path, arguments.rounds)
             print(kind, files[kind], file=sys.stderr, flush=True)
     print(machine(load), f"PyTorch in float32: {pytorch:.0f} ms a pass", sep="\n")
-    csv.writer(sys.stdout, lineterminator="\n").writerows(table(files))
-    if arguments.write:
-        with CSV.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(table(files))
+    print_rows(table(files), CSV if arguments.write else None)
     return {"files": files, "pytorch_ms": pytorch}
 
 
 def machine(load: float) -> str:
-    """What it was measured on."""
+    """The machine of the measurements."""
     features = [one for one in ("avx2", "avx512f", "avx512_vnni") if one in cpu_features()]
     return f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, " + (
         "processor time of one thread" if BUSY else f"load {load:.1f} at the start"
@@ -111,32 +92,6 @@ def table(files: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (title, name, *(f"{one[name][which]:{unit}}" for one in files.values()))
 
 
-# ------------------------------------------------------------------------------ the files
-
-
-def make_source(folder: Path, shape: Shape = PRODUCTION) -> tuple[Path, Path]:
-    """A random checkpoint, and the file converted from it, both in float16."""
-    checkpoint = folder / "production.sft"
-    f16 = folder / "production-F16.gguf"
-    if not f16.exists():
-        make_checkpoint(checkpoint, shape, dtype="f16")
-        write_gguf(plan_conversion(checkpoint), f16)
-    return checkpoint, f16
-
-
-def make_file(checkpoint: Path, f16: Path, kind: str) -> Path:
-    """A file of another type, converted or quantized."""
-    path = f16.with_name(f"production-{kind}.gguf")
-    if path.exists():
-        return path
-    if kind in ("F32", "BF16"):
-        write_gguf(plan_conversion(checkpoint, Choices(kind.lower())), path)
-    else:
-        command = [sys.executable, "-m", "valle_convert", "quantize", f16, path, kind]
-        subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    return path
-
-
 def condition_of(model: Model, n_prompt: int = N_PROMPT) -> Condition:
     """A sentence and a voice, of usual lengths."""
     rng = np.random.default_rng(0)
@@ -149,7 +104,7 @@ def condition_of(model: Model, n_prompt: int = N_PROMPT) -> Condition:
 
 
 def nar_inputs(network: Network, n_frames: int = N_FRAMES) -> Inputs:
-    """What one NAR level is computed from."""
+    """The inputs of one NAR level."""
     model = network.model
     rng = np.random.default_rng(1)
     response = rng.integers(0, model.config.codebook_size, (n_frames, LEVEL))
@@ -161,7 +116,7 @@ def nar_inputs(network: Network, n_frames: int = N_FRAMES) -> Inputs:
 
 
 def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
-    """By settings, milliseconds of a pass and of a step; `tuned` is what the search takes."""
+    """Milliseconds of a pass and of a step by settings; `tuned` are those of the search."""
     bundle = open_bundle(path)
     runs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     with ExitStack() as held:
@@ -238,14 +193,17 @@ def pytorch_pass_ms(checkpoint: Path, rounds: int) -> float:
 class Bare(Closing):
     """llama.cpp through its C functions and nothing else, with f32 caches."""
 
-    def __init__(self, path: Path) -> None:
-        self._api = api = load_library().api
+    def __init__(self, path: Path, n_sequences: int = 1, n_threads: int = N_THREADS) -> None:
+        self._api: Any = load_library().api
+        api = self._api
         self._model = api.llama_model_load_from_file(
             str(path).encode(), api.llama_model_default_params()
         )
         context = api.llama_context_default_params()
-        context.n_ctx = context.n_batch = context.n_ubatch = 1024
-        context.n_threads = context.n_threads_batch = N_THREADS
+        context.n_batch = context.n_ubatch = 1024
+        context.n_ctx, context.n_seq_max = 1024 * n_sequences, n_sequences
+        context.kv_unified = False
+        context.n_threads = context.n_threads_batch = n_threads
         context.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context.type_k = context.type_v = api.GGML_TYPE_F32
         self._context = api.llama_init_from_model(self._model, context)

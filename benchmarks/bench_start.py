@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from valle_convert.wording import markdown_table
+
 TEXT, MEMORY = "Hello world.", "memory"
 #: Functions of llama.cpp that take more than a millisecond.
 SLOW = ("llama_model_load_from_file", "llama_init_from_model", "llama_decode")
@@ -46,16 +48,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     stages = {stage: [median(run[stage][i] for run in runs) for i in range(2)] for stage in runs[0]}
     memory = stages.pop(MEMORY)[0]
     stages["all"] = [sum(one[i] for one in stages.values()) for i in range(2)]
-    print("| stage | seconds | outside of llama.cpp |\n|---|---:|---:|")
-    for stage, (whole, outside) in stages.items():
-        print(f"| {stage} | {whole:.2f} | {outside:.2f} |")
+    rows = [(stage, *(f"{one:.2f}" for one in both)) for stage, both in stages.items()]
+    print(markdown_table(("stage", "seconds", "outside of llama.cpp"), rows))
     print(f"\n{memory:.0f} MB of memory at most.")
     return stages
 
 
 def make_model(folder: Path) -> Path:
     """Random weights of production size in Q4_K_M."""
-    from bench_speak import make_file, make_source
+    from shared import make_file, make_source
 
     return make_file(*make_source(folder), "Q4_K_M")
 
@@ -79,7 +80,7 @@ def in_child(model: Path, codec: Path) -> dict[str, list[float]]:
 
 
 def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
-    """By stage, all seconds and those outside of llama.cpp."""
+    """All seconds of each stage, and those outside of llama.cpp."""
     stages: dict[str, list[float]] = {}
     inside = 0.0
 

@@ -13,8 +13,6 @@ python benchmarks/bench_vallex.py [--folder DIR] [--threads N]
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -23,25 +21,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from shared import ROOT, print_numbers
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "fixtures"))
 
-from make_vallex import PUBLISHED, make_vallex  # noqa: E402 - needs the path above
+from make_vallex import PUBLISHED, make_vallex
 
-from valle_convert import open_network, plan_conversion, write_gguf  # noqa: E402
-from valle_convert.checkpoint.read import read_checkpoint  # noqa: E402
-from valle_convert.decode.batch import Element  # noqa: E402
-from valle_convert.families.family import Choices  # noqa: E402
-from valle_convert.families.vallex.composed import VallexText  # noqa: E402
+from valle_convert import open_network, plan_conversion, write_gguf
+from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.decode.batch import Element
+from valle_convert.families.family import Choices
+from valle_convert.families.vallex.composed import VallexText
 
 N_TEXT, N_PROMPT, N_FRAMES = 60, 225, 300
 
 
 def milliseconds(run: Callable[..., object], *given: object, **named: object) -> float:
-    """The processor time of a call, all threads together: what a busy neighbour takes is not in
-    it.
-    """
+    """The CPU time of a call, of all threads; other processes do not count."""
     start = time.process_time()
     run(*given, **named)
     return 1000 * (time.process_time() - start)
@@ -134,12 +130,11 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
             "switch_clock_median_ms": statistics.median(clock),
             "nar_mib": after[0] - before[0],
             "nar_own_mib": after[1] - before[1],
-            "load_average": os.getloadavg()[0],
         }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all of it and print JSON."""
+    """Run all of it and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=1)
@@ -150,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_vallex(checkpoint, PUBLISHED)
         results = bench_conversion(checkpoint, out, options.repeat)
         results |= bench_session(out, options.threads, options.repeat)
-    print(json.dumps({name: round(value, 3) for name, value in results.items()}, indent=2))
+    print_numbers(results)
 
 
 if __name__ == "__main__":

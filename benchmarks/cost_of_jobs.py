@@ -1,4 +1,4 @@
-"""What each job of workflow/Snakefile takes, and from that what many machines take.
+"""Measure each job of workflow/Snakefile, and compute the time on many machines.
 
     python benchmarks/cost_of_jobs.py --folder DIR [--sizes 12x1024,24x1536] [--jobs LIST]
 
@@ -15,19 +15,17 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
-
 from bench_quantize import measure
-from make_checkpoint import PRODUCTION, make_checkpoint
+from shared import PRODUCTION, PROGRAM, make_checkpoint, print_rows
 
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.wording import markdown_table
 
 TYPES = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS"),
@@ -41,7 +39,7 @@ RESULTS = "results.csv"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes, and the bytes that it writes."""
+    """The time and memory of a job, and the bytes that it writes."""
 
     size: str
     n_weights: int
@@ -83,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_results(folder: Path) -> list[Cost]:
-    """What was measured before."""
+    """The results of earlier runs."""
     path = folder / RESULTS
     if not path.exists():
         return []
@@ -127,7 +125,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
         if name in done or (wanted and not wanted & {job, name}):
             continue
         command = "evaluate" if job == "reference" else job
-        words = [sys.executable, "-m", "valle_convert", command, *arguments, "--force"]
+        words = [*PROGRAM, command, *arguments, "--force"]
         if job == "merge":
             merged = [one.parent for one in folder.glob("*/*.measurements.json")]
             words += [*merged, folder / "out"]
@@ -138,7 +136,7 @@ def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -
 
 
 def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
-    """By size every job; those that were not measured are computed."""
+    """Every job by size; those that were not measured are computed."""
     sizes: dict[str, dict[str, Cost]] = {}
     for one in sorted(found, key=lambda cost: cost.n_weights):
         sizes.setdefault(one.size, {})[one.name] = one
@@ -175,25 +173,25 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
 def print_tables(found: Sequence[Cost]) -> None:
     """Every job, and many machines."""
     sizes = completed(found)
-    jobs = csv.writer(sys.stdout, lineterminator="\n")
-    jobs.writerow(
-        "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured".split(",")
-    )
-    for one in (cost for costs in sizes.values() for cost in costs.values()):
-        jobs.writerow(
-            (
-                *(one.size, f"{one.n_weights / 1e9:.2f}", one.name.replace(":", " ")),
-                *(f"{one.seconds:.0f}", f"{one.megabytes:.0f}", f"{one.n_bytes / 1e6:.1f}"),
-                "yes" if one.is_measured else "no",
-            )
+    header = "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured"
+    jobs = [
+        (
+            *(one.size, f"{one.n_weights / 1e9:.2f}", one.name.replace(":", " ")),
+            *(f"{one.seconds:.0f}", f"{one.megabytes:.0f}", f"{one.n_bytes / 1e6:.1f}"),
+            "yes" if one.is_measured else "no",
         )
+        for costs in sizes.values()
+        for one in costs.values()
+    ]
+    print_rows([header.split(","), *jobs], None)
     whole = {name for costs in sizes.values() for name in costs}
-    print("\n| weights of each | 1 machine | 10 machines | 100 machines | one after the other |")
-    print("|---:|---:|---:|---:|---:|")
+    rows = []
     for costs in sizes.values():
         if {"convert", "imatrix", "reference", "merge"} <= costs.keys() == whole:
             words = f"{next(iter(costs.values())).n_weights / 1e9:.2f} B"
-            print(f"| {words} | {' | '.join(f'{one / 3600:.2f} h' for one in hours(costs))} |")
+            rows.append((words, *(f"{one / 3600:.2f} h" for one in hours(costs))))
+    machines = ("1 machine", "10 machines", "100 machines", "one after the other")
+    print("\n" + markdown_table(("weights of each", *machines), rows))
 
 
 def hours(costs: dict[str, Cost]) -> list[float]:

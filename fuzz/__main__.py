@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import signal
 import sys
@@ -33,7 +34,8 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="of all runs so far, and no more")
     given = parser.parse_args()
     if given.table:
-        print(table(Run(given.out, given.seed).counts()))
+        rows = table(Run(given.out, given.seed).counts())
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         return 0
     seeds.warm()
     if given.again:

@@ -117,6 +117,12 @@ def zip_entries(data: bytes) -> list[tuple[str, bytes]]:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 
+def with_pickle(data: bytes, pickled: bytes) -> list[tuple[str, bytes]]:
+    """The entries of a zip of torch around another pickle."""
+    entries = zip_entries(data)
+    return [(name, pickled if name.endswith("data.pkl") else one) for name, one in entries]
+
+
 def safetensors_parts(data: bytes) -> tuple[bytes, bytes]:
     """The JSON and the data."""
     (length,) = struct.unpack_from("<Q", data)

@@ -23,10 +23,10 @@ def main() -> None:
 
     with atheris.instrument_imports(include=["valle_convert"]):
         from fuzz import seeds
+        from fuzz.runner import Bench
+        from fuzz.targets import TARGETS
 
         seeds.warm()
-    from fuzz.runner import Bench
-    from fuzz.targets import TARGETS
 
     singles = {name: one for name, one in TARGETS.items() if all(len(f) == 1 for f in one.valid())}
     if len(sys.argv) < 3 or sys.argv[1] not in singles:

@@ -1,4 +1,4 @@
-"""What is done to an input: to its bytes, its fields, its tree, its pickle.
+"""Mutations of bytes, fields, trees and pickles.
 
 Every function draws from the `random.Random` that it is given and from nothing else, so that an
 input is made again by its seed.
@@ -135,6 +135,11 @@ def damage_tree(rng: Random, tree: Json, most: int = 3) -> Json:
     return holder[0]
 
 
+def damage_json(rng: Random, text: str | bytes, most: int = 3) -> bytes:
+    """JSON with other values, keys and branches."""
+    return tree_bytes(rng, damage_tree(rng, json.loads(text), most))
+
+
 def tree_bytes(rng: Random, tree: Json) -> bytes:
     """JSON of a tree; seldom with what a writer of JSON would never write."""
     try:
@@ -222,9 +227,9 @@ _OPCODES = (
 
 
 def pickle_opcodes(data: bytes) -> list[bytes]:
-    """A pickle as its opcodes, each with its argument."""
+    """The opcodes of the first pickle in some bytes, each with its argument."""
     starts = [position for _, _, position in pickletools.genops(data) if position is not None]
-    return [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
+    return [data[a:b] for a, b in zip(starts, [*starts[1:], starts[-1] + 1], strict=True)]
 
 
 def damage_pickle(rng: Random, opcodes: Sequence[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""What we take, held against the readers of the formats' own projects."""
+"""What our readers accept, compared with the readers of the formats' own projects."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import numpy as np
+import torch
+from safetensors import safe_open
 
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 
 if TYPE_CHECKING:
@@ -22,7 +27,7 @@ NOT_READ_TYPES = {"Q1_0", "Q2_0"}
 
 
 class DisagreementError(AssertionError):
-    """We take what another reader refuses, or reads otherwise."""
+    """We accept what another reader rejects, or reads otherwise."""
 
 
 def _hold(same: bool, what: str) -> None:
@@ -38,13 +43,7 @@ def same_value(a: Any, b: Any) -> bool:  # noqa: ANN401 - of any type
 
 
 def same_gguf(path: Path) -> None:
-    """Hold a file that we take against the gguf package: keys, types, places, data, numbers.
-
-    Raises:
-        DisagreementError: something differs.
-    """
-    import gguf
-
+    """Compare a file with the gguf package: keys, types, offsets, data, numbers."""
     ours, theirs = GgufFile(path, allow_part=True), gguf.GGUFReader(path)
     fields = {name: field for name, field in theirs.fields.items() if name[:5] != "GGUF."}
     _hold([name for name in ours.keys if name[:5] != "GGUF."] == list(fields), "the keys")
@@ -79,16 +78,7 @@ def same_gguf(path: Path) -> None:
 
 
 def same_safetensors(path: Path) -> None:
-    """Hold a file that we take against the safetensors library's torch side.
-
-    Raises:
-        DisagreementError: something differs.
-    """
-    import torch
-    from safetensors import safe_open
-
-    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-
+    """Compare a file with the safetensors library, through torch."""
     ours = SafetensorsFile(path)
     with safe_open(path, framework="pt") as theirs:
         _hold(ours.metadata == (theirs.metadata() or {}), "the metadata")
@@ -105,13 +95,7 @@ def same_safetensors(path: Path) -> None:
 
 
 def same_torch(path: Path, ours: TensorSource) -> None:
-    """Hold the tensors of a file that we take against those that torch loads without mapping.
-
-    Raises:
-        DisagreementError: something differs.
-    """
-    import torch
-
+    """Compare the tensors of a file with those that torch loads without mapping."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -134,13 +118,7 @@ def same_torch(path: Path, ours: TensorSource) -> None:
 
 
 def loads_tokenizer(opened: TokenizerFile) -> None:
-    """Let the library that made a tokenizer load and use it, and hold its ids to ours.
-
-    Raises:
-        DisagreementError: its vocabulary has ids that we do not know of.
-    """
-    from valle_convert.errors import InputError
-
+    """Check that a tokenizer's own library loads it and gives no ids that we do not know."""
     try:
         oracle = opened.oracle()
     except InputError:
@@ -153,10 +131,6 @@ def loads_tokenizer(opened: TokenizerFile) -> None:
 
 
 def loads_npz(path: Path) -> None:
-    """Let numpy read the arrays that we took.
-
-    Raises:
-        DisagreementError: it reads none of them.
-    """
+    """Check that numpy reads the file."""
     with np.load(path, allow_pickle=False) as archive:
         _hold(len(archive.files) > 0, "no arrays")

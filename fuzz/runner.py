@@ -1,9 +1,9 @@
-"""Targets in processes with limits: memory, time, files, and what may be called.
+"""Runs targets in processes with limits: memory, time, files, and what may be called.
 
-A worker makes input after input, reads it and looks around: whatever is raised that is no refusal,
-a file that was not there before, a file touched elsewhere, a program started, memory beyond the
-limit, more than ten seconds of the processor, and its own death are findings. The parent knows by a
-counter in shared memory which input a worker was at when it died or hung, and goes on behind it.
+A worker makes and reads input after input. Findings are: any exception but `ValleConvertError`, a
+file left behind or written elsewhere, a program started, memory beyond the limit, more than ten
+seconds of CPU time, and the worker's own death. A counter in shared memory tells the parent which
+input a worker was at when it died or hung; the next worker continues after it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from random import Random
 from typing import Any, NoReturn
 
 from fuzz.targets import TARGETS, Files, Target
-from valle_convert.wording import markdown_table
+from valle_convert.errors import ValleConvertError
 
-#: Of the processor, since others may be at work on it.
+#: Of CPU time, since other processes may run.
 SECONDS_PER_INPUT = 10
 MEMORY_BYTES = 1 << 30
-#: A worker that is stuck where no signal of Python's reaches it is killed after so long.
+#: A worker that is stuck in C code, where Python handles no signal, is killed after this time.
 _STUCK_SECONDS = 120
 _COUNTERS = struct.Struct("<4Q")  # next input, accepted, refused, findings
-#: A session looks up functions of it, to take states out of a graph.
+#: A session loads it to read states out of a graph.
 _OURS = "libggml-base"
-#: What no reader has any business doing.
+#: What a reader must never do.
 _FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "os.forkpty",
     "subprocess.Popen", "socket.connect", "socket.bind", "socket.getaddrinfo", "pty.spawn",
@@ -46,28 +46,21 @@ _FORBIDDEN = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What went wrong with one input.
-
-    Attributes:
-        target: which.
-        seed: of the run.
-        index: of the input.
-        what: exception, "left behind", "hang", "memory", "killed by SIGSEGV" ...
-        where: the innermost places of this project; findings of one place are one.
-        detail: the traceback, or words.
-    """
+    """What went wrong with one input."""
 
     target: str
     seed: int
     index: int
+    #: An exception, "hang", "killed by SIGSEGV" ...
     what: str
+    #: The innermost functions of this project; findings at one place count as one.
     where: str
     detail: str
 
 
 @dataclass
 class Count:
-    """What became of the inputs of a target; one line of the log."""
+    """Counts of the inputs of a target; one line of the log."""
 
     target: str
     seed: int
@@ -85,7 +78,7 @@ class _HangError(BaseException):
 
 
 class _ForbiddenError(BaseException):
-    """Likewise."""
+    """No `except Exception` of a reader may swallow it, either."""
 
 
 def make_input(target: Target, seed: int, index: int) -> Files:
@@ -123,13 +116,7 @@ class Bench:
                 raise _ForbiddenError(f"{path!r} was opened for writing")
 
     def read(self, target: Target, files: Files) -> str:
-        """Write the files, read them, look around; "accepted" or "refused".
-
-        Raises:
-            Exception: whatever is a finding.
-        """
-        from valle_convert.errors import ValleConvertError
-
+        """Write the files and read them; "accepted" or "refused". Any exception is a finding."""
         for name, data in files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,11 +152,7 @@ class Bench:
 
 
 def check_message(text: str) -> None:
-    """Hold a refusal to what a user can read: one sentence of a bearable length.
-
-    Raises:
-        AssertionError: it is none.
-    """
+    """Check that a user can read an error."""
     if not text or len(text) > 20_000 or "Traceback" in text:
         raise AssertionError(f"a message of {len(text):,} characters: {text[:200]!r}")
 
@@ -185,11 +168,7 @@ def finding_of(target: Target, seed: int, index: int, error: BaseException) -> F
 
 
 def check_seeds(bench: Bench, target: Target) -> None:
-    """Read the files that a target starts from.
-
-    Raises:
-        RuntimeError: one of them is not taken, so that everything would be refused.
-    """
+    """Check that a target accepts the files that it starts from."""
     for files in target.valid():
         if bench.read(target, files) != "accepted":
             raise RuntimeError(f"{target.name}: a valid input was refused")
@@ -207,34 +186,26 @@ def run_worker(
     counters: mmap.mmap,
     findings: Path,
     most: int | None = None,
-) -> Count:
+) -> None:
     """Read inputs until the time is over or there have been as many as asked for."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGPROF, _on_alarm)
     bench = Bench(root)
     check_seeds(bench, target)
     limit_memory()
-    count = Count(target.name, seed, first)
-    started = time.monotonic()
-    index = first
-    while time.monotonic() - started < seconds and (most is None or count.inputs < most):
-        _COUNTERS.pack_into(counters, 0, index, count.accepted, count.refused, count.findings)
+    index, counts = first, {"accepted": 0, "refused": 0, "findings": 0}
+    end = time.monotonic() + seconds
+    while True:
+        _COUNTERS.pack_into(counters, 0, index, *counts.values())
+        if time.monotonic() >= end or (most is not None and index - first >= most):
+            return
         files = make_input(target, seed, index)
         try:
-            verdict = bench.read(target, files)
-            if verdict == "accepted":
-                count.accepted += 1
-            else:
-                count.refused += 1
+            counts[bench.read(target, files)] += 1
         except (Exception, _HangError, _ForbiddenError) as error:  # each is a finding
-            count.findings += 1
+            counts["findings"] += 1
             keep(finding_of(target, seed, index, error), findings)
         index += 1
-        count.inputs += 1
-    _COUNTERS.pack_into(counters, 0, index, count.accepted, count.refused, count.findings)
-    count.seconds = time.monotonic() - started
-    count.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return count
 
 
 def limit_memory() -> None:
@@ -257,30 +228,17 @@ def keep(finding: Finding, folder: Path) -> None:
 
 @dataclass
 class Run:
-    """All targets in turn, each in a process of its own.
-
-    Attributes:
-        out: a folder for counts, findings and how far each target has come.
-        seed: of all inputs.
-        targets: which ones.
-    """
+    """All targets in turn, each in a process of its own; `out` keeps counts and findings."""
 
     out: Path
     seed: int = 0
     targets: Mapping[str, Target] = field(default_factory=lambda: TARGETS)
 
     def __post_init__(self) -> None:
+        self.findings = self.out / "findings"
         self.findings.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def findings(self) -> Path:
-        """The folder of findings."""
-        return self.out / "findings"
-
-    @property
-    def log(self) -> Path:
-        """Counts, one line for each time that a target had its turn."""
-        return self.out / "counts.jsonl"
+        #: A `Count` for each turn of a target.
+        self.log = self.out / "counts.jsonl"
 
     def counts(self) -> list[Count]:
         """Everything that was run so far with this seed."""
@@ -327,43 +285,39 @@ class Run:
         _COUNTERS.pack_into(counters, 0, first, 0, 0, 0)
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_fast_folder()) as name:
             root = Path(name)
-            result = root / "result.json"
             sys.stdout.flush()
             child = os.fork()
             if child == 0:
                 _be_worker(target, root, self.seed, first, seconds, counters, self.findings, most)
-            status, is_stuck = _wait(child, counters)
-            index, accepted, refused, findings = _COUNTERS.unpack_from(counters, 0)
-            total.accepted += accepted
-            total.refused += refused
-            total.findings += findings
+            code, peak_mb, is_stuck = _wait(child, counters)
             printed = (root / "printed").read_text(encoding="utf-8", errors="replace")
-            if result.exists():
-                count = Count(**json.loads(result.read_text(encoding="utf-8")))
-                total.inputs += count.inputs
-                total.peak_mb = max(total.peak_mb, count.peak_mb)
-                return True
-        code = os.waitstatus_to_exitcode(status)
+        index, accepted, refused, findings = _COUNTERS.unpack_from(counters, 0)
+        total.inputs += index - first
+        total.accepted += accepted
+        total.refused += refused
+        total.findings += findings
+        total.peak_mb = max(total.peak_mb, peak_mb)
+        if code == 0:
+            return True
         if code > 0:
             raise RuntimeError(f"the worker of {target.name} ended with {code}: {printed[-3000:]}")
         what = "hang" if is_stuck else f"killed by {signal.Signals(-code).name}"
         finding = Finding(target.name, self.seed, index, what, "outside of Python", printed[-4000:])
         keep(finding, self.findings)
         total.findings += 1
-        total.inputs += index + 1 - first
+        total.inputs += 1
         return False
 
 
 def _be_worker(target: Target, root: Path, *arguments: Any) -> NoReturn:  # noqa: ANN401
-    """The child's part of a fork: work, write the result, and end without any cleaning up."""
+    """The child's part of a fork: work, and end without any cleaning up."""
     code = 1
     try:
         # Some libraries print what they think of a damaged file.
         handle = os.open(root / "printed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for descriptor in (1, 2):
             os.dup2(handle, descriptor)
-        count = run_worker(target, root, *arguments)
-        (root / "result.json").write_text(json.dumps(asdict(count)), encoding="utf-8")
+        run_worker(target, root, *arguments)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
@@ -371,20 +325,19 @@ def _be_worker(target: Target, root: Path, *arguments: Any) -> NoReturn:  # noqa
         os._exit(code)
 
 
-def _wait(child: int, counters: mmap.mmap) -> tuple[int, bool]:
-    """Wait for a worker; kill it where it has not come to another input for long."""
-    last, since = -1, time.monotonic()
+def _wait(child: int, counters: mmap.mmap) -> tuple[int, float, bool]:
+    """A worker's exit code, its largest memory in MB, and whether it was stuck and killed."""
+    last, since, is_stuck = -1, time.monotonic(), False
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
-            return status, False
+            return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024, is_stuck
         (index, *_) = _COUNTERS.unpack_from(counters, 0)
         if index != last:
             last, since = index, time.monotonic()
         elif time.monotonic() - since > _STUCK_SECONDS:
             os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            return status, True
+            is_stuck = True
         time.sleep(0.05)
 
 
@@ -406,16 +359,13 @@ def distinct(folder: Path) -> list[tuple[Finding, int]]:
     return [(ones[0], len(ones)) for ones in found.values()]
 
 
-def table(counts: Sequence[Count]) -> str:
-    """Markdown: what became of all inputs, target by target."""
-    rows = []
-    for name in [*dict.fromkeys(count.target for count in counts), ""]:
-        ones = [count for count in counts if name in ("", count.target)]
-        sums = [
+def table(counts: Sequence[Count]) -> Iterator[tuple[object, ...]]:
+    """The rows of docs/fuzzing.csv."""
+    yield ("target", "inputs", "taken", "refused", "findings", "seconds", "memory MB")
+    for name in dict.fromkeys(count.target for count in counts):
+        ones = [count for count in counts if count.target == name]
+        sums = (
             sum(getattr(count, field) for count in ones)
             for field in ("inputs", "accepted", "refused", "findings", "seconds")
-        ]
-        peak = max((count.peak_mb for count in ones), default=0.0)
-        rows.append([name or "**all**", *(f"{one:,.0f}" for one in (*sums, peak))])
-    header = ("target", "inputs", "taken", "refused", "findings", "seconds", "memory, MB")
-    return markdown_table(header, rows)
+        )
+        yield (name, *map(round, sums), round(max(count.peak_mb for count in ones)))

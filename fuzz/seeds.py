@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import soundfile
+import torch
+from numpy.lib import format as npy
 
 from fuzz.formats import sentencepiece_bytes, zip_of
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.api import write_lora
+from valle_convert.encodec.architecture import EncodecSpec
+from valle_convert.encodec.cpp_file import write_cpp_file
+from valle_convert.encodec.gguf_codec import write_gguf_codec
+from valle_convert.encodec.weights import EncodecWeights
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GGML_TYPES, SCALARS
+from valle_convert.llama.library import load_library
+from valle_convert.quantize.imatrix import Entry, ImatrixFile, encode_imatrix
+from valle_convert.quantize.manifest import ManifestFile, tensor_digests, write_manifest
+from valle_convert.tokenizer.choose import BUILT_IN
 
 Files = Mapping[str, bytes]
 _UNKNOWN, _CONTROL, _BYTE = 2, 3, 6
 
 
+def _after(given: Files, run: Callable[[Path], object]) -> dict[str, bytes]:
+    """The files of a folder in which a function has run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for one, data in given.items():
+            (folder / one).write_bytes(data)
+        run(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def _written(write: Callable[[Path], object], name: str) -> bytes:
     """The bytes of what a function writes under a name."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        write(path)
-        return path.read_bytes()
+    return _after({}, lambda folder: write(folder / name))[name]
 
 
 # -------------------------------------------------------------------------------- weights
@@ -35,23 +61,18 @@ def _written(write: Callable[[Path], object], name: str) -> bytes:
 @cache
 def safetensors_file() -> bytes:
     """Four tensors of different types, and metadata."""
-    import ml_dtypes
-    from safetensors.numpy import save
-
     tensors = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.arange(4, dtype=np.float16),
         "c": np.zeros((0, 3), np.int64),
         "d": np.arange(5, dtype=ml_dtypes.bfloat16),
     }
-    return bytes(save(tensors, metadata={"format": "pt"}))
+    return bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
 
 
 @cache
 def torch_zip(*, legacy: bool = False) -> bytes:
     """What `torch.save` writes: a state dict with two views of one storage, and plain values."""
-    import torch
-
     shared = torch.arange(12, dtype=torch.float32)
     state = {
         "module": {
@@ -97,12 +118,14 @@ def config() -> dict[str, Any]:
     return made
 
 
+def config_json() -> bytes:
+    """The config as a file."""
+    return json.dumps(config()).encode()
+
+
 @cache
 def lora(suffix: str = ".sft") -> bytes:
     """A LoRA of two of its weights."""
-    import torch
-    from safetensors.torch import save
-
     tensors = {
         f"model.layers.0.self_attn.{one}_proj.lora_{side}": torch.ones(shape)
         for one in "qv"
@@ -110,7 +133,9 @@ def lora(suffix: str = ".sft") -> bytes:
     }
     told = {"config": {"rank": 2, "alpha": 4}}
     if suffix == ".sft":
-        return bytes(save(tensors, {key: json.dumps(value) for key, value in told.items()}))
+        return bytes(
+            safetensors.torch.save(tensors, {key: json.dumps(value) for key, value in told.items()})
+        )
     buffer = io.BytesIO()
     torch.save({"lora": tensors, **told}, buffer)
     return buffer.getvalue()
@@ -119,13 +144,7 @@ def lora(suffix: str = ".sft") -> bytes:
 @cache
 def converted() -> bytes:
     """The GGUF file of that checkpoint."""
-    from valle_convert import plan_conversion, write_gguf
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.sft", Path(folder) / "model.gguf"
-        source.write_bytes(checkpoint())
-        write_gguf(plan_conversion(source), target)
-        return target.read_bytes()
+    return _converted_set("model.sft", checkpoint())["x.gguf"]
 
 
 @cache
@@ -155,46 +174,37 @@ def version_7_set() -> dict[str, bytes]:
 
 
 def _converted_set(name: str, checkpoint: bytes) -> dict[str, bytes]:
-    from valle_convert import plan_conversion, write_gguf
-
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / name).write_bytes(checkpoint)
-        write_gguf(plan_conversion(folder / name), folder / "x.gguf")
-        return {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
+    files = _after(
+        {name: checkpoint},
+        lambda folder: write_gguf(plan_conversion(folder / name), folder / "x.gguf"),
+    )
+    del files[name]
+    return files
 
 
 @cache
 def old_gguf() -> bytes:
-    """A file that was made the old way, of the small checkpoint."""
+    """The small checkpoint as llama.cpp's LLaMA converter writes it."""
     from verify.old_files import make_old
 
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.sft", Path(folder) / "old.gguf"
-        source.write_bytes(checkpoint())
-        make_old(source, target, "F16")
-        return target.read_bytes()
+    return _after(
+        {"model.sft": checkpoint()},
+        lambda folder: make_old(folder / "model.sft", folder / "old.gguf", "F16"),
+    )["old.gguf"]
 
 
 @cache
 def adapter() -> bytes:
-    """The LoRA, kept apart from the converted file."""
-    from valle_convert.api import write_lora
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "base.gguf").write_bytes(converted())
-        (folder / "lora.sft").write_bytes(lora())
-        write_lora(folder / "base.gguf", folder / "lora.sft", folder / "out.gguf")
-        return (folder / "out.gguf").read_bytes()
+    """The LoRA as a GGUF adapter of the converted file."""
+    return _after(
+        {"base.gguf": converted(), "lora.sft": lora()},
+        lambda folder: write_lora(folder / "base.gguf", folder / "lora.sft", folder / "out.gguf"),
+    )["out.gguf"]
 
 
 @cache
 def gguf_file() -> bytes:
     """A GGUF file with a key of every type, and tensors of some."""
-    from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
-    from valle_convert.gguf_file.types import GGML_TYPES, SCALARS
-
     keys = [Key("general.architecture", "gemma", "string"), Key("general.alignment", 32, "u32")]
     for kind in SCALARS:
         keys.append(Key(f"a.{kind}", kind == "bool" or 1, kind))
@@ -214,20 +224,18 @@ def gguf_file() -> bytes:
 @cache
 def imatrix() -> bytes:
     """An importance matrix."""
-    from valle_convert.quantize.imatrix import Entry, ImatrixFile, encode_imatrix
-
     entries = {name: Entry(np.arange(4, dtype=np.float32), 3) for name in ("a.weight", "b.weight")}
     return encode_imatrix(ImatrixFile(entries, ("words",), 2, 8))
 
 
 @cache
-def _folder() -> Any:  # noqa: ANN401 - a TemporaryDirectory, which goes with this process
+def _folder() -> tempfile.TemporaryDirectory[str]:  # which goes with this process
     return tempfile.TemporaryDirectory()
 
 
 @cache
 def converted_path() -> Path:
-    """The same as a file, for llama.cpp; made before there are workers."""
+    """The converted file on disk, for llama.cpp; made before there are workers."""
     path = Path(_folder().name) / "model.gguf"
     path.write_bytes(converted())
     return path
@@ -237,10 +245,7 @@ def converted_path() -> Path:
 
 
 @cache
-def _tiny_codec() -> Any:  # noqa: ANN401 - an EncodecWeights
-    from valle_convert.encodec.architecture import EncodecSpec
-    from valle_convert.encodec.weights import EncodecWeights
-
+def _tiny_codec() -> EncodecWeights:
     spec = EncodecSpec(
         n_codebooks=2,
         hidden_size=2,
@@ -263,18 +268,12 @@ def _tiny_codec() -> Any:  # noqa: ANN401 - an EncodecWeights
 @cache
 def codec_gguf() -> bytes:
     """A codec as GGUF."""
-    from valle_convert.encodec.gguf_codec import write_gguf_codec
-
     return _written(lambda path: write_gguf_codec(_tiny_codec(), path), "codec.gguf")
 
 
 @cache
 def codec_cpp() -> bytes:
     """A codec as encodec.cpp loads it."""
-    from dataclasses import replace
-
-    from valle_convert.encodec.cpp_file import write_cpp_file
-
     codec = _tiny_codec()
     spec = replace(codec.spec, num_lstm_layers=2, target_bandwidths=(2.0,))
     return _written(lambda path: write_cpp_file(replace(codec, spec=spec), path), "codec.bin")
@@ -283,19 +282,19 @@ def codec_cpp() -> bytes:
 @cache
 def codec_folder(*, shards: bool = False) -> dict[str, bytes]:
     """A codec as transformers saves it, weight norm folded; in one file, or in two and an index."""
-    from safetensors.numpy import save
-
     codec = _tiny_codec()
     told = {**asdict(codec.spec), "model_type": "encodec"}
     del told["n_codebooks"]
     tensors = {entry.transformers_name: codec.read(entry.name) for entry in codec.tensors}
     files = {"config.json": json.dumps(told).encode(), "README.md": b"---\nlicense: mit\n---\n"}
     if not shards:
-        return files | {"model.safetensors": save(tensors)}
+        return files | {"model.safetensors": safetensors.numpy.save(tensors)}
     names = sorted(tensors)
     homes = {name: f"model-{1 + (i % 2)}.safetensors" for i, name in enumerate(names)}
     for home in sorted(set(homes.values())):
-        files[home] = save({name: tensors[name] for name in names if homes[name] == home})
+        files[home] = safetensors.numpy.save(
+            {name: tensors[name] for name in names if homes[name] == home}
+        )
     return files | {"model.safetensors.index.json": json.dumps({"weight_map": homes}).encode()}
 
 
@@ -305,8 +304,6 @@ def codec_folder(*, shards: bool = False) -> dict[str, bytes]:
 @cache
 def tokenizer_json() -> bytes:
     """A BPE of a dozen strings, two of which share an id."""
-    from valle_convert.tokenizer.choose import BUILT_IN
-
     tree = json.loads(BUILT_IN.read_text(encoding="utf-8"))
     letters = {"a": 4, "b": 5, "c": 6, "r": 7, "\u0281": 7, " ": 8, "ab": 9, "abc": 10, "cr": 11}
     specials = {token["content"]: token["id"] for token in tree["added_tokens"]}
@@ -340,9 +337,7 @@ def wav() -> bytes:
 
 @cache
 def other_sound(kind: str) -> bytes:
-    """The same as FLAC, OGG, MP3 or AIFF."""
-    import soundfile
-
+    """Such a sound as FLAC, OGG, MP3 or AIFF."""
     buffer = io.BytesIO()
     samples = (np.sin(np.arange(2400) / 5) * 0.3).astype(np.float32)
     soundfile.write(buffer, samples, 24_000, format=kind)
@@ -352,8 +347,6 @@ def other_sound(kind: str) -> bytes:
 @cache
 def codes_npz(kind: str = "codes") -> dict[str, bytes]:
     """The arrays of a file of codes, of an utterance or a voice, as they are stored."""
-    from numpy.lib import format as npy
-
     codes = np.arange(6, dtype=np.int32).reshape(3, 2)
     arrays: dict[str, Any] = {
         "format_version": np.int64(1),
@@ -383,49 +376,33 @@ def codes_zip() -> bytes:
     return zip_of(list(codes_npz().items()))
 
 
-@cache
 # ------------------------------------------------------------------------- folders, reports
 
 
 @cache
 def manifest() -> dict[str, bytes]:
     """A folder of `quantize` with one file in it."""
-    import hashlib
 
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.quantize.manifest import ManifestFile, tensor_digests, write_manifest
-
-    data = imatrix()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "m.gguf").write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
+    def write(folder: Path) -> None:
+        path = folder / "m.gguf"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         file = ManifestFile(
-            "m.gguf", "imatrix", len(data), digest, digest, {"name": "t"}, ("a",), None,
-            tensor_digests(GgufFile(folder / "m.gguf")),
+            path.name, "imatrix", path.stat().st_size, digest, digest, {"name": "t"}, ("a",), None,
+            tensor_digests(GgufFile(path)),
         )  # fmt: skip
         write_manifest(folder, [file])
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    return _after({"m.gguf": imatrix()}, write)
 
 
 def warm() -> None:
     """Import what every reader needs, before memory is limited and processes are made."""
-    import gguf
-    import safetensors.torch
     import sentencepiece
-    import soundfile
     import soxr
     import tokenizers
-    import torch
     import yaml
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import valle_convert.api
-        import valle_convert.inspect
-    from valle_convert.llama.library import load_library
 
     load_library()
     converted_path()
     torch.set_num_threads(1)
-    _ = (gguf, safetensors, sentencepiece, soundfile, soxr, tokenizers, yaml, valle_convert)
+    _ = (sentencepiece, soxr, tokenizers, yaml)

@@ -1,8 +1,8 @@
-"""What is read, of what it is made, and whose reader it is held against.
+"""The targets: what makes an input, what reads it, and the library that it is compared with.
 
 A target makes the files of an input from a random generator alone, and reads them as the program
-does. A reader may refuse (`ValleConvertError`); what it takes is read to the end and compared with
-the format's own library where there is one. Anything else that is raised is a finding.
+does. A reader may raise `ValleConvertError`. What it accepts is read to the end and compared with
+the format's own library, if there is one. Any other exception is a finding.
 """
 
 from __future__ import annotations
@@ -27,32 +27,63 @@ from fuzz.mutate import (
     TEXTS,
     damage_bytes,
     damage_fields,
+    damage_json,
     damage_pickle,
     damage_tree,
     number_bytes,
     pickle_opcodes,
     tree_bytes,
 )
+from valle_convert.api import plan_conversion, plan_repair
+from valle_convert.audio.codes import read_codes
+from valle_convert.audio.files import read_audio
+from valle_convert.audio.recorded import read_list
+from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.lora import LoraFile
+from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
+from valle_convert.encodec.cpp_file import plan_cpp_file
+from valle_convert.encodec.gguf_codec import plan_gguf_codec
+from valle_convert.encodec.sources import _open_tensors, open_encodec
+from valle_convert.errors import InputError, ValleConvertError
+from valle_convert.families import family_of
+from valle_convert.families.bundle import open_bundle
+from valle_convert.families.family import Choices
+from valle_convert.families.v5.adapter import AdapterBase, open_adapter
+from valle_convert.families.v5.files import read_model
+from valle_convert.families.v5.trials import read_utterance
+from valle_convert.families.vallex.voice import read_vallex_voice
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
+from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.metadata import GeneralMetadata
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import GGML_TYPES
+from valle_convert.gguf_file.write import header_of, pieces
+from valle_convert.inspect import inspect_file
+from valle_convert.llama.context import Settings
+from valle_convert.llama.gemma import GemmaSession
+from valle_convert.model.spec import Model
+from valle_convert.network.probe import read_probe_rows
+from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
+from valle_convert.quantize.limits import read_earlier
+from valle_convert.quantize.manifest import check_manifest
+from valle_convert.tokenizer.choose import open_tokenizer
+from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 Files = Mapping[str, bytes]
+_SPOKEN = "h\u0259l\u02c8o\u028a"
 
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of input.
-
-    Attributes:
-        name: of it.
-        make: the files of an input, by name.
-        read: reads them in a folder; raises `ValleConvertError` where it refuses.
-        valid: the files that mutations start from, which have to be taken.
-        share: of the running time, relative to the others.
-    """
+    """One kind of input: what makes its files, and what reads them in a folder."""
 
     name: str
     make: Callable[[Random], Files]
     read: Callable[[Path], None]
+    #: The inputs that mutations start from; `read` accepts them.
     valid: Callable[[], Sequence[Files]]
+    #: Of the running time, relative to the others.
     share: float = 1.0
 
 
@@ -67,29 +98,33 @@ def _damaged(rng: Random, fields: list[bytes]) -> bytes:
 
 
 @cache
-def _gguf_fields(seed: str) -> list[bytes]:
-    return formats.gguf_fields(getattr(seeds, seed)())
+def _fields(split: Callable[[bytes], list[bytes]], seed: Callable[[], bytes]) -> list[bytes]:
+    return split(seed())
 
 
-def _gguf(seed: str) -> Callable[[Random], Files]:
+def _by_fields(
+    name: str, split: Callable[[bytes], list[bytes]], seed: Callable[[], bytes]
+) -> Callable[[Random], Files]:
     """A file with damaged bytes or fields."""
-    return lambda rng: {"x.gguf": _damaged(rng, _gguf_fields(seed))}
+    return lambda rng: {name: _damaged(rng, _fields(split, seed))}
 
 
-def _rekeyed(seed: str) -> Callable[[Random], Files]:
+def _gguf(seed: Callable[[], bytes]) -> Callable[[Random], Files]:
+    return _by_fields("x.gguf", formats.gguf_fields, seed)
+
+
+def _rekeyed(seed: Callable[[], bytes]) -> Callable[[Random], Files]:
     """A file with other keys and tensors, well-formed or not."""
 
     def make(rng: Random) -> Files:
         if rng.randrange(3) == 0:
             return _gguf(seed)(rng)
-        return {"x.gguf": _rebuilt(rng, getattr(seeds, seed)())}
+        return {"x.gguf": _rebuilt(rng, seed())}
 
     return make
 
 
 def _read_gguf(folder: Path) -> None:
-    from valle_convert.gguf_file.read import GgufFile
-
     path = folder / "x.gguf"
     GgufFile(path)
     oracles.same_gguf(path)
@@ -97,9 +132,6 @@ def _read_gguf(folder: Path) -> None:
 
 def _rebuilt(rng: Random, data: bytes) -> bytes:
     """A GGUF file with other keys, types and shapes."""
-    from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
-    from valle_convert.gguf_file.types import GGML_TYPES
-
     keys, tensors = _gguf_parts(data)
     chosen = rng.sample(sorted(keys), 6)
     tree = damage_tree(rng, json.loads(json.dumps({name: keys[name][0] for name in chosen})))
@@ -128,19 +160,19 @@ def _rebuilt(rng: Random, data: bytes) -> bytes:
     packed = []
     for name, value, kind in changed:
         try:
-            pack_header([Key(name, value, kind)], [])
+            with np.errstate(over="ignore"):  # 1e300 as a float32
+                pack_header([Key(name, value, kind)], [])
         except (ValueError, TypeError, OverflowError, AttributeError, struct.error):
             continue
         packed.append(Key(name, value, kind))
-    return b"".join([pack_header(packed, entries), *values])
+    with np.errstate(over="ignore"):
+        return b"".join([pack_header(packed, entries), *values])
 
 
 @cache
 def _gguf_parts(
     data: bytes,
 ) -> tuple[dict[str, tuple[Any, str]], dict[str, tuple[Any, str, bytes]]]:
-    from valle_convert.gguf_file.read import GgufFile
-
     file = GgufFile(Path("seed.gguf"), data, allow_part=True)
     keys = {name: (file.keys[name], file.key_types[name]) for name in file.keys}
     tensors = {
@@ -151,43 +183,25 @@ def _gguf_parts(
 
 
 def _read_model(folder: Path) -> None:
-    from valle_convert.families.bundle import open_bundle
-    from valle_convert.inspect import inspect_file
-    from valle_convert.network.probe import read_probe_rows
-
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
     read_probe_rows(open_bundle(path).main)
 
 
 def _read_vocabulary(folder: Path) -> None:
-    """What the program lets through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.errors import InputError
-    from valle_convert.gguf_file.loadable import dangers
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
-
+    """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
     for danger in dangers(GgufFile(path)):
         raise InputError(danger)
     with LlamaTokenizer(path) as llama:
-        for text in ("", "h\u0259l\u02c8o\u028a <mask> \U0001f600", "</eos><unk>"):
+        for text in ("", f"{_SPOKEN} <mask> \U0001f600", "</eos><unk>"):
             llama.encode(text, add_special=True, parse_special=True)
 
 
 def _make_text(rng: Random) -> Files:
-    """A text of any bytes, and ids, of which some are none."""
-    parts = [
-        "h\u0259l\u02c8o\u028a",
-        "<mask>",
-        "</eos>",
-        "<unk>",
-        " ",
-        "\u0301",
-        "\U0001f600",
-        "\0",
-    ]
-    text = "".join(rng.choice((*parts, *TEXTS)) for _ in range(rng.randrange(20)))
+    """A text of any bytes, and ids, some of them invalid."""
+    parts = (_SPOKEN, "<mask>", "</eos>", "<unk>", " ", "\u0301", "\U0001f600", "\0", *TEXTS)
+    text = "".join(rng.choice(parts) for _ in range(rng.randrange(20)))
     data = text.encode("utf-8", "surrogatepass")
     if rng.randrange(2):
         data = damage_bytes(rng, data)
@@ -209,25 +223,18 @@ def _read_text(folder: Path) -> None:
 
 
 @cache
-def _tokenizer_of_llama() -> Any:  # noqa: ANN401 - a LlamaTokenizer
-    from valle_convert.tokenizer.oracle import LlamaTokenizer
-
+def _tokenizer_of_llama() -> LlamaTokenizer:
     return LlamaTokenizer(seeds.converted_path())
 
 
-_RIGHT_CALL = {
-    "n": 2,
-    "width": 8,
-    "value": 0.5,
-    "positions": [0, 1],
-    "causal": True,
-    "outputs": [-1, None],
-    "sequence": 0,
-}
+_RIGHT_CALLS = b"""[{
+    "n": 2, "width": 8, "value": 0.5, "positions": [0, 1], "causal": true, "outputs": [-1, null],
+    "sequence": 0
+}]"""
 
 
 def _make_calls(rng: Random) -> Files:
-    """Calls of the session: shapes, positions, outputs, sequences, some of which cannot be."""
+    """Calls of the session with shapes, positions, outputs and sequences, some of them invalid."""
     calls = []
     for _ in range(rng.randrange(1, 4)):
         n = rng.choice((0, 1, 2, 3, 5, 17))
@@ -252,8 +259,6 @@ def _make_calls(rng: Random) -> Files:
 
 
 def _read_calls(folder: Path) -> None:
-    from valle_convert.errors import InputError
-
     session = _session()
     try:
         for call in json.loads((folder / "calls").read_bytes()):
@@ -272,12 +277,7 @@ def _read_calls(folder: Path) -> None:
 
 
 @cache
-def _session() -> Any:  # noqa: ANN401 - a GemmaSession
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.llama.context import Settings
-    from valle_convert.llama.gemma import GemmaSession
-    from valle_convert.network.probe import read_probe_rows
-
+def _session() -> GemmaSession:
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
     two = Settings(n_parallel=2)
@@ -285,8 +285,6 @@ def _session() -> Any:  # noqa: ANN401 - a GemmaSession
 
 
 def _read_imatrix(folder: Path) -> None:
-    from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
-
     read = read_imatrix(folder / "x.gguf")
     encode_imatrix(read)
     read.keys("x.gguf")
@@ -295,30 +293,27 @@ def _read_imatrix(folder: Path) -> None:
 # ---------------------------------------------------------------------------- safetensors
 
 
-@cache
-def _safetensors_tree() -> tuple[str, bytes]:
-    header, data = formats.safetensors_parts(seeds.safetensors_file())
-    return header.decode(), data
+def _damaged_header(rng: Random, file: bytes) -> bytes:
+    """A safetensors file with another header."""
+    header, data = formats.safetensors_parts(file)
+    return formats.safetensors_of(damage_json(rng, header), data)
 
 
 def _make_safetensors(rng: Random) -> Files:
-    text, data = _safetensors_tree()
-    header = text.encode()
+    header, data = formats.safetensors_parts(seeds.safetensors_file())
     match rng.randrange(5):
         case 0:
             made = damage_bytes(rng, formats.safetensors_of(header, data))
         case 1:
             made = number_bytes(rng, 8) + header + data
         case _:
-            header = tree_bytes(rng, damage_tree(rng, json.loads(text)))
+            header = damage_json(rng, header)
             header += b" " * rng.choice((0, 0, 1, -len(header) % 8))
             made = formats.safetensors_of(header, data)
     return {"x.safetensors": made}
 
 
 def _read_safetensors(folder: Path) -> None:
-    from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-
     path = folder / "x.safetensors"
     SafetensorsFile(path)
     oracles.same_safetensors(path)
@@ -327,45 +322,38 @@ def _read_safetensors(folder: Path) -> None:
 # ---------------------------------------------------------------------------------- torch
 
 
-@cache
-def _torch_parts() -> tuple[list[bytes], list[tuple[str, bytes]], list[bytes]]:
-    data = seeds.torch_zip()
-    entries = formats.zip_entries(data)
-    (pickled,) = [entry for name, entry in entries if name.endswith("data.pkl")]
-    return formats.zip_fields(data), entries, pickle_opcodes(pickled)
-
-
 def _make_zip(rng: Random) -> Files:
     """The zip itself: headers against directory, sizes, names, flags, the rest."""
-    fields, entries, _ = _torch_parts()
     if rng.randrange(3):
-        return {"x.pth": _damaged(rng, fields)}
+        return _by_fields("x.pth", formats.zip_fields, seeds.torch_zip)(rng)
     entries = [
         (damage_bytes(rng, name.encode(), 1).decode("utf-8", "replace"), data)
         if rng.randrange(6) == 0
         else (name, damage_bytes(rng, data, 1) if rng.randrange(6) == 0 else data)
-        for name, data in entries
+        for name, data in formats.zip_entries(seeds.torch_zip())
         for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2)))
     ]
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     return {"x.pth": formats.zip_of(entries, method)}
 
 
-def _with_pickle(entries: list[tuple[str, bytes]], pickled: bytes) -> bytes:
+@cache
+def _opcodes(data: bytes) -> list[bytes]:
+    """The opcodes of the pickle in a zip of torch."""
+    (pickled,) = [one for name, one in formats.zip_entries(data) if name.endswith("data.pkl")]
+    return pickle_opcodes(pickled)
+
+
+def _damaged_pickle(rng: Random, data: bytes) -> bytes:
     """A right zip around a wrong pickle."""
-    made = [(name, pickled if name.endswith("data.pkl") else data) for name, data in entries]
-    return formats.zip_of(made)
+    return formats.zip_of(formats.with_pickle(data, damage_pickle(rng, _opcodes(data))))
 
 
 def _make_pickle(rng: Random) -> Files:
-    _, entries, opcodes = _torch_parts()
-    return {"x.pth": _with_pickle(entries, damage_pickle(rng, opcodes))}
+    return {"x.pth": _damaged_pickle(rng, seeds.torch_zip())}
 
 
 def _read_torch(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.errors import ValleConvertError
-
     path = folder / "x.pth"
     checkpoint = read_checkpoint(path)
     oracles.same_torch(path, checkpoint.tensors)
@@ -374,26 +362,19 @@ def _read_torch(folder: Path) -> None:
         _describe(checkpoint)
 
 
+def _legacy() -> bytes:
+    return seeds.torch_zip(legacy=True)
+
+
 @cache
 def _legacy_opcodes() -> list[bytes]:
-    data = seeds.torch_zip(legacy=True)
-    # Five pickles, one after the other, and the storages.
-    found: list[bytes] = []
+    """Five pickles, one after the other, and the storages."""
+    data, found = _legacy(), []
     for _ in range(5):
-        opcodes = pickle_opcodes_of_first(data)
+        opcodes = pickle_opcodes(data)
         found += opcodes
         data = data[sum(map(len, opcodes)) :]
     return [*found, data]
-
-
-def pickle_opcodes_of_first(data: bytes) -> list[bytes]:
-    """The opcodes of the first of several pickles."""
-    import pickletools
-
-    end = next(
-        at + 1 for op, _, at in pickletools.genops(data) if op.name == "STOP" and at is not None
-    )
-    return pickle_opcodes(data[:end])
 
 
 def _make_legacy(rng: Random) -> Files:
@@ -402,8 +383,6 @@ def _make_legacy(rng: Random) -> Files:
 
 
 def _read_legacy(folder: Path) -> None:
-    from valle_convert.encodec.sources import _open_tensors
-
     source = _open_tensors(folder / "x.th")
     for name in source.specs:
         if source.specs[name].dtype is not None:
@@ -413,10 +392,7 @@ def _read_legacy(folder: Path) -> None:
 # ---------------------------------------------------------------- checkpoints and configs
 
 
-def _describe(checkpoint: Any) -> None:  # noqa: ANN401 - a Checkpoint
-    from valle_convert.families import family_of
-    from valle_convert.families.family import Choices
-
+def _describe(checkpoint: Checkpoint) -> None:
     family_of(checkpoint).describe(checkpoint, Choices())
 
 
@@ -429,6 +405,10 @@ def _checkpoint_parts() -> tuple[str, bytes]:
     return json.dumps(tree), data
 
 
+def _damaged_text(rng: Random, text: str) -> str:
+    return damage_json(rng, text).decode("utf-8", "replace")
+
+
 def _make_checkpoint(rng: Random) -> Files:
     text, data = _checkpoint_parts()
     tree = json.loads(text)
@@ -437,13 +417,9 @@ def _make_checkpoint(rng: Random) -> Files:
         case 0:
             tree = damage_tree(rng, tree, 2)
         case 1:
-            told["userdata"] = tree_bytes(
-                rng, damage_tree(rng, {"symmap": {"a": 1, "<unk>": 0}})
-            ).decode("utf-8", "replace")
+            told["userdata"] = _damaged_text(rng, '{"symmap": {"a": 1, "<unk>": 0}}')
         case 2:
-            told["stats"] = tree_bytes(
-                rng, damage_tree(rng, {"global_step": 1, "b": [1, {"c": "x"}]})
-            ).decode("utf-8", "replace")
+            told["stats"] = _damaged_text(rng, '{"global_step": 1, "b": [1, {"c": "x"}]}')
         case 3:
             names = [name for name in tree if name != "__metadata__"]
             for _ in range(rng.randrange(1, 4)):
@@ -451,9 +427,7 @@ def _make_checkpoint(rng: Random) -> Files:
                 if one is not None and rng.randrange(2):
                     tree[rng.choice((*names, *TEXTS))] = one
         case _:
-            told["config"] = tree_bytes(rng, damage_tree(rng, json.loads(told["config"]))).decode(
-                "utf-8", "replace"
-            )
+            told["config"] = _damaged_text(rng, told["config"])
     try:
         header = json.dumps(tree).encode()
     except (ValueError, RecursionError):
@@ -462,10 +436,6 @@ def _make_checkpoint(rng: Random) -> Files:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from valle_convert.api import plan_conversion
-    from valle_convert.gguf_file.write import header_of
-    from valle_convert.inspect import inspect_file
-
     path = folder / "x.sft"
     header_of(plan_conversion(path).main)
     inspect_file(path)
@@ -485,7 +455,7 @@ _YAML = (
 
 
 def _make_config(rng: Random) -> Files:
-    tree = json.loads(json.dumps(seeds.config()))
+    tree = json.loads(seeds.config_json())
     match rng.randrange(4):
         case 0:
             text = tree_bytes(rng, damage_tree(rng, tree))
@@ -534,8 +504,6 @@ def _weights_without_config() -> bytes:
 
 
 def _read_config(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-
     # Beside the weights: written here, since it is no part of the input.
     path = folder / "x.sft"
     path.write_bytes(_weights_without_config())
@@ -601,11 +569,9 @@ def _make_folder(rng: Random) -> Files:
         case 2:
             files[name] = damage_bytes(rng, files[name])
         case _ if name.endswith((".json", ".yaml")):
-            files[name] = tree_bytes(rng, damage_tree(rng, json.loads(files[name])))
+            files[name] = damage_json(rng, files[name])
         case _ if name.endswith((".safetensors", ".sft")):
-            header, data = formats.safetensors_parts(files[name])
-            header = tree_bytes(rng, damage_tree(rng, json.loads(header)))
-            files[name] = formats.safetensors_of(header, data)
+            files[name] = _damaged_header(rng, files[name])
         case _:
             files[name] = rng.choice(TEXTS).encode("utf-8", "surrogatepass")
     # A file cannot be where a folder has to be.
@@ -614,9 +580,6 @@ def _make_folder(rng: Random) -> Files:
 
 
 def _read_folder(folder: Path) -> None:
-    from valle_convert.checkpoint.read import read_checkpoint
-    from valle_convert.errors import ValleConvertError
-
     checkpoint = read_checkpoint(folder)
     with suppress(ValleConvertError):  # an export does not tell everything
         _describe(checkpoint)
@@ -625,31 +588,19 @@ def _read_folder(folder: Path) -> None:
             checkpoint.tensors.read(name)
 
 
-@cache
-def _lora_parts() -> tuple[str, bytes, list[bytes], list[tuple[str, bytes]]]:
-    header, data = formats.safetensors_parts(seeds.lora())
-    entries = formats.zip_entries(seeds.lora(".pth"))
-    (pickled,) = [entry for name, entry in entries if name.endswith("data.pkl")]
-    return header.decode(), data, pickle_opcodes(pickled), entries
-
-
 def _make_lora(rng: Random) -> Files:
-    text, data, opcodes, entries = _lora_parts()
     if rng.randrange(3) == 0:
-        return {"x.pth": _with_pickle(entries, damage_pickle(rng, opcodes))}
-    tree = json.loads(text)
+        return {"x.pth": _damaged_pickle(rng, seeds.lora(".pth"))}
     if rng.randrange(2):
-        told = damage_tree(rng, {"rank": 2, "alpha": 4, "rvq_levels": [], "lora": {"rank": 2}})
-        tree["__metadata__"]["config"] = tree_bytes(rng, told).decode("utf-8", "replace")
-    else:
-        tree = damage_tree(rng, tree)
+        return {"x.sft": _damaged_header(rng, seeds.lora())}
+    header, data = formats.safetensors_parts(seeds.lora())
+    tree = json.loads(header)
+    told = '{"rank": 2, "alpha": 4, "rvq_levels": [], "lora": {"rank": 2}}'
+    tree["__metadata__"]["config"] = _damaged_text(rng, told)
     return {"x.sft": formats.safetensors_of(tree_bytes(rng, tree), data)}
 
 
 def _read_lora(folder: Path) -> None:
-    from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.checkpoint.read import read_checkpoint
-
     (lora,) = folder.iterdir()
     path = folder / "base.sft"
     path.write_bytes(seeds.checkpoint())
@@ -662,14 +613,10 @@ def _read_lora(folder: Path) -> None:
         path.unlink()
 
 
-def _make_metadata(rng: Random) -> Files:
-    tree = {"author": "a", "general.license": "mit", "tags": ["x", "y"], "languages": ["en"]}
-    return {"x.json": tree_bytes(rng, damage_tree(rng, tree))}
+_METADATA = b'{"author": "a", "general.license": "mit", "tags": ["x", "y"], "languages": ["en"]}'
 
 
 def _read_metadata(folder: Path) -> None:
-    from valle_convert.gguf_file.metadata import GeneralMetadata
-
     GeneralMetadata.read(folder / "x.json")
 
 
@@ -677,30 +624,23 @@ def _read_metadata(folder: Path) -> None:
 
 
 def _make_tokenizer(rng: Random) -> Files:
-    return {"x.json": tree_bytes(rng, damage_tree(rng, json.loads(seeds.tokenizer_json()), 2))}
+    return {"x.json": damage_json(rng, seeds.tokenizer_json(), 2)}
 
 
 def _read_tokenizer(folder: Path) -> None:
-    from valle_convert.tokenizer.choose import open_tokenizer
-
-    opened = open_tokenizer(folder / "x.json")
+    (path,) = folder.iterdir()
+    opened = open_tokenizer(path)
     opened.compile(["<row:0>", "<row:1>"])
     oracles.loads_tokenizer(opened)
 
 
-@cache
-def _pieces() -> list[tuple[int, int, bytes]]:
-    return formats.proto_message(seeds.sentencepiece_model())
-
-
 def _make_sentencepiece(rng: Random) -> Files:
-    message = list(_pieces())
+    message = formats.proto_message(seeds.sentencepiece_model())
     if rng.randrange(4) == 0:
         return {"x.model": damage_bytes(rng, formats.proto_bytes(message))}
     for _ in range(rng.randrange(1, 4)):
-        at = rng.choice(
-            (rng.randrange(len(message)), rng.randrange(3), len(message) - 1 - rng.randrange(8))
-        )
+        last = len(message) - 1
+        at = rng.choice((rng.randrange(last + 1), rng.randrange(3), last - rng.randrange(8)))
         number, wire, value = message[at]
         match rng.randrange(6):
             case 0:
@@ -715,13 +655,8 @@ def _make_sentencepiece(rng: Random) -> Files:
                 if inner:
                     inner[place] = _damaged_field(rng, inner[place])
                 if rng.randrange(3) == 0:
-                    inner.append(
-                        (
-                            rng.choice((1, 2, 3, 24, 35, 40, 41, 42)),
-                            0,
-                            formats.varint(rng.getrandbits(64)),
-                        )
-                    )
+                    more = rng.choice((1, 2, 3, 24, 35, 40, 41, 42))
+                    inner.append((more, 0, formats.varint(rng.getrandbits(64))))
                 message[at] = (number, wire, formats.proto_bytes(inner))
     return {"x.model": formats.proto_bytes(message)}
 
@@ -729,11 +664,8 @@ def _make_sentencepiece(rng: Random) -> Files:
 def _damaged_field(rng: Random, field: tuple[int, int, bytes]) -> tuple[int, int, bytes]:
     number, wire, value = field
     if wire == 0:
-        return (
-            number,
-            0,
-            formats.varint(rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 300, -1, 1 << 31, 1 << 63))),
-        )
+        n = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 300, -1, 1 << 31, 1 << 63))
+        return number, 0, formats.varint(n)
     if wire == 5:
         score = rng.choice((0.0, -1.0, 5.0, math.nan, math.inf, 1e38))
         return number, 5, struct.pack("<f", score)
@@ -741,23 +673,10 @@ def _damaged_field(rng: Random, field: tuple[int, int, bytes]) -> tuple[int, int
     return number, wire, text if rng.randrange(2) else damage_bytes(rng, value, 1)
 
 
-def _read_sentencepiece(folder: Path) -> None:
-    from valle_convert.tokenizer.choose import open_tokenizer
-
-    opened = open_tokenizer(folder / "x.model")
-    opened.compile(["<row:0>", "<row:1>"])
-    oracles.loads_tokenizer(opened)
-
-
 # ----------------------------------------------------------------------------------- codecs
 
 
 def _read_codec(folder: Path) -> None:
-    from valle_convert.encodec.cpp_file import plan_cpp_file
-    from valle_convert.encodec.gguf_codec import plan_gguf_codec
-    from valle_convert.encodec.sources import open_encodec
-    from valle_convert.errors import ValleConvertError
-
     paths = list(folder.iterdir())
     codec = open_encodec(folder if len(paths) > 1 else paths[0])
     for make in (plan_cpp_file, plan_gguf_codec):
@@ -767,35 +686,17 @@ def _read_codec(folder: Path) -> None:
         codec.read(tensor.name)
 
 
-@cache
-def _cpp_fields() -> list[bytes]:
-    return formats.encodec_cpp_fields(seeds.codec_cpp())
-
-
-def _make_codec_cpp(rng: Random) -> Files:
-    return {"x.bin": _damaged(rng, _cpp_fields())}
-
-
-@cache
-def _folder_parts(shards: bool) -> dict[str, bytes]:
-    return seeds.codec_folder(shards=shards)
-
-
 def _make_codec_folder(rng: Random) -> Files:
-    files = dict(_folder_parts(bool(rng.randrange(2))))
+    files = dict(seeds.codec_folder(shards=bool(rng.randrange(2))))
     weights = [name for name in files if name.endswith(".safetensors")]
     index = "model.safetensors.index.json"
     match rng.randrange(5):
         case 0 | 1:
-            files["config.json"] = tree_bytes(
-                rng, damage_tree(rng, json.loads(files["config.json"]))
-            )
+            files["config.json"] = damage_json(rng, files["config.json"])
         case 2 if index in files:
-            files[index] = tree_bytes(rng, damage_tree(rng, json.loads(files[index])))
+            files[index] = damage_json(rng, files[index])
         case 3:
-            header, data = formats.safetensors_parts(files[weights[0]])
-            header = tree_bytes(rng, damage_tree(rng, json.loads(header)))
-            files[weights[0]] = formats.safetensors_of(header, data)
+            files[weights[0]] = _damaged_header(rng, files[weights[0]])
         case _:
             name = rng.choice(list(files))
             if rng.randrange(3):
@@ -810,21 +711,19 @@ def _make_codec_folder(rng: Random) -> Files:
 _SOUNDS = ("FLAC", "OGG", "MP3", "AIFF")
 
 
-@cache
-def _wav_fields() -> list[bytes]:
-    return formats.riff_fields(seeds.wav())
+def _sounds() -> list[Files]:
+    others = [{f"x.{kind.lower()}": seeds.other_sound(kind)} for kind in _SOUNDS]
+    return [{"x.wav": seeds.wav()}, *others]
 
 
 def _make_sound(rng: Random) -> Files:
     if rng.randrange(3):
-        return {"x.wav": _damaged(rng, _wav_fields())}
+        return _by_fields("x.wav", formats.riff_fields, seeds.wav)(rng)
     kind = rng.choice(_SOUNDS)
     return {f"x.{kind.lower()}": damage_bytes(rng, seeds.other_sound(kind), 6)}
 
 
 def _read_sound(folder: Path) -> None:
-    from valle_convert.audio.files import read_audio
-
     (path,) = folder.iterdir()
     audio = read_audio(path, 24_000, max_seconds=60.0)
     if not np.isfinite(audio.samples).all():
@@ -834,7 +733,7 @@ def _read_sound(folder: Path) -> None:
 def _make_npz(rng: Random) -> Files:
     arrays = dict(seeds.codes_npz(rng.choice(("codes", "utterance", "voice"))))
     if rng.randrange(4) == 0:
-        return {"x.npz": _damaged(rng, formats.zip_fields(seeds.codes_zip()))}
+        return _by_fields("x.npz", formats.zip_fields, seeds.codes_zip)(rng)
     for _ in range(rng.randrange(1, 3)):
         name = rng.choice(list(arrays))
         match rng.randrange(6):
@@ -845,56 +744,30 @@ def _make_npz(rng: Random) -> Files:
                 arrays[name] = damage_bytes(rng, arrays[name])
             case _:
                 arrays[name] = _damaged_array(rng)
-    method = rng.choice(
-        (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    )
-    return {"x.npz": formats.zip_of(list(arrays.items()), method)}
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    return {"x.npz": formats.zip_of(list(arrays.items()), rng.choice(methods))}
 
 
 def _damaged_array(rng: Random) -> bytes:
     """An array of any type and shape, whose data may be of another size."""
-    kind = rng.choice(
-        (
-            "<i4",
-            "<i8",
-            "<u8",
-            "<f4",
-            "<f8",
-            "|b1",
-            "|O",
-            "<U3",
-            "<M8[s]",
-            "|V4",
-            "<c8",
-            ">i4",
-            "|S3",
-            "<i4,<i4",
-        )
-    )
-    shape = tuple(
-        rng.choice((0, 1, 2, 3, 6, -1, 1 << 20, 1 << 40, 1 << 62)) for _ in range(rng.randrange(4))
-    )
+    kinds = "<i4 <i8 <u8 <f4 <f8 |b1 |O <U3 <M8[s] |V4 <c8 >i4 |S3 <i4,<i4".split()
+    sizes = (0, 1, 2, 3, 6, -1, 1 << 20, 1 << 40, 1 << 62)
+    kind = rng.choice(kinds)
+    shape = tuple(rng.choice(sizes) for _ in range(rng.randrange(4)))
     header: Any = {"descr": kind, "fortran_order": bool(rng.randrange(2)), "shape": shape}
     if rng.randrange(5) == 0:
         header = damage_tree(rng, header)
     text = repr(header).encode("utf-8", "surrogatepass")
     if rng.randrange(8) == 0:
-        text = rng.choice(
-            (b"(" * 3000, b"{'descr': __import__('os')}", b"'" * 50_000, b"\0", b"{'a':" * 99)
-        )
+        imports = b"{'descr': __import__('os')}"
+        text = rng.choice((b"(" * 3000, imports, b"'" * 50_000, b"\0", b"{'a':" * 99))
     count = math.prod(abs(n) for n in shape)
-    data = (
-        rng.randbytes(count * 4) if count < 1000 and rng.randrange(2) else bytes(rng.randrange(64))
-    )
+    is_right = count < 1000 and rng.randrange(2)
+    data = rng.randbytes(count * 4) if is_right else bytes(rng.randrange(64))
     return formats.npy_of(text, data, rng.choice(((1, 0), (1, 0), (2, 0), (3, 0), (9, 9))))
 
 
 def _read_npz(folder: Path) -> None:
-    from valle_convert.audio.codes import read_codes
-    from valle_convert.errors import ValleConvertError
-    from valle_convert.families.v5.trials import read_utterance
-    from valle_convert.families.vallex.voice import read_vallex_voice
-
     path = folder / "x.npz"
     refused: list[ValleConvertError] = []
     readers: tuple[Callable[[Path], object], ...] = (
@@ -913,35 +786,21 @@ def _read_npz(folder: Path) -> None:
 
 
 @cache
-def _model() -> Any:  # noqa: ANN401 - a Model
-    from valle_convert.families.v5.files import read_model
-    from valle_convert.gguf_file.read import GgufFile
-
+def _model() -> Model:
     return read_model(GgufFile(Path("converted.gguf"), seeds.converted()))
 
 
 # ------------------------------------------------------- VALL-E X, old files and adapters
 
 
-@cache
-def _vallex_parts() -> tuple[list[tuple[str, bytes]], list[bytes]]:
-    entries = formats.zip_entries(seeds.vallex())
-    (pickled,) = [entry for name, entry in entries if name.endswith("data.pkl")]
-    return entries, pickle_opcodes(pickled)
-
-
 def _make_vallex(rng: Random) -> Files:
     """The container of icefall: its pickle, and the entries around it."""
-    entries, opcodes = _vallex_parts()
     if rng.randrange(4) == 0:
         return {"x.pt": damage_bytes(rng, seeds.vallex())}
-    return {"x.pt": _with_pickle(entries, damage_pickle(rng, opcodes))}
+    return {"x.pt": _damaged_pickle(rng, seeds.vallex())}
 
 
 def _read_vallex(folder: Path) -> None:
-    from valle_convert.api import plan_conversion
-    from valle_convert.gguf_file.write import header_of
-
     for file in plan_conversion(folder / "x.pt").files.values():
         header_of(file)
 
@@ -963,10 +822,7 @@ def _make_set(rng: Random) -> Files:
 
 
 def _read_set(folder: Path) -> None:
-    """What is let through, llama.cpp has to survive: it runs in this very process."""
-    from valle_convert.families.bundle import open_bundle
-    from valle_convert.inspect import inspect_file
-
+    """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
     json.dumps(inspect_file(path).to_json())
     bundle = open_bundle(path)
@@ -977,11 +833,6 @@ def _read_set(folder: Path) -> None:
 
 
 def _read_old(folder: Path) -> None:
-    from valle_convert.api import plan_repair
-    from valle_convert.gguf_file.read import GgufFile
-    from valle_convert.gguf_file.write import header_of, pieces
-    from valle_convert.inspect import inspect_file
-
     path = folder / "x.gguf"
     GgufFile(path)
     json.dumps(inspect_file(path).to_json())
@@ -993,10 +844,6 @@ def _read_old(folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> None:
-    from valle_convert.checkpoint.lora import LoraFile
-    from valle_convert.families.v5.adapter import AdapterBase, open_adapter
-    from valle_convert.gguf_file.read import GgufFile
-
     base = GgufFile(Path("converted.gguf"), seeds.converted())
     open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
 
@@ -1007,9 +854,7 @@ def _read_adapter(folder: Path) -> None:
 def _make_manifest(rng: Random) -> Files:
     files = dict(seeds.manifest())
     if rng.randrange(3):
-        files["manifest.json"] = tree_bytes(
-            rng, damage_tree(rng, json.loads(files["manifest.json"]))
-        )
+        files["manifest.json"] = damage_json(rng, files["manifest.json"])
     else:
         name = rng.choice(list(files))
         files[name] = damage_bytes(rng, files[name])
@@ -1017,42 +862,24 @@ def _make_manifest(rng: Random) -> Files:
 
 
 def _read_manifest(folder: Path) -> None:
-    from valle_convert.quantize.manifest import check_manifest
-
     json.dumps(check_manifest(folder).to_json())
 
 
-_REPORT = {
+_REPORT = b"""{
     "source": "model.gguf",
-    "checkpoint": {"name": "model.sft", "sha256": "0" * 64},
+    "checkpoint": {"name": "model.sft", "sha256": "%s"},
     "sequences": "2 utterances",
     "files": [
-        {
-            "type": "Q8_0",
-            "quality": {
-                "all": {
-                    "n_rows": 7,
-                    "kl_mean": 0.1,
-                    "kl_p99": 0.2,
-                    "kl_max": 0.3,
-                    "nmse": 0.1,
-                    "best_code": 0.9,
-                }
-            },
-        },
-        {"type": "F16", "quality": None},
-    ],
-}
-
-
-def _make_report(rng: Random) -> Files:
-    tree = damage_tree(rng, json.loads(json.dumps(_REPORT)))
-    return {"x.json": tree_bytes(rng, tree)}
+        {"type": "Q8_0", "quality": {"all": {
+            "n_rows": 7, "kl_mean": 0.1, "kl_p99": 0.2, "kl_max": 0.3, "nmse": 0.1,
+            "best_code": 0.9
+        }}},
+        {"type": "F16", "quality": null}
+    ]
+}""" % (b"0" * 64)
 
 
 def _read_report(folder: Path) -> None:
-    from valle_convert.quantize.limits import read_earlier
-
     read_earlier(folder / "x.json")
 
 
@@ -1062,8 +889,6 @@ def _make_list(rng: Random) -> Files:
 
 
 def _read_list(folder: Path) -> None:
-    from valle_convert.audio.recorded import read_list
-
     read_list(folder / "x.tsv")
 
 
@@ -1074,115 +899,79 @@ def _one(name: str, make: Callable[[], bytes]) -> Callable[[], list[Files]]:
     return lambda: [{name: make()}]
 
 
-TARGETS: Mapping[str, Target] = {
-    target.name: target
-    for target in (
-        Target("gguf", _gguf("gguf_file"), _read_gguf, _one("x.gguf", seeds.gguf_file), 2.0),
-        Target(
-            "model",
-            _rekeyed("converted"),
-            _read_model,
-            _one("x.gguf", seeds.converted),
-            2.0,
-        ),
-        Target(
-            "vocabulary",
-            _rekeyed("converted"),
-            _read_vocabulary,
-            _one("x.gguf", seeds.converted),
-            2.0,
-        ),
-        Target(
-            "text",
-            _make_text,
-            _read_text,
-            lambda: [{"text": "h\u0259l\u02c8o\u028a".encode(), "ids": b"[1, 2]"}],
-        ),
-        Target(
-            "session",
-            _make_calls,
-            _read_calls,
-            lambda: [{"calls": json.dumps([_RIGHT_CALL]).encode()}],
-        ),
-        Target("imatrix", _gguf("imatrix"), _read_imatrix, _one("x.gguf", seeds.imatrix)),
-        Target(
-            "safetensors",
-            _make_safetensors,
-            _read_safetensors,
-            _one("x.safetensors", seeds.safetensors_file),
-            2.0,
-        ),
-        Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
-        Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
-        Target(
-            "legacy-pickle",
-            _make_legacy,
-            _read_legacy,
-            _one("x.th", lambda: seeds.torch_zip(legacy=True)),
-        ),
-        Target(
-            "checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint), 2.0
-        ),
-        Target(
-            "config",
-            _make_config,
-            _read_config,
-            lambda: [{"config.yaml": json.dumps(seeds.config()).encode()}],
-            2.0,
-        ),
-        Target("folder", _make_folder, _read_folder, lambda: list(_folders().values())),
-        Target(
-            "lora",
-            _make_lora,
-            _read_lora,
-            lambda: [{"x.sft": seeds.lora()}, {"x.pth": seeds.lora(".pth")}],
-        ),
-        Target(
-            "metadata", _make_metadata, _read_metadata, _one("x.json", lambda: b'{"author": "a"}')
-        ),
-        Target(
-            "tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json), 2.0
-        ),
-        Target(
-            "sentencepiece",
-            _make_sentencepiece,
-            _read_sentencepiece,
-            _one("x.model", seeds.sentencepiece_model),
-        ),
-        Target("codec-gguf", _gguf("codec_gguf"), _read_codec, _one("x.gguf", seeds.codec_gguf)),
-        Target("codec-cpp", _make_codec_cpp, _read_codec, _one("x.bin", seeds.codec_cpp)),
-        Target(
-            "codec-folder",
-            _make_codec_folder,
-            _read_codec,
-            lambda: [_folder_parts(False), _folder_parts(True)],
-        ),
-        Target(
-            "sound",
-            _make_sound,
-            _read_sound,
-            lambda: (
-                [{"x.wav": seeds.wav()}]
-                + [{f"x.{k.lower()}": seeds.other_sound(k)} for k in _SOUNDS]
-            ),
-        ),
-        Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
-        Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
-        Target(
-            "report",
-            _make_report,
-            _read_report,
-            _one("x.json", lambda: json.dumps(_REPORT).encode()),
-        ),
-        Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
-        Target("set", _make_set, _read_set, lambda: [seeds.vallex_set(), seeds.version_7_set()]),
-        Target("old", _rekeyed("old_gguf"), _read_old, _one("x.gguf", seeds.old_gguf)),
-        Target(
-            "adapter",
-            _rekeyed("adapter"),
-            _read_adapter,
-            _one("x.gguf", seeds.adapter),
-        ),
-        Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),
+def _of_json(name: str, text: bytes, read: Callable[[Path], None]) -> Target:
+    return Target(
+        name, lambda rng: {"x.json": damage_json(rng, text)}, read, _one("x.json", lambda: text)
     )
-}
+
+
+def _of_gguf(
+    name: str,
+    how: Callable[[Callable[[], bytes]], Callable[[Random], Files]],
+    seed: Callable[[], bytes],
+    read: Callable[[Path], None],
+    share: float = 1.0,
+) -> Target:
+    return Target(name, how(seed), read, _one("x.gguf", seed), share)
+
+
+_LIST = (
+    _of_gguf("gguf", _gguf, seeds.gguf_file, _read_gguf, 2.0),
+    _of_gguf("model", _rekeyed, seeds.converted, _read_model, 2.0),
+    _of_gguf("vocabulary", _rekeyed, seeds.converted, _read_vocabulary, 2.0),
+    Target("text", _make_text, _read_text, lambda: [{"text": _SPOKEN.encode(), "ids": b"[1, 2]"}]),
+    Target("session", _make_calls, _read_calls, _one("calls", lambda: _RIGHT_CALLS)),
+    _of_gguf("imatrix", _gguf, seeds.imatrix, _read_imatrix),
+    Target(
+        "safetensors",
+        _make_safetensors,
+        _read_safetensors,
+        _one("x.safetensors", seeds.safetensors_file),
+        2.0,
+    ),
+    Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
+    Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
+    Target("legacy-pickle", _make_legacy, _read_legacy, _one("x.th", _legacy)),
+    Target("checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint), 2.0),
+    Target("config", _make_config, _read_config, _one("config.yaml", seeds.config_json), 2.0),
+    Target("folder", _make_folder, _read_folder, lambda: [*_folders().values()]),
+    Target(
+        "lora",
+        _make_lora,
+        _read_lora,
+        lambda: [{"x.sft": seeds.lora()}, {"x.pth": seeds.lora(".pth")}],
+    ),
+    _of_json("metadata", _METADATA, _read_metadata),
+    Target(
+        "tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json), 2.0
+    ),
+    Target(
+        "sentencepiece",
+        _make_sentencepiece,
+        _read_tokenizer,
+        _one("x.model", seeds.sentencepiece_model),
+    ),
+    _of_gguf("codec-gguf", _gguf, seeds.codec_gguf, _read_codec),
+    Target(
+        "codec-cpp",
+        _by_fields("x.bin", formats.encodec_cpp_fields, seeds.codec_cpp),
+        _read_codec,
+        _one("x.bin", seeds.codec_cpp),
+    ),
+    Target(
+        "codec-folder",
+        _make_codec_folder,
+        _read_codec,
+        lambda: [seeds.codec_folder(shards=shards) for shards in (False, True)],
+    ),
+    Target("sound", _make_sound, _read_sound, _sounds),
+    Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
+    Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
+    _of_json("report", _REPORT, _read_report),
+    Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
+    Target("set", _make_set, _read_set, lambda: [seeds.vallex_set(), seeds.version_7_set()]),
+    _of_gguf("old", _rekeyed, seeds.old_gguf, _read_old),
+    _of_gguf("adapter", _rekeyed, seeds.adapter, _read_adapter),
+    Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),
+)
+TARGETS: Mapping[str, Target] = {one.name: one for one in _LIST}

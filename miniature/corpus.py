@@ -49,28 +49,16 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class Utterance:
-    """One spoken sentence.
-
-    Attributes:
-        text: the words.
-        voice: one of `VOICES`.
-        phonemes: IPA, as the converter writes it for the text.
-        samples: trimmed of silence, [n], at `SAMPLE_RATE`.
-    """
+    """One spoken sentence."""
 
     text: str
-    voice: str
-    phonemes: str
-    samples: NDArray[np.float32]
+    voice: str  # one of `VOICES`
+    phonemes: str  # IPA, as the converter writes it for the text
+    samples: NDArray[np.float32]  # trimmed of silence, [n], at `SAMPLE_RATE`
 
 
 def sentences(seed: int, nouns: Sequence[str] = ()) -> Iterator[str]:
-    """An endless stream of sentences, with repetitions.
-
-    Args:
-        seed: which ones.
-        nouns: in place of those of training.
-    """
+    """An endless stream of sentences, with repetitions; `nouns` replace those of training."""
     choose = random.Random(seed).choice  # noqa: S311 - no secret
     things = list(nouns) or NOUNS
     while True:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.families.v5.facts import describe
+from valle_convert.listening.likelihood import TeacherForcedPass
 from valle_convert.model.description import Description
-from valle_convert.model.inputs import Segment, positions_of
+from valle_convert.model.inputs import positions_of
 from valle_convert.model.spec import Model
 
 WIDTH, LAYERS, HEADS, FFN = 256, 4, 4, 2
@@ -31,8 +31,6 @@ LEVELS, CODES, PHONEMES = 4, 256, 256
 #: In training, of the embeddings and of what each layer adds.
 DROPOUT = 0.1
 _RMS_EPSILON, _ROPE_BASE = 1e-6, 10_000.0
-#: Of a target that is not learnt.
-IGNORE = -100
 
 CONFIG: dict[str, Any] = {
     "name": "miniature",
@@ -61,23 +59,6 @@ CONFIG: dict[str, Any] = {
         "max_position_embeddings": 1024,
     },
 }
-
-
-@dataclass(frozen=True)
-class Example:
-    """A training sequence and its targets.
-
-    Attributes:
-        segments: of `model.inputs`.
-        head: whose logits are learnt.
-        first: the element that predicts `targets[0]`.
-        targets: rows of the head, or `IGNORE`, [n].
-    """
-
-    segments: Sequence[Segment]
-    head: str
-    first: int
-    targets: NDArray[np.int64]
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -113,11 +94,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 class Network(nn.Module):
-    """The weights by their names in the checkpoint, and the forward pass.
-
-    Args:
-        seed: of the first weights.
-    """
+    """The weights by their names in the checkpoint, and the forward pass."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -132,13 +109,9 @@ class Network(nn.Module):
                 value = torch.randn(shape, generator=generator) * _spread(name)
             self.weights[_key(name)] = nn.Parameter(value)
         self.description: Description[Model] = describe(_checkpoint())
+        self.model = self.description.model
         half = torch.arange(0, WIDTH // HEADS, 2, dtype=torch.float32)
         self._frequencies = _ROPE_BASE ** (-half / (WIDTH // HEADS))
-
-    @property
-    def model(self) -> Model:
-        """The model as the converter describes it."""
-        return self.description.model
 
     def weight(self, name: str) -> Tensor:
         """A tensor by its name in the checkpoint."""
@@ -155,7 +128,7 @@ class Network(nn.Module):
             for name in shapes():
                 self.weight(name).copy_(weights[name])
 
-    def forward(self, examples: Sequence[Example]) -> list[Tensor]:
+    def forward(self, examples: Sequence[TeacherForcedPass]) -> list[Tensor]:
         """Logits of each example's targets, [n targets, rows of its head]."""
         rows, positions, lengths = self._gather(examples)
         table = torch.cat(
@@ -184,9 +157,9 @@ class Network(nn.Module):
             fed = self._feed_forward(f"model.layers.{i}.", x)
             x = x + F.dropout(fed, DROPOUT, self.training)
         x = _norm(x, self.weight("model.norm.weight"))
-        return self._logits(x, examples)
+        return self._logits(x, lengths.tolist(), examples)
 
-    def _gather(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    def _gather(self, examples: Sequence[TeacherForcedPass]) -> tuple[Tensor, Tensor, Tensor]:
         model = self.model
         pieces: list[NDArray[np.int64]] = []
         places: list[NDArray[np.int32]] = []
@@ -236,7 +209,9 @@ class Network(nn.Module):
         up = F.linear(normed, self.weight(f"{layer}mlp.up_proj.weight"))
         return F.linear(gate * up, self.weight(f"{layer}mlp.down_proj.weight"))
 
-    def _logits(self, x: Tensor, examples: Sequence[Example]) -> list[Tensor]:
+    def _logits(
+        self, x: Tensor, lengths: Sequence[int], examples: Sequence[TeacherForcedPass]
+    ) -> list[Tensor]:
         """Logits of all examples of one head."""
         by_head: dict[str, list[int]] = {}
         for i, one in enumerate(examples):
@@ -245,7 +220,7 @@ class Network(nn.Module):
         for name, members in by_head.items():
             hidden = torch.cat(
                 [
-                    x[i, examples[i].first : examples[i].first + len(examples[i].targets)]
+                    x[i, lengths[i] - examples[i].n_outputs : lengths[i]][examples[i].among]
                     for i in members
                 ]
             )

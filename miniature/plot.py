@@ -17,10 +17,7 @@ def main() -> None:
     arguments.add_argument("log", type=Path)
     arguments.add_argument("out", type=Path)
     given = arguments.parse_args()
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     # A killed run continues from its last save, which is before its last lines.
     by_step: dict[int, dict[str, float]] = defaultdict(dict)
@@ -29,7 +26,8 @@ def main() -> None:
         by_step[line["step"]].update(line)
     lines = [by_step[step] for step in sorted(by_step)]
     names = sorted({name for line in lines for name in line} - {"step", "seconds"})
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for head in [name for name in names if not name.startswith(VALIDATION)]:
         for name, style in ((head, "-"), (VALIDATION + head, "o--")):
             found = [(line["step"], line[name]) for line in lines if name in line]

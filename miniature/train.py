@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,18 +32,13 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from tqdm import tqdm
 
 from miniature import corpus
-from miniature.network import IGNORE, LEVELS, Example, Network, export
+from miniature.network import LEVELS, Network, export
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
 from valle_convert.files import atomic_output
-from valle_convert.model.inputs import (
-    Condition,
-    Segment,
-    length_segments,
-    speech_segments,
-    transcript_segments,
-)
-from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Model
+from valle_convert.listening.likelihood import TeacherForcedPass, teacher_forced_pass
+from valle_convert.model.inputs import Condition
+from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model
 from valle_convert.tokenizer.choose import BUILT_IN
 
 CODEC = Path(__file__).parent / "codec.safetensors"
@@ -162,52 +156,16 @@ def _say(pairs: Sequence[tuple[str, str]]) -> tuple[list[Spoken], bytes]:
 
 def example(
     model: Model,
-    task: str,
+    head: str,
     said: Spoken,
     prompt: NDArray[np.int32] | None,
     rng: np.random.Generator,
-) -> Example:
-    """A training example of a task: "ar", "nar.<level>", "mask", "len" or "stt".
-
-    Args:
-        model: the layout.
-        task: also the head's name.
-        said: what is to be learnt.
-        prompt: of the voice, [frames, levels]; None for the null condition.
-        rng: says what is masked.
-    """
-    codes = said.codes
+) -> TeacherForcedPass:
+    """A training example of a head; without a prompt, of the null condition."""
     condition = Condition(said.phonemes, ENGLISH, prompt)
     if prompt is None:
         condition = condition.null()
-    if task == "ar":
-        segments = speech_segments(model, condition, 0, codes[:, 0])
-        targets = np.append(codes[:, 0], model.config.special_code)
-        return _example(segments, task, targets, back=1)
-    if task == "mask":
-        share = math.cos(rng.random() * math.pi / 2)
-        hidden = np.zeros(len(codes), bool)
-        n_hidden = max(1, round(share * len(codes)))
-        hidden[rng.choice(len(codes), n_hidden, replace=False)] = True
-        shown = np.where(hidden, model.config.special_code, codes[:, 0])
-        segments = speech_segments(model, condition, 0, shown, masked=True)
-        return _example(segments, task, np.where(hidden, codes[:, 0], IGNORE))
-    if task == "len":
-        digits = [int(digit) for digit in str(len(codes))]
-        segments = length_segments(model, condition, [0, *digits])
-        return _example(segments, task, np.array([*digits, LENGTH_STOP]))
-    if task == "stt":
-        segments = transcript_segments(model, codes, said.phonemes[:-1], ENGLISH)
-        return _example(segments, task, said.phonemes[1:])
-    level = int(task.removeprefix("nar."))
-    return _example(speech_segments(model, condition, level, codes), task, codes[:, level])
-
-
-def _example(
-    segments: list[Segment], head: str, targets: NDArray[Any], *, back: int = 0
-) -> Example:
-    first = sum(len(one) + 1 for one in segments[:-1])
-    return Example(segments, head, first - back, targets.astype(np.int64))
+    return teacher_forced_pass(model, head, condition, said.codes, rng)
 
 
 class Trainer:
@@ -224,29 +182,21 @@ class Trainer:
     ) -> None:
         self._spoken, self._digest = spoken, digest
         self._folder, self._budget, self._seed = folder, budget, seed
+        self._state = folder / "state.pt"
         self._network = Network(seed)
         self._optimizer = torch.optim.AdamW(
             self._network.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
         )
-        self._elapsed, self._step = 0.0, 0
+        self._elapsed, self.step = 0.0, 0
         if self._state.exists():
             self._resume()
-        self._rng = np.random.default_rng((seed, self._step))
+        self._rng = np.random.default_rng((seed, self.step))
         by_length = sorted(spoken, key=lambda one: len(one.codes))
         self._by_length = by_length
         self._of_voice: dict[str, list[Spoken]] = defaultdict(list)
         for one in spoken:
             self._of_voice[one.voice].append(one)
         self._validation = self._examples_to_validate(validation)
-
-    @property
-    def step(self) -> int:
-        """The number of steps of all runs."""
-        return self._step
-
-    @property
-    def _state(self) -> Path:
-        return self._folder / "state.pt"
 
     def run(self) -> None:
         """Train, log and save until the time is up."""
@@ -256,12 +206,12 @@ class Trainer:
         while self._elapsed < self._budget:
             for head, found in self._train_step():
                 sums[head].append(found)
-            self._step += 1
+            self.step += 1
             self._elapsed = before + time.monotonic() - began
-            if self._step % _LOG_STEPS == 0:
+            if self.step % _LOG_STEPS == 0:
                 self._log(sums)
                 sums.clear()
-            if self._step % _VALIDATION_STEPS == 0 and self._validation:
+            if self.step % _VALIDATION_STEPS == 0 and self._validation:
                 self._log(self.validate(), "validation.")
             if time.monotonic() - saved > _SAVE_SECONDS:
                 self.save()
@@ -271,12 +221,12 @@ class Trainer:
     def _log(self, found: Mapping[str, Sequence[float]], prefix: str = "") -> None:
         """Mean loss by head."""
         means = {prefix + head: round(float(np.mean(found[head])), 4) for head in sorted(found)}
-        line = json.dumps({"step": self._step, "seconds": round(self._elapsed), **means})
+        line = json.dumps({"step": self.step, "seconds": round(self._elapsed), **means})
         print(line, flush=True)
         with (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(line + "\n")
 
-    def _examples_to_validate(self, spoken: Sequence[Spoken]) -> list[Example]:
+    def _examples_to_validate(self, spoken: Sequence[Spoken]) -> list[TeacherForcedPass]:
         """Validation examples of every task and utterance, always the same, sorted by length."""
         rng = np.random.default_rng(self._seed)
         tasks = [task for task in _TASKS if task != "nar"]
@@ -301,7 +251,7 @@ class Trainer:
 
     def _train_step(self) -> list[tuple[str, float]]:
         done = self._elapsed / self._budget
-        rate = _PEAK_RATE * min(1.0, (self._step + 1) / _WARM_UP)
+        rate = _PEAK_RATE * min(1.0, (self.step + 1) / _WARM_UP)
         rate *= _FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -315,7 +265,7 @@ class Trainer:
         self._optimizer.step()
         return [(one.head, loss.item()) for one, loss in zip(examples, losses, strict=True)]
 
-    def _batch(self, share: float) -> list[Example]:
+    def _batch(self, share: float) -> list[TeacherForcedPass]:
         """Examples of all tasks with similar lengths, from the shortest share."""
         rng = self._rng
         n = round(share * len(self._by_length))
@@ -348,7 +298,7 @@ class Trainer:
             raise SystemExit(f"{self._state} is of another corpus; name another folder")
         self._network.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._elapsed, self._step = state["elapsed"], state["step"]
+        self._elapsed, self.step = state["elapsed"], state["step"]
 
     def save(self) -> None:
         """Save the training state and the checkpoint."""
@@ -357,24 +307,24 @@ class Trainer:
             "weights": self._network.named_weights(),
             "optimizer": self._optimizer.state_dict(),
             "elapsed": self._elapsed,
-            "step": self._step,
+            "step": self.step,
         }
         with atomic_output(self._state, force=True) as file:
             torch.save(state, file)
         vocabulary = json.loads(BUILT_IN.read_text())["model"]["vocab"]
         stats = {
-            "global_step": self._step,
-            "micro_step": self._step,
-            "global_samples": self._step * _BATCH,
+            "global_step": self.step,
+            "micro_step": self.step,
+            "global_samples": self.step * _BATCH,
             "tokens_processed": 0,
         }
         export(self._network, self._folder / "miniature.sft", vocabulary, stats)
 
 
-def _losses(network: Network, examples: Sequence[Example]) -> list[torch.Tensor]:
+def _losses(network: Network, examples: Sequence[TeacherForcedPass]) -> list[torch.Tensor]:
     """Mean loss of each example."""
     return [
-        F.cross_entropy(logits.float(), torch.from_numpy(one.targets), ignore_index=IGNORE)
+        F.cross_entropy(logits.float(), torch.from_numpy(one.targets))
         for logits, one in zip(network(examples), examples, strict=True)
     ]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,11 @@ _VOICED = 0.5
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Parameters of the analysis.
-
-    Attributes:
-        sample_rate: in hertz.
-        frame_period: in milliseconds.
-        n_envelope: coefficients of the coded spectral envelope.
-    """
+    """Parameters of the analysis."""
 
     sample_rate: int = 24_000
-    frame_period: float = 25.0
-    n_envelope: int = 32
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return 1000 / self.frame_period
+    frame_period: float = 25.0  # milliseconds
+    n_envelope: int = 32  # coefficients of the coded spectral envelope
 
     @property
     def n_fft(self) -> int:
@@ -117,45 +106,20 @@ def nearest_codes(vectors: Floats, codebooks: Floats) -> Codes:
 
 
 class WorldCodec:
-    """An `AudioCodec` in a codec file.
+    """An `AudioCodec` in a `.safetensors` file, with its settings in the metadata.
 
-    Args:
-        source: a `.safetensors` with `codebooks` [levels, size, d], `mean` [d] and `scale` [d],
-            and the settings in its metadata.
-        n_levels: how many codebooks to use; None for all.
-
-    Raises:
-        InputError: it is another file, is damaged, or has fewer levels.
-        EnvironmentFault: pyworld is not installed.
+    The tensors are `codebooks` [levels, size, d], `mean` [d] and `scale` [d].
     """
 
-    def __init__(self, source: str | Path, *, n_levels: int | None = None) -> None:
+    def __init__(self, source: str | Path) -> None:
         _world()
         tensors, self.settings = _read(Path(source))
         self.codebooks, self.mean, self.scale = (
             tensors[name] for name in ("codebooks", "mean", "scale")
         )
-        if n_levels is not None and not 1 <= n_levels <= len(self.codebooks):
-            raise InputError(
-                f"The codec {source} has {len(self.codebooks)} levels, and {n_levels} are needed; "
-                "give the model's codec with --codec."
-            )
-        self.codebooks = self.codebooks[:n_levels]
-
-    @property
-    def description(self) -> Codec:
-        """Name and rates."""
-        return Codec(WORLD_NAME, self.settings.sample_rate, self.settings.frame_rate)
-
-    @property
-    def n_levels(self) -> int:
-        """Number of levels."""
-        return len(self.codebooks)
-
-    @property
-    def codebook_size(self) -> int:
-        """Codebook size."""
-        return int(self.codebooks.shape[1])
+        self.n_levels, self.codebook_size, _ = self.codebooks.shape
+        rate = self.settings.sample_rate
+        self.description = Codec(WORLD_NAME, rate, 1000 / self.settings.frame_period)
 
     def encode(self, audio: Audio) -> Codes:
         """Audio of the codec's rate to codes, [frames, levels]."""
@@ -212,14 +176,9 @@ def write_world_codec(
 
     from valle_convert.files import atomic_output
 
-    said = {
-        "sample_rate": settings.sample_rate,
-        "frame_period": settings.frame_period,
-        "n_envelope": settings.n_envelope,
-    }
     content = save(
         {"codebooks": codebooks, "mean": mean, "scale": scale},
-        metadata={WORLD_NAME: json.dumps(said)},
+        metadata={WORLD_NAME: json.dumps(asdict(settings))},
     )
     with atomic_output(path, force=True) as file:
         file.write(content)

@@ -18,7 +18,6 @@ Only the standard library is used: this runs before anything is installed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -30,9 +29,12 @@ import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from valle_convert.llama.cpu import cmake_args  # noqa: E402 - found by the line above
+
 PROGRAMS = ("llama-quantize", "llama-tokenize")
 STAMP = "build.json"
 
@@ -92,9 +94,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    cpu_args = cpu_module().cmake_args()
     if arguments.print_cmake_args:
-        print(" ".join(cpu_args))
+        print(" ".join(cmake_args()))
         return 0
     try:
         version = read_pin(arguments.constraints)
@@ -103,7 +104,7 @@ def main() -> int:
             print(target)
             return 0
         shared = arguments.shared_cache / version
-        build(version, target, cpu_args, jobs=arguments.jobs, shared=shared)
+        build(version, target, jobs=arguments.jobs, shared=shared)
         if arguments.install:
             install(version, target, arguments.constraints)
     except BuildError as error:
@@ -117,7 +118,7 @@ class BuildError(Exception):
 
 
 def shared_cache() -> Path:
-    """Of this user, for all clones of the project, by the XDG rules."""
+    """The user's cache folder by the XDG rules, for all clones of the project."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = given if given.is_absolute() else Path.home() / ".cache"
     return home / "valle-convert" / "llama.cpp"
@@ -140,27 +141,16 @@ def read_pin(constraints: Path) -> str:
     return str(pins[0])
 
 
-def cpu_module() -> ModuleType:
-    """`valle_convert.llama.cpu` by its path, since the package may not be importable yet."""
-    path = PROJECT / "valle_convert" / "llama" / "cpu.py"
-    spec = importlib.util.spec_from_file_location("cpu", path)
-    assert spec is not None  # noqa: S101 - a file of the project
-    assert spec.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared: Path) -> None:
+def build(version: str, target: Path, *, jobs: int, shared: Path) -> None:
     """Make `target` hold the programs; do nothing where it already holds exactly these.
 
     The folder appears by a rename at the end, so a build that was stopped is never used. What
     `shared` holds of the same recipe is taken from there, and what is built is left there.
     """
-    cmake_args = [*cpu_args, *RECIPE]
+    options = [*cmake_args(), *RECIPE]
     recipe: dict[str, object] = {
         "llama_cpp_python": version,
-        "cmake_args": cmake_args,
+        "cmake_args": options,
         "machine": platform.machine(),
     }
     if is_built(target, recipe):
@@ -180,7 +170,7 @@ def build(version: str, target: Path, cpu_args: list[str], *, jobs: int, shared:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as name:
         work = Path(name)
         source = fetch_source(version, work) / "vendor" / "llama.cpp"
-        compile_all(source, work / "build", cmake_args, jobs=jobs)
+        compile_all(source, work / "build", options, jobs=jobs)
         finished = work / "bin"
         finished.mkdir()
         for built in [
@@ -283,10 +273,10 @@ def fetch_source(version: str, work: Path) -> Path:
     return found[0].parents[2]
 
 
-def compile_all(source: Path, folder: Path, cmake_args: list[str], *, jobs: int) -> None:
+def compile_all(source: Path, folder: Path, options: list[str], *, jobs: int) -> None:
     """Configure and build; about five minutes on two cores."""
-    print(f"building llama.cpp with {' '.join(cmake_args)}", flush=True)
-    configure = ["cmake", "-S", str(source), "-B", str(folder), *cmake_args]
+    print(f"building llama.cpp with {' '.join(options)}", flush=True)
+    configure = ["cmake", "-S", str(source), "-B", str(folder), *options]
     run([*configure, "-Wno-dev"], "configuring llama.cpp")
     make = ["cmake", "--build", str(folder), "--target", "llama", *PROGRAMS, "--parallel"]
     try:

@@ -2,10 +2,10 @@
 
     python scripts/check_wheel.py [--extras llama,speech,report]
 
-Two builds from different times of day give the same bytes. The wheel, and not this folder, is then
-installed into a clean environment and does what it can do without an extra; what it cannot, it says
-in one sentence with the command to install it. Every extra goes into an environment of its own, on
-top of that one. Packages come by pip, with the versions of constraints.txt.
+Two builds at different times must give the same bytes. The wheel is then installed into a clean
+environment, where everything that needs no extra must work, and everything else must fail with the
+command that installs what is missing. Each extra gets an environment of its own, on top of the
+first. pip installs the versions of constraints.txt.
 """
 
 from __future__ import annotations
@@ -45,11 +45,7 @@ IMPORTS: Mapping[str, str] = {
 def run(
     words: Sequence[object], expected: Sequence[int] = (0,), cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A command that must end with one of some codes, and without a traceback.
-
-    Raises:
-        RuntimeError: it does not.
-    """
+    """Run a command, which must end with one of some codes and without a traceback."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [*map(str, words)], capture_output=True, text=True, cwd=cwd, env=environment, check=False
@@ -94,22 +90,14 @@ def environment(folder: Path, wheel: str, below: Path | None) -> Path:
         constraints = (PROJECT / "constraints.txt").read_text(encoding="utf-8")
         torch = next(line for line in constraints.splitlines() if line.startswith("torch=="))
         run([*pip, torch])
-    run(
-        [
-            *pip,
-            "--constraint",
-            PROJECT / "constraints.txt",
-            "--force-reinstall",
-            "--no-deps",
-            wheel.partition("[")[0],
-        ]
-    )
-    run([*pip, "--constraint", PROJECT / "constraints.txt", wheel])
+    pip += ["--constraint", PROJECT / "constraints.txt"]
+    run([*pip, "--force-reinstall", "--no-deps", wheel.partition("[")[0]])
+    run([*pip, wheel])
     return folder
 
 
 def use(installed: Path, folder: Path, extra: str) -> None:
-    """What works with an extra, and how what does not is refused."""
+    """Check what works with an extra, and the errors of what does not."""
     folder.mkdir()
     program = installed / "bin/valle-convert"
     shutil.copy(PROJECT / "miniature/miniature.sft", folder / "model.sft")

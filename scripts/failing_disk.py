@@ -20,17 +20,8 @@ from pathlib import Path
 _IN = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _OUT = struct.Struct("<IiQ")  # length, error, unique
 _ATTR = struct.Struct("<6Q10I")
-_LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE, _FLUSH, _INIT = (
-    1,
-    2,
-    3,
-    14,
-    15,
-    17,
-    18,
-    25,
-    26,
-)
+_LOOKUP, _FORGET, _GETATTR, _OPEN, _READ = 1, 2, 3, 14, 15
+_STATFS, _RELEASE, _FLUSH, _INIT = 17, 18, 25, 26
 _OPENDIR, _READDIR, _RELEASEDIR, _INTERRUPT, _DESTROY, _BATCH_FORGET = 27, 28, 29, 36, 38, 42
 _READ_ONLY, _LARGE = 1, 1 << 20
 
@@ -44,11 +35,7 @@ class Disk:
         self._nodes: dict[Path, int] = {folder: 1}
 
     def answer(self, opcode: int, node: int, data: bytes) -> bytes:
-        """What a request gets.
-
-        Raises:
-            OSError: as the request's errno.
-        """
+        """The reply to a request; an `OSError` is replied as its errno."""
         path = self._paths[node] if node < len(self._paths) else self._paths[1]
         if opcode == _INIT:
             return struct.pack("<IIIIHHIIHHI28x", 7, 31, 1 << 17, 0, 12, 10, 1 << 17, 1, 32, 0, 0)

@@ -1,12 +1,11 @@
-"""What is left when a run is killed, interrupted, or let down by the machine; counted.
+"""Count what is left when a run is killed, interrupted, or hits a fault of the machine.
 
     python scripts/faults.py [--kills 60] [--seed 0] [--only convert imatrix] [--json counts.json]
 
-Every operation writes over files of an earlier run, and into an empty folder. After each fault
-there is the old file or the whole new one, by its bytes; whatever else lies there must be known as
-a temporary file and be gone with the next run; and no child lives on. The table at the end is
-docs/faults.csv. Disks of memory, broken disks and other users need root; elsewhere those
-faults are left out.
+Each operation writes over files of an earlier run, and into an empty folder. After each fault, a
+file must be the old one or the whole new one, byte for byte. Anything else must be a temporary file
+that the next run removes, and no child process may live on. The table at the end is
+docs/faults.csv. Without root, there are no faults of disks and of other users.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,105 +37,75 @@ _AS_NOBODY = (
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
 )
 _ENDED_SECONDS = 10.0
-#: What is left of a fault, for each file: as it was, whole and new, or neither.
+#: States of a file after a fault: as it was, whole and new, in between, or damaged.
 OLD, NEW, MIXED, BROKEN = "old", "new", "mixed", "BROKEN"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One command that writes.
-
-    Attributes:
-        name: of the row.
-        arguments: by the folder of inputs and that of outputs.
-        outputs: the files that it writes.
-        first: the same with other inputs, whose outputs are the old files.
-    """
+    """One command that writes `outputs`, from the folder {given} to {out}."""
 
     name: str
-    arguments: Callable[[Path, Path], list[object]]
-    first: Callable[[Path, Path], list[object]]
+    command: str
+    #: The rest of the command when it writes the old files, and when it writes the new ones.
+    first: str
+    again: str
     outputs: tuple[str, ...]
 
-
-def _quantize(source: str) -> Callable[[Path, Path], list[object]]:
-    return lambda given, out: [
-        *(
-            "quantize",
-            given / source,
-            out / "set",
-            "--types",
-            "Q8_0,Q4_0",
-            "--force",
-        )
-    ]
+    def words(self, given: Path, out: Path, *, first: bool = False) -> list[str]:
+        """The arguments of a run."""
+        text = f"{self.command} {self.first if first else self.again} --force"
+        return [word.format(given=given, out=out) for word in text.split()]
 
 
 OPERATIONS = (
     Operation(
         "convert",
-        lambda given, out: [given / "model.sft", out / "o.gguf", "--verify", "none", "--force"],
-        lambda given, out: [
-            *(given / "model.sft", out / "o.gguf", "--verify", "none", "--outtype", "q8_0")
-        ],
+        "{given}/model.sft {out}/o.gguf --verify none",
+        "--outtype q8_0",
+        "",
         ("o.gguf",),
     ),
     Operation(
-        "quantize",
-        lambda given, out: [
-            *("quantize", given / "model.gguf", out / "q.gguf", "Q4_K_M", "--force")
-        ],
-        lambda given, out: [*("quantize", given / "model.gguf", out / "q.gguf", "Q5_K_M")],
-        ("q.gguf",),
+        "quantize", "quantize {given}/model.gguf {out}/q.gguf", "Q5_K_M", "Q4_K_M", ("q.gguf",)
     ),
     Operation(
         "quantize, a folder",
-        _quantize("model.gguf"),
-        _quantize("sub/model.gguf"),
-        tuple(
-            f"set/{name}"
-            for name in (
-                *("model-Q8_0.gguf", "model-Q4_0.gguf"),
-                *("manifest.json", "SHA256SUMS"),
-            )
+        "quantize --types Q8_0,Q4_0",
+        "{given}/sub/model.gguf {out}/set",
+        "{given}/model.gguf {out}/set",
+        (
+            *("set/model-Q8_0.gguf", "set/model-Q4_0.gguf"),
+            *("set/manifest.json", "set/SHA256SUMS"),
         ),
     ),
     Operation(
         "imatrix",
-        lambda given, out: [
-            *("imatrix", given / "small.sft", "--out", out / "i.gguf", "--utterances", 2, "--force")
-        ],
-        lambda given, out: [
-            *("imatrix", given / "small.sft", "--out", out / "i.gguf", "--utterances", 1)
-        ],
+        "imatrix {given}/small.sft --out {out}/i.gguf",
+        "--utterances 1",
+        "--utterances 2",
         ("i.gguf",),
     ),
     Operation(
         "repair",
-        lambda given, out: [
-            *("repair", given / "wrong.gguf", out / "r.gguf", "--verify", "none", "--force")
-        ],
-        lambda given, out: ["repair", given / "other.gguf", out / "r.gguf", "--verify", "none"],
+        "repair --verify none",
+        "{given}/other.gguf {out}/r.gguf",
+        "{given}/wrong.gguf {out}/r.gguf",
         ("r.gguf",),
     ),
-    Operation(
-        "codec",
-        lambda given, out: ["codec", given / "codec", out / "c.gguf", "--force"],
-        lambda given, out: ["codec", given / "codec", out / "c.gguf", "--outtype", "f32"],
-        ("c.gguf",),
-    ),
+    Operation("codec", "codec {given}/codec {out}/c.gguf", "--outtype f32", "", ("c.gguf",)),
     Operation(
         "export",
-        lambda given, out: ["export", given / "model.gguf", out / "e", "--force"],
-        lambda given, out: ["export", given / "sub/model.gguf", out / "e"],
+        "export",
+        "{given}/sub/model.gguf {out}/e",
+        "{given}/model.gguf {out}/e",
         ("e/fp32.sft",),
     ),
     Operation(
         "convert, VALL-E X",
-        lambda given, out: [given / "x.pt", out / "x.gguf", "--verify", "none", "--force"],
-        lambda given, out: [
-            *(given / "x.pt", out / "x.gguf", "--verify", "none", "--outtype", "q8_0")
-        ],
+        "{given}/x.pt {out}/x.gguf --verify none",
+        "--outtype q8_0",
+        "",
         ("x.gguf", "x-nar.gguf", *(f"x-nar-{level}.gguf" for level in range(1, 8))),
     ),
 )
@@ -177,7 +146,7 @@ def prepare(folder: Path) -> None:
 
 
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Of the files that are there."""
+    """SHA-256 of the files that exist."""
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names
@@ -186,21 +155,16 @@ def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 class Stage:
-    """An operation whose old and new outputs are known.
-
-    Attributes:
-        seconds: of a run that nothing happens to, about.
-        n_bytes: of the largest output.
-    """
+    """An operation whose old and new outputs are known; a run takes about `seconds`."""
 
     def __init__(self, operation: Operation, given: Path, folder: Path) -> None:
         self.operation = operation
         self.given = given
         made = []
-        for which in (operation.first, operation.arguments, operation.arguments):
+        for first in (True, False, False):
             out = Path(tempfile.mkdtemp(dir=folder))
             started = time.monotonic()
-            done = run(which(given, out))
+            done = run(operation.words(given, out, first=first))
             self.seconds = time.monotonic() - started
             if done.returncode:
                 raise RuntimeError(f"{operation.name} fails by itself: {done.stderr}")
@@ -227,14 +191,27 @@ class Stage:
                         target.write_bytes(path.read_bytes())
             yield out
 
-    def arguments(self, out: Path) -> list[str]:
-        """The command line."""
-        return [*PROGRAM, *map(str, self.operation.arguments(self.given, out))]
+    def start(self, out: Path, given: Path | None = None) -> subprocess.Popen[bytes]:
+        """A run in a session of its own."""
+        return subprocess.Popen(
+            [*PROGRAM, *self.operation.words(given or self.given, out)],
+            cwd=PROJECT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def tally(self, out: Path, *ended: tuple[int, str | bytes], with_old: bool) -> Counter[str]:
+        """What is left, and the exit codes and errors of the runs that ended."""
+        verdict, temporary = self.judge(out, with_old=with_old)
+        counts = Counter({verdict: 1, "temporaries": temporary, "tracebacks": 0})
+        for code, said in ended:
+            counts[f"exit {code}"] += 1
+            counts["tracebacks"] += "Traceback" in str(said)
+        return counts
 
     def judge(self, out: Path, *, with_old: bool) -> tuple[str, int]:
-        """What is left: old, new, mixed (of several files, each whole), or BROKEN; and how many
-        temporary files the next run has to remove.
-        """
+        """Old, new, mixed (several whole files) or BROKEN; and the number of temporary files."""
         from valle_convert.files import remove_stale
 
         names = self.operation.outputs
@@ -257,7 +234,7 @@ class Stage:
         return (BROKEN if strangers else verdict), len(left - set(_files(out)))
 
     def _is_between(self, path: Path) -> bool:
-        """Whether it is a list of files, whole, of the time when some of them were new."""
+        """Whether it is a whole list of files, some of them old and some new."""
         from valle_convert.quantize.manifest import MANIFEST, SUMS, read_manifest
 
         known = {*self._old.values(), *self._new.values()}
@@ -300,13 +277,7 @@ def signals(stage: Stage, sent: Sequence[signal.Signals], n: int, rng: Random) -
     for i in range(n):
         with_old = bool(i % 2)
         with stage.folder(with_old=with_old) as out:
-            process = subprocess.Popen(
-                stage.arguments(out),
-                cwd=PROJECT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = stage.start(out)
             try:
                 # Half of them near the end, where files get their names.
                 begin = 0.6 * stage.seconds if i % 4 > 1 else 0.0
@@ -319,13 +290,8 @@ def signals(stage: Stage, sent: Sequence[signal.Signals], n: int, rng: Random) -
                 process.send_signal(one)
                 time.sleep(0.02 if len(sent) > 1 else 0)
             _, err = process.communicate()
-            if not _children_are_gone(process.pid):
-                counts["child left"] += 1
-            verdict, temporary = stage.judge(out, with_old=with_old)
-            counts[verdict] += 1
-            counts["temporaries"] += temporary
-            counts["tracebacks"] += b"Traceback" in err
-            counts[f"exit {process.returncode}"] += 1
+            counts["child left"] += not _children_are_gone(process.pid)
+            counts += stage.tally(out, (process.returncode, err), with_old=with_old)
     return counts
 
 
@@ -333,16 +299,8 @@ def fails(
     stage: Stage, out: Path, *, with_old: bool, given: Path | None = None, **options: object
 ) -> Counter[str]:
     """Run to the end under some fault, and look."""
-    done = run(stage.operation.arguments(given or stage.given, out), **options)
-    verdict, temporary = stage.judge(out, with_old=with_old)
-    return Counter(
-        {
-            verdict: 1,
-            "temporaries": temporary,
-            "tracebacks": int("Traceback" in done.stderr),
-            f"exit {done.returncode}": 1,
-        }
-    )
+    done = run(stage.operation.words(given or stage.given, out), **options)
+    return stage.tally(out, (done.returncode, done.stderr), with_old=with_old)
 
 
 def full_disk(stage: Stage, n: int, rng: Random, disk: Path) -> Counter[str]:
@@ -389,23 +347,12 @@ def at_once(stage: Stage, n: int) -> Counter[str]:
     """Two runs into the same outputs at the same time."""
     counts: Counter[str] = Counter()
     for i in range(n):
-        with stage.folder(with_old=bool(i % 2)) as out:
-            both = [
-                subprocess.Popen(
-                    stage.arguments(out),
-                    cwd=PROJECT,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                )
-                for _ in range(2)
-            ]
+        with_old = bool(i % 2)
+        with stage.folder(with_old=with_old) as out:
+            both = [stage.start(out) for _ in range(2)]
             errors = [one.communicate()[1] for one in both]
-            verdict, temporary = stage.judge(out, with_old=bool(i % 2))
-            counts[verdict] += 1
-            counts["temporaries"] += temporary
-            counts["tracebacks"] += sum(b"Traceback" in err for err in errors)
-            for one in both:
-                counts[f"exit {one.returncode}"] += 1
+            ended = [(one.returncode, err) for one, err in zip(both, errors, strict=True)]
+            counts += stage.tally(out, *ended, with_old=with_old)
     return counts
 
 
@@ -431,23 +378,14 @@ def cut_off(stage: Stage, n: int, rng: Random, folder: Path) -> Counter[str]:
         shutil.copytree(stage.given, copy)
         largest = max((path for path in copy.rglob("*") if path.is_file()), key=_size)
         with stage.folder(with_old=with_old) as out:
-            process = subprocess.Popen(
-                [*PROGRAM, *map(str, stage.operation.arguments(copy, out))],
-                cwd=PROJECT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+            process = stage.start(out, copy)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0, stage.seconds))
             for path in {largest, *(one for one in copy.rglob("*") if _size(one) > 1 << 20)}:
                 os.truncate(path, int(rng.uniform(0, 0.9) * _size(path)))
             _, err = process.communicate()
-            verdict, temporary = stage.judge(out, with_old=with_old)
+            counts += stage.tally(out, (process.returncode, err), with_old=with_old)
         shutil.rmtree(copy)
-        counts[verdict] += 1
-        counts["temporaries"] += temporary
-        counts["tracebacks"] += b"Traceback" in err
-        counts[f"exit {process.returncode}"] += 1
     return counts
 
 

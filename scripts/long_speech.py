@@ -1,10 +1,10 @@
-"""Whether memory stays flat while one process speaks a text of half an hour.
+"""Check that memory stays flat while one process speaks for half an hour.
 
     python scripts/long_speech.py [--minutes 30] [--sentences 700]
 
-The miniature is converted and speaks sentence after sentence into a pipe; meanwhile the resident
-memory of the process is read. Printed is a table of both, and how much the memory has grown from
-the first tenth of the sound to the last.
+Converts the miniature, lets it speak into a pipe, and reads the resident memory of the process
+meanwhile. Prints a table of both, and how much the memory grew from the first tenth of the sound to
+the last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
@@ -42,30 +43,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of sound, after which it ends")
     parser.add_argument("--sentences", type=int, default=2000)
     given = parser.parse_args()
-    text = " ".join(f"{_TEXTS[i % len(_TEXTS)]}" for i in range(given.sentences))
+    text = " ".join(islice(cycle(_TEXTS), given.sentences))
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "model.gguf"
         source = PROJECT / "miniature" / "miniature.sft"
-        subprocess.run(
-            [*PROGRAM, source, model, "--verify", "none"],
-            check=True,
-            cwd=PROJECT,
-            capture_output=True,
-        )
-        options = [
-            "--codec",
-            "miniature/codec.safetensors",
-            "--voice",
-            "miniature/voice-plain.flac",
-        ]
-        options += [
-            "--set",
-            "prompt_seconds=0.8,mode=ar,max_seconds=4",
-            "--temperature",
-            "0.6",
-            "--seed",
-            "0",
-        ]
+        convert = [*PROGRAM, source, model, "--verify", "none"]
+        subprocess.run(convert, check=True, cwd=PROJECT, capture_output=True)
+        options = "--codec miniature/codec.safetensors --voice miniature/voice-plain.flac".split()
+        options += "--set prompt_seconds=0.8,mode=ar,max_seconds=4".split()
+        options += "--temperature 0.6 --seed 0".split()
         started = time.monotonic()
         # The text goes by stdin, since a command line has an end.
         process = subprocess.Popen(

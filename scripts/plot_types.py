@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Far off, or the same file as of another type.
@@ -21,7 +18,8 @@ def main() -> None:
     """Plot the types measured without an importance matrix."""
     with (DOCS / "types.csv").open(encoding="utf-8", newline="") as file:
         rows = [row[:3] for row in csv.reader(file) if row[2]][1:]
-    figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
     for kind, bits, divergence in rows:
         place = float(bits), float(divergence)
         if kind not in LEFT_OUT:

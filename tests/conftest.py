@@ -19,13 +19,38 @@ from support import Cli, Result, golden_checkpoint
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# The networks of the tests are tiny and two workers share two cores: more threads only wait for
-# each other. torch reads this when it is imported.
+# The networks of the tests are tiny: more threads than one only wait for each other, and spin. So
+# each worker, with the programs that it starts, keeps to a core. torch reads the variables when it
+# is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 # Two cores are shared with other workers: no deadline by the clock.
 settings.register_profile("valle", deadline=None, max_examples=60)
 settings.load_profile("valle")
+
+
+#: These files take longest, so they come first: a worker that gets one at the end works alone.
+LONGEST = (
+    "test_docs",
+    "test_quantize_listen",
+    "test_ci",
+    "test_sweep",
+    "test_damage",
+    "test_speech",
+    "test_evaluate",
+    "test_quantize_run",
+    "test_merge",
+    "test_side_by_side",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture

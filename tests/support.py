@@ -13,6 +13,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
 from valle_convert.model.description import Description
+from valle_convert.model.spec import Codec, ModelConfig
 
 PROJECT = Path(__file__).parents[1]
 GOLDEN = PROJECT / "fixtures" / "golden"
@@ -39,6 +40,27 @@ def open_reference(path: Path) -> Any:
 def describe(checkpoint: Checkpoint) -> Description[Any]:
     """What the family of a checkpoint says of it."""
     return family_of(checkpoint).describe(checkpoint, Choices())
+
+
+def model_of(codec: Codec, n_levels: int = 8, codebook_size: int = 1024) -> ModelConfig:
+    """A model as far as it concerns a codec."""
+    return ModelConfig(
+        version=5,
+        capabilities=("ar", "nar"),
+        n_embd=64,
+        n_layer=1,
+        n_head=1,
+        n_head_kv=1,
+        n_ff=64,
+        n_ctx_train=100,
+        n_levels=n_levels,
+        codebook_size=codebook_size,
+        positions="segment",
+        nar_attention="causal",
+        sum_prompt=False,
+        sum_response=False,
+        codec=codec,
+    )
 
 
 @dataclass(frozen=True)

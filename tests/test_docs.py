@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from support import GOLDEN, PROJECT
 
 from valle_convert import Choices, plan_conversion, write_gguf
@@ -166,12 +168,16 @@ def test_every_file_of_a_family_is_in_its_table() -> None:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the pages take for granted."""
     folder = tmp_path_factory.mktemp("prepared")
-    shape = Shape(dim=256, heads=4, layers=1, audio_tokens=1024, text_tokens=256)
-    make_checkpoint(folder / "model.sft", shape)
-    shutil.copy(folder / "model.sft", folder / "ckpt.sft")
-    write_gguf(plan_conversion(folder / "model.sft", Choices("f16")), folder / "model.gguf")
-    for name in ("model-f16.gguf", "other.gguf"):
-        shutil.copy(folder / "model.gguf", folder / name)
+    quick = Shape(layers=1, audio_tokens=1024, text_tokens=256)
+    for name, shape in (
+        ("model", replace(quick, dim=256, heads=4)),  # the rows of the K types
+        ("ckpt", quick),
+    ):
+        make_checkpoint(folder / f"{name}.sft", shape)
+        say_little(folder / f"{name}.sft")
+    for source, name in (("ckpt", "model"), ("ckpt", "other"), ("model", "model-f16")):
+        plan = plan_conversion(folder / f"{source}.sft", Choices("f16"))
+        write_gguf(plan, folder / f"{name}.gguf")
     rng = np.random.default_rng(0)
     for name in ("prompt.wav", "speech.wav", "a.wav", "b.flac"):
         soundfile.write(folder / name, 0.1 * rng.standard_normal(24_000), 24_000)
@@ -191,6 +197,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (programs / name).chmod(0o755)
     run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --set max_seconds=1')
     return folder
+
+
+def say_little(checkpoint: Path) -> None:
+    """Let its length head stop at once, which means one second a sentence."""
+    with safe_open(checkpoint, "np") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["classifiers.proj.10.bias"][10] += 100
+    save_file(tensors, checkpoint, metadata)
 
 
 def run(prepared: Path, script: str, folder: Path | None = None) -> None:

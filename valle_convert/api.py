@@ -173,7 +173,7 @@ def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
         n_threads: None for the cores that this process may use.
 
     Raises:
-            InputError: they are not a converted model, or damaged.
+        InputError: they are not a converted model, or damaged.
         EnvironmentFault: there is no usable llama.cpp.
     """
     from valle_convert.families.bundle import open_bundle

@@ -78,18 +78,12 @@ def needs() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class PackageReport:
-    """A Python package that this one depends on.
-
-    Attributes:
-        wanted: the supported versions, such as `>=2.10`; empty for any.
-        installed: the installed version; None if missing.
-        extra: the extra that requires it (`llama`, `dev`); empty if always required.
-    """
+    """A Python package that this one depends on."""
 
     name: str
-    wanted: str
-    installed: str | None
-    extra: str
+    wanted: str  # the supported versions, such as `>=2.10`; empty for any
+    installed: str | None  # the installed version; None if missing
+    extra: str  # the extra that requires it (`llama`, `dev`); empty if always required
 
     @property
     def problem(self) -> str | None:
@@ -106,25 +100,16 @@ class PackageReport:
 
 @dataclass(frozen=True)
 class LlamaReport:
-    """llama.cpp's library.
+    """llama.cpp's library."""
 
-    Attributes:
-        path: the shared library; None if not found.
-        binding_version: the version of llama-cpp-python; None if not installed.
-        system_info: llama.cpp's build features; None if not loaded.
-        devices: what it can compute on; a BLAS library is one.
-        probe: result of the self-test; None if it failed or could not run.
-        problem: why it cannot be used, and the remedy; None if it works.
-        graphs: by title of a family, why its models cannot run; None if they can. Empty if the
-            library was not loaded.
-    """
-
-    path: Path | None
-    binding_version: str | None
-    system_info: str | None
-    devices: tuple[str, ...]
-    probe: ProbeResult | None
-    problem: str | None
+    path: Path | None  # the shared library; None if not found
+    binding_version: str | None  # the version of llama-cpp-python; None if not installed
+    system_info: str | None  # llama.cpp's build features; None if not loaded
+    devices: tuple[str, ...]  # what it can compute on; a BLAS library is one
+    probe: ProbeResult | None  # result of the self-test; None if it failed or could not run
+    problem: str | None  # why it cannot be used, and the remedy; None if it works
+    #: By title of a family, why its models cannot run; None if they can. Empty if the library was
+    #: not loaded.
     graphs: Mapping[str, str | None]
 
 
@@ -147,12 +132,7 @@ class CommandReport:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Everything about this machine.
-
-    Attributes:
-        install: the command that installs what is missing.
-        tuned: the fastest settings that were found for files on it.
-    """
+    """Everything about this machine."""
 
     version: str
     python: str
@@ -164,8 +144,8 @@ class DoctorReport:
     llama: LlamaReport
     programs: tuple[ProgramReport, ...]
     commands: tuple[CommandReport, ...]
-    install: str
-    tuned: tuple[Fastest, ...]
+    install: str  # the command that installs what is missing
+    tuned: tuple[Fastest, ...]  # the fastest settings that were found for files on it
 
     @property
     def ok(self) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any
 
 
 def to_json_text(value: Any, *, ascii_only: bool = False) -> str:  # noqa: ANN401 - any JSON
-    """A value as indented JSON; a number that is not finite is null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    """A value as indented JSON; a path is a string, a number that is not finite is null."""
+    plain = _finite(value)
+    return json.dumps(plain, indent=2, ensure_ascii=ascii_only, allow_nan=False, default=os.fspath)
 
 
 class DuplicateKeyError(ValueError):

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import EncodecConfig, EncodecModel
-
-from valle_convert.model.spec import CODECS, Codec
-
-
-@dataclass(frozen=True)
-class Format:
-    """What codes have to fit."""
-
-    n_levels: int = 8
-    codebook_size: int = 1024
-    codec: Codec = CODECS[8, 1024]
 
 
 def save_codec(folder: Path, *, codebook_size: int = 1024, seed: int = 0) -> Path:

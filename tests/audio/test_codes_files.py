@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_codec import Format
+from support import model_of
 
 from valle_convert.audio import SavedCodes, read_codes, write_codes
 from valle_convert.errors import InputError
-from valle_convert.model.spec import CODECS, Codec
+from valle_convert.model.spec import CODECS, Codec, ModelConfig
 
 ENCODEC = CODECS[8, 1024]
 CODES = np.random.default_rng(0).integers(0, 1024, (30, 8)).astype(np.int32)
@@ -33,7 +33,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def test_codes_come_back_as_they_were(path: Path) -> None:
-    saved = read_codes(path, Format())
+    saved = read_codes(path, model_of(ENCODEC))
     np.testing.assert_array_equal(saved.codes, CODES)
     assert saved.codes.dtype == np.int32
     assert (saved.codec, saved.codebook_size) == (ENCODEC, 1024)
@@ -83,14 +83,14 @@ def test_a_file_with_a_wrong_entry_is_refused(
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Format(n_levels=9), "8 levels of 1024.*9 levels of 1024"),
-        (Format(codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
-        (Format(codec=Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
-        (Format(codec=Codec("encodec-24khz", 24_000, 37.5)), "75 frames.*37.5 frames"),
+        (model_of(ENCODEC, n_levels=9), "8 levels of 1024.*9 levels of 1024"),
+        (model_of(ENCODEC, codebook_size=1000), "8 levels of 1024.*8 levels of 1000"),
+        (model_of(Codec("dac-44khz", 44_100, 86.1)), "encodec-24khz.*dac-44khz"),
+        (model_of(Codec("encodec-24khz", 24_000, 37.5)), "75 frames.*37.5 frames"),
     ],
 )
 def test_codes_of_another_codec_than_the_models_are_refused(
-    path: Path, model: Format, words: str
+    path: Path, model: ModelConfig, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         read_codes(path, model)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_codec import Format
+from support import model_of
 
 from valle_convert.audio import SavedCodes, write_codes
 from valle_convert.errors import InputError
@@ -16,6 +16,7 @@ from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.families.vallex.voice import is_vallex_voice, read_vallex_voice
 from valle_convert.model.spec import CODECS
 
+MODEL = model_of(CODECS[8, 1024])
 SAID = "haɪ_ðɛɹ."
 CODES = np.random.default_rng(0).integers(0, 1024, (1, 161, 8))
 CODES[0, 0, 0], CODES[0, 1, 1] = 0, 1023
@@ -42,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_voice_comes_with_what_it_says_in_the_networks_numbering(
     path: Path, code: int, network_id: int
 ) -> None:
-    found = read_vallex_voice(voice(path, lang_code=code), Format())
+    found = read_vallex_voice(voice(path, lang_code=code), MODEL)
     np.testing.assert_array_equal(found.codes, CODES[0])
     assert (found.codes.dtype, found.symbols.dtype) == (np.int32, np.int32)
     assert found.symbols.tolist() == symbol_ids(SAID)
@@ -51,10 +52,10 @@ def test_a_voice_comes_with_what_it_says_in_the_networks_numbering(
 
 def test_language_codes_of_other_shapes_and_integers_are_read_as_well(path: Path) -> None:
     for code in (np.array([2], np.int32), np.array([[2]], np.uint8)):
-        assert read_vallex_voice(voice(path, lang_code=code), Format()).languages[0] == 0
+        assert read_vallex_voice(voice(path, lang_code=code), MODEL).languages[0] == 0
     compact = CODES.astype(np.uint16)
     np.testing.assert_array_equal(
-        read_vallex_voice(voice(path, audio_tokens=compact), Format()).codes, CODES[0]
+        read_vallex_voice(voice(path, audio_tokens=compact), MODEL).codes, CODES[0]
     )
 
 
@@ -90,13 +91,13 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
     path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=said) as refused:
-        read_vallex_voice(voice(path, **changes), Format())
+        read_vallex_voice(voice(path, **changes), MODEL)
     assert str(path) in str(refused.value)
 
 
 def test_a_voice_of_more_codes_than_the_model_has_is_refused(path: Path) -> None:
     with pytest.raises(InputError, match="expected 0 to 63"):
-        read_vallex_voice(voice(path), Format(codebook_size=64))
+        read_vallex_voice(voice(path), model_of(CODECS[8, 1024], codebook_size=64))
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(path: Path) -> None:
@@ -105,12 +106,12 @@ def test_a_bomb_is_refused_before_it_is_unpacked(path: Path) -> None:
             archive.writestr(f"{name}.npy", bytes(20 << 20))
     assert path.stat().st_size < 1 << 20
     with pytest.raises(InputError, match="would unpack to more than"):
-        read_vallex_voice(path, Format())
+        read_vallex_voice(path, MODEL)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no archive at all" * 100])
 def test_what_is_no_archive_is_refused(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    for read in (is_vallex_voice, lambda file: read_vallex_voice(file, Format())):
+    for read in (is_vallex_voice, lambda file: read_vallex_voice(file, MODEL)):
         with pytest.raises(InputError, match="voice file of VALL-E X"):
             read(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import struct
 import zipfile
@@ -97,22 +96,8 @@ def with_value(name: str, value: float) -> Make:
     return with_state(change)
 
 
-class Runs:
-    """Unpickling this runs code, if anything unpickles it."""
-
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return (os.mkdir, (str(self.witness),))
-
-
 def saved(value: object) -> Make:
     return lambda path: torch.save(value, path)
-
-
-def saved_runner(path: Path) -> None:
-    torch.save({"module": {"sep": torch.zeros(2)}, "config": Runs(path.with_name("ran"))}, path)
 
 
 def zipped(name: str, content: str | bytes) -> Make:
@@ -121,15 +106,6 @@ def zipped(name: str, content: str | bytes) -> Make:
             archive.writestr(name, content)
 
     return make
-
-
-def zip_with_a_lying_table(path: Path) -> None:
-    make_checkpoint(path, Shape())
-    raw = bytearray(path.read_bytes())
-    # The first entry of the table of contents: its sizes are at 20 and 24.
-    at = raw.index(b"PK\x01\x02")
-    raw[at + 20 : at + 28] = struct.pack("<II", 0xF0000000, 0xF0000000)
-    path.write_bytes(raw)
 
 
 def flipped_bit(entry: str) -> Make:
@@ -170,15 +146,6 @@ def training_folder(path: Path) -> None:
     (path / "latest").write_text("1")
 
 
-def overlap(header: dict[str, Any]) -> None:
-    entry = header["text_emb.weight"]
-    entry["data_offsets"] = [at - 64 for at in entry["data_offsets"]]
-
-
-def beyond_the_end(header: dict[str, Any]) -> None:
-    header["sep"]["data_offsets"] = [at + (1 << 40) for at in header["sep"]["data_offsets"]]
-
-
 def too_many_layers(header: dict[str, Any]) -> None:
     name = "model.layers.{}.input_layernorm.weight"
     header[name.format(999999999)] = header.pop(name.format(1))
@@ -189,7 +156,7 @@ SPARSE = {"a": torch.zeros(2), "sep": torch.zeros(2, 2).to_sparse()}
 NO_SAFETENSORS = "not a complete safetensors file"
 HEAD, DECODER = "classifiers.proj.{}.bias", "audio_decoder.head.2.4.bias"
 
-#: How it is made, and words of the refusal.
+#: How it is made, and words of the refusal; `attacks` has what is hostile.
 SAFETENSORS: list[tuple[Make, str]] = [
     (text(""), "is empty"),
     (Path.mkdir, "holds no checkpoint"),
@@ -199,14 +166,10 @@ SAFETENSORS: list[tuple[Make, str]] = [
     (text(b"GGUF\x03\0\0\0" + bytes(64)), "is already a GGUF file"),
     (cut_to(lambda size: size // 2), NO_SAFETENSORS),
     (cut_to(lambda _: 40), NO_SAFETENSORS),
-    (text(struct.pack("<Q", 1 << 60) + b"{" + b" " * 1000), NO_SAFETENSORS),
-    (with_header(overlap), NO_SAFETENSORS),
-    (with_header(beyond_the_end), NO_SAFETENSORS),
     (with_header(lambda header: header["sep"].update(dtype="F33")), NO_SAFETENSORS),
     (with_header(too_many_layers), "layers: 2 by the config"),
     (bare(None), "has no config"),
     (bare("{"), "is not valid JSON"),
-    (bare("[" * 10**5), "is not valid JSON"),
     # ---- tensors
     (
         removed("model.norm.weight", "classifiers.proj.3.weight"),
@@ -281,10 +244,7 @@ TORCH: list[tuple[Make, str]] = [
     (training_folder, "latest names the folder 1, which does not exist"),
     (text("<!DOCTYPE html><html>not found"), "is a text file"),
     (cut_to(lambda size: size // 2), "truncated or damaged"),
-    (saved_runner, "could run code"),
-    (lambda path: path.write_bytes(pickle.dumps(Runs(path.with_name("ran")))), "is a bare pickle"),
     (zipped("archive/data.pkl", b"\0" * (8 << 20)), "is compressed, which torch.save never does"),
-    (zip_with_a_lying_table, "its zip table claims"),
     (zipped("readme.txt", "no checkpoint"), "not one of torch.save"),
     (saved([1, 2]), "holds a list"),
     (saved({"module": [1]}), "only module (list)"),
@@ -318,7 +278,6 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(
     assert words in message
     assert str(tmp_path) in message or "tensor" in message
     assert message.endswith((".", "'"))
-    assert not (tmp_path / "ran").exists()
 
 
 def test_float16_is_refused_for_a_number_that_it_cannot_hold(tmp_path: Path, cli: Cli) -> None:

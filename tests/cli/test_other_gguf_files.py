@@ -44,7 +44,7 @@ def test_verify_says_that_they_are_not_the_checkpoint(
 def test_a_converted_file_is_no_checkpoint_and_one_part_no_model(
     converted: Callable[[str, str], Path], vallex: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    body = vallex.with_name("x-nar.gguf")
+    body = vallex.with_name(f"{vallex.stem}-nar.gguf")
     assert "give the main file" in error_of(cli("codec", body, tmp_path / "o.gguf"), 2)
     gguf, other = converted("ar-nar-len", "q8_0"), converted("v7-nemo", "f16")
     for file in (gguf, other):

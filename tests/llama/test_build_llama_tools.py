@@ -1,18 +1,17 @@
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
-from support import PROJECT
 
 from valle_convert.llama.cpu import cmake_args
 
-SCRIPT = PROJECT / "scripts" / "build_llama_tools.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "build_llama_tools.py"
 
 OLD_XEON = {"sse4_2", "avx", "f16c"}
 HASWELL = OLD_XEON | {"avx2", "bmi2", "fma"}
@@ -27,8 +26,8 @@ def switches(**changed: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def script() -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+def script() -> ModuleType:
+    return importlib.import_module("scripts.build_llama_tools")
 
 
 @pytest.mark.parametrize(
@@ -54,10 +53,9 @@ def script() -> SimpleNamespace:
     ids=["unknown", "old", "haswell", "skylake", "half", "with-amx"],
 )
 def test_cpu_flags_become_cmake_arguments_and_amx_never_does(
-    script: SimpleNamespace, flags: set[str], expected: list[str]
+    flags: set[str], expected: list[str]
 ) -> None:
     assert cmake_args(flags) == ["-DGGML_NATIVE=OFF", *expected]
-    assert script.cpu_module().cmake_args(flags) == cmake_args(flags)
 
 
 @pytest.mark.parametrize("text", ["numpy==1\n", "llama-cpp-python>=0.3\n", None])
@@ -80,7 +78,7 @@ def test_constraints_without_the_pin_are_an_error_in_one_line(
 
 
 def test_what_is_built_by_the_same_recipe_is_not_built_again(
-    script: SimpleNamespace, tmp_path: Path
+    script: ModuleType, tmp_path: Path
 ) -> None:
     recipe: dict[str, object] = {"llama_cpp_python": "0.3.36", "cmake_args": ["-DA=ON"]}
     assert not script.is_built(tmp_path, recipe)
@@ -95,7 +93,7 @@ def test_what_is_built_by_the_same_recipe_is_not_built_again(
     assert not script.is_built(tmp_path, recipe)
 
 
-def programs(folder: Path, script: SimpleNamespace, said: str) -> None:
+def programs(folder: Path, script: ModuleType, said: str) -> None:
     folder.mkdir(parents=True)
     for name in script.PROGRAMS:
         (folder / name).write_text(f"#!/bin/sh\necho {said}\n")
@@ -104,7 +102,7 @@ def programs(folder: Path, script: SimpleNamespace, said: str) -> None:
 
 
 def test_programs_of_another_clone_are_copied_whole_if_they_start(
-    script: SimpleNamespace, tmp_path: Path
+    script: ModuleType, tmp_path: Path
 ) -> None:
     programs(tmp_path / "shared", script, "usage")
     target = tmp_path / "clone" / "bin"
@@ -116,9 +114,7 @@ def test_programs_of_another_clone_are_copied_whole_if_they_start(
     assert [one.name for one in target.parent.iterdir()] == ["bin"]
 
 
-def test_the_error_of_a_build_is_shown_though_much_was_said_after_it(
-    script: SimpleNamespace,
-) -> None:
+def test_the_error_of_a_build_is_shown_though_much_was_said_after_it(script: ModuleType) -> None:
     said = "print('a.cpp:1: error: no such thing'); [print('in', i) for i in range(99)]; exit(2)"
     with pytest.raises(script.BuildError) as caught:
         script.run([sys.executable, "-c", said], "compiling")

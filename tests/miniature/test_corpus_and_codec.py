@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import PROJECT
+from support import PROJECT, model_of
 
 from miniature import corpus
 from miniature.words import UNSEEN
@@ -16,7 +16,7 @@ from miniature.world import WORLD_NAME, WorldCodec, analyse, is_world_codec
 from valle_convert.audio import Audio, open_codec
 from valle_convert.errors import InputError
 from valle_convert.listening.measures import mel_cepstra, mel_cepstral_distance
-from valle_convert.model.spec import Codec, ModelConfig
+from valle_convert.model.spec import Codec
 
 CODEC = PROJECT / "miniature" / "codec.safetensors"
 
@@ -29,26 +29,6 @@ def codec() -> WorldCodec:
 @pytest.fixture(scope="module")
 def said() -> list[corpus.Utterance]:
     return [corpus.speak(text, "plain") for text in corpus.held_out_texts(7, 12)]
-
-
-def config(codec: Codec, n_levels: int = 4, codebook_size: int = 256) -> ModelConfig:
-    return ModelConfig(
-        version=5,
-        capabilities=("ar", "nar"),
-        n_embd=64,
-        n_layer=1,
-        n_head=1,
-        n_head_kv=1,
-        n_ff=64,
-        n_ctx_train=512,
-        n_levels=n_levels,
-        codebook_size=codebook_size,
-        positions="segment",
-        nar_attention="bidirectional",
-        sum_prompt=True,
-        sum_response=True,
-        codec=codec,
-    )
 
 
 def digest_of_a_new_process(seed: int) -> str:
@@ -147,13 +127,13 @@ def test_codes_of_another_codec_are_a_mistake(codec: WorldCodec) -> None:
 def test_the_models_codec_is_opened_and_no_other(codec: WorldCodec) -> None:
     world = codec.description
     assert (world.name, world.sample_rate, world.frame_rate) == (WORLD_NAME, 24_000, 40.0)
-    assert isinstance(open_codec(CODEC, config(world)), WorldCodec)
+    assert isinstance(open_codec(CODEC, model_of(world, 4, 256)), WorldCodec)
     with pytest.raises(InputError, match="4 levels of 256 codes, and the model was trained on 8"):
-        open_codec(CODEC, config(Codec("encodec-24khz", 24_000, 75.0), 8, 1024))
+        open_codec(CODEC, model_of(Codec("encodec-24khz", 24_000, 75.0)))
     with pytest.raises(InputError, match="world-rvq, but no codec was given"):
-        open_codec(None, config(world))
+        open_codec(None, model_of(world, 4, 256))
     with pytest.raises(InputError, match="fixtures is another file"):
-        open_codec(PROJECT / "fixtures", config(world))
+        open_codec(PROJECT / "fixtures", model_of(world, 4, 256))
 
 
 def test_a_damaged_codec_file_is_refused(tmp_path: Path) -> None:
@@ -167,7 +147,5 @@ def test_a_damaged_codec_file_is_refused(tmp_path: Path) -> None:
     nan.write_bytes(whole[:-4] + np.float32("nan").tobytes())
     with pytest.raises(InputError, match="is damaged"):
         WorldCodec(nan)
-    with pytest.raises(InputError, match="has 4 levels, and 5 are needed"):
-        WorldCodec(CODEC, n_levels=5)
     assert not is_world_codec(tmp_path)
     assert not is_world_codec(PROJECT / "README.md")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,16 @@ REPORTS = {
 }
 
 
+@cache
+def page_of(name: str) -> str:
+    return to_html(REPORTS[name])
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", REPORTS)
 def test_nothing_is_cut(browser: Browser, tmp_path: Path, name: str, width: int) -> None:
     path = tmp_path / "report.html"
-    path.write_text(to_html(REPORTS[name]), encoding="utf-8")
+    path.write_text(page_of(name), encoding="utf-8")
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(path.as_uri())
     assert cut(page) == []
@@ -40,7 +46,7 @@ def test_nothing_is_cut(browser: Browser, tmp_path: Path, name: str, width: int)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_first_screen_is_the_answer(browser: Browser, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
-    path.write_text(to_html(REPORTS["answer"]), encoding="utf-8")
+    path.write_text(page_of("answer"), encoding="utf-8")
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.goto(path.as_uri())
     answer = page.locator(".answer")

@@ -130,7 +130,7 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     f16: Path, made: Path, tmp_path: Path
 ) -> None:
     texts = tmp_path / "texts.txt"
-    texts.write_text("The old man sees the river.\nwe saw a boat near here\n", encoding="utf-8")
+    texts.write_text("The old man.\nwe saw a boat\n", encoding="utf-8")
     voice = PROJECT / "miniature" / "voice-plain.flac"
     listening = ListenOptions(
         texts, voice, prompt_seconds=0.8, codec=str(CODEC[1]), temperature=0.0
@@ -138,7 +138,7 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     measuring = MeasureOptions(n_utterances=2, threads=1)
     given = Given((f16, made / "miniature-Q8_0.gguf"), keep=False)
     report = evaluate(given, Gates(), measuring, listening).to_json()
-    assert report["listening"]["sentences"][0] == "The old man sees the river."
+    assert report["listening"]["sentences"][0] == "The old man."
     assert "speech of texts.txt" in report["listening"]["references"]
     (file,) = report["files"]
     assert set(file["listened"]["retrieval"]) == {

@@ -136,7 +136,7 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     assert 0.5 < file["quality"]["all"]["kl_mean"] / chosen["predicted_kl"] < 2
     # The table has the chosen type of each matrix; nothing is overwritten.
     assert "is not overwritten" in error_of(cli(*run, "--target-bits", 5), 2)
-    shown = cli(*run, "--max-kl", 1, "--force")
+    shown = cli(*run, "--types", "Q8_0", "--max-kl", 1, "--force")
     assert shown.code == 0, shown.err
     header, _, *rows = shown.out.splitlines()
     assert header.split()[-1] == "chosen"

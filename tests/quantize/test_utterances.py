@@ -1,16 +1,10 @@
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import golden_checkpoint
 
 from valle_convert.checkpoint import read_checkpoint
@@ -100,55 +94,6 @@ def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_utterance(write(**arrays), model, seed=(0,))
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("executed",))
-
-
-def test_a_pickle_in_an_array_is_not_run(
-    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "a.npz"
-    data = io.BytesIO()
-    np.lib.format.write_array(data, np.array([0], object), allow_pickle=True)
-    raw = data.getvalue()
-    header = raw[: raw.index(b"\n") + 1]
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("phonemes.npy", header + pickle.dumps(Bomb()))
-    with pytest.raises(InputError):
-        read_utterance(path, model, seed=(0,))
-    assert "executed" not in capsys.readouterr().out
-
-
-def test_a_header_that_promises_terabytes_is_refused(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)}
-    )
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("phonemes.npy", header.getvalue())
-        archive.writestr("response.npy", header.getvalue())
-    with pytest.raises(InputError, match=r"is no \.npz file of an utterance"):
-        read_utterance(path, model, seed=(0,))
-
-
-@settings(max_examples=150)
-@given(st.data())
-def test_any_damage_is_bad_input(
-    model: Model, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, phonemes=np.array([1, 5, 2]), response=np.zeros((4, 8), np.int16))
-    raw = bytearray(buffer.getvalue())
-    for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.getbasetemp() / "damaged.npz"
-    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
-    with suppress(InputError):  # and nothing else
-        read_utterance(path, model, seed=(0,))
 
 
 def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:

@@ -170,9 +170,9 @@ def test_nothing_is_lost_but_space_and_every_piece_fits(
 
 
 @pytest.mark.parametrize("part", ["a", "1. ", "Dr. ", ". ", "J.", "《あ。", ". »", ". [1]", "!"])
-def test_half_a_megabyte_is_cut_in_seconds(part: str) -> None:
-    text = part * (500_000 // len(part))
+def test_a_long_text_is_cut_in_seconds(part: str) -> None:
+    text = part * (200_000 // len(part))
     started = time.process_time()
     pieces = split_sentences(text)
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 4  # by the square of the length, minutes
     assert sum(len("".join(piece.split())) for piece in pieces) == len("".join(text.split()))

@@ -94,14 +94,8 @@ def _golden_version_7_logits(folder: str, network: Any) -> Logits:
     yield "len", given["logits.len"], network.length(condition)
 
 
-def _random(seed: int, folder: Path) -> Random:
-    shape, dtype = Shape(**random_shape(seed)), random_dtype(seed)
-    make_checkpoint(folder / "random.sft", shape, dtype=dtype)
-    return Random(folder / "random.sft", dtype, (shape.dim,), f"{shape}, {dtype}")
-
-
-def _random_version_7(seed: int, folder: Path) -> Random:
-    shape, dtype = Shape(**random_version_7(seed)), random_dtype(seed)
+def _random(seed: int, folder: Path, choose: Callable[[int], dict[str, Any]]) -> Random:
+    shape, dtype = Shape(**choose(seed)), random_dtype(seed)
     make_checkpoint(folder / "random.sft", shape, dtype=dtype)
     return Random(folder / "random.sft", dtype, (shape.dim,), f"{shape}, {dtype}")
 
@@ -128,7 +122,7 @@ FAMILIES = {
         ),
         n_texts=100_000,
         main="",
-        random=_random,
+        random=partial(_random, choose=random_shape),
         published=partial(make_checkpoint, shape=PRODUCTION),
     ),
     "VALL-E X": Row(
@@ -161,7 +155,7 @@ FAMILIES = {
         ),
         n_texts=100_000,
         main="model: ",
-        random=_random_version_7,
+        random=partial(_random, choose=random_version_7),
         published=partial(make_checkpoint, shape=PUBLISHED_SIZES["nemo-smaller"]),
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def test_every_layout_converts_and_verifies(
     assert report.passed, report.verdict()
 
 
-def check(row: Row, seed: int, folder: Path) -> None:
+def check(row: Row, seed: int, folder: Path, out_types: Sequence[str] = OUT_TYPES) -> None:
     made = row.random(seed, folder)
     checkpoint = read_checkpoint(made.path)
-    for out_type in OUT_TYPES:
+    for out_type in out_types:
         what = made.words, out_type
         if not made.can_be(out_type):
             with pytest.raises(InputError, match=r"rows of \d+"):
@@ -101,8 +101,9 @@ def check(row: Row, seed: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("row", FAMILIES.values(), ids=FAMILIES)
 @pytest.mark.parametrize("seed", range(1000, 1000 + N_QUICK))
-def test_a_few_random_shapes_pass_in_every_type(row: Row, seed: int, tmp_path: Path) -> None:
-    check(row, seed, tmp_path)
+def test_a_few_random_shapes_pass_in_two_types(row: Row, seed: int, tmp_path: Path) -> None:
+    """Three seeds come to all types."""
+    check(row, seed, tmp_path, [OUT_TYPES[(2 * seed + i) % len(OUT_TYPES)] for i in range(2)])
 
 
 @pytest.mark.slow

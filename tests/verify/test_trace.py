@@ -54,6 +54,7 @@ UNSEEN = {
         "a matrix 5 % too large",
     )
 }
+KINDS = ("F16", "Q4_K_M")
 _SIZES = {"dim": 256, "heads": 4, "layers": 2, "ffn": 2, "levels": 2, "audio_tokens": 32}
 SHAPES = {"VALL-E": Shape(**_SIZES), "VALL-E of version 7": Shape(version=7, **_SIZES)}
 Make = Callable[[str, str], tuple[Plan, Path]]
@@ -93,9 +94,14 @@ def places(plan: Plan, path: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q4_K_M"])
-@pytest.mark.parametrize("title", SHAPES)
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize(
+    ("name", "title", "kind"),
+    [
+        (name, title, KINDS[(i + j) % 2])
+        for i, name in enumerate(PLACES)
+        for j, title in enumerate(SHAPES)
+    ],
+)
 def test_a_damage_to_a_layer_is_named_by_its_layer_and_part(
     name: str, title: str, kind: str, made: Make, tmp_path: Path
 ) -> None:

@@ -55,7 +55,7 @@ def test_a_conversion_passes_on_every_level(
 ) -> None:
     bundle = open_files(converted(name, out_type))
     plan = plan_like(bundle, read_checkpoint(golden_checkpoint(name)), Choices())
-    report = verify(plan, bundle, n_texts=500)
+    report = verify(plan, bundle, n_texts=100)
     assert report.passed, report.verdict()
     assert tuple(level.name for level in report.levels) == LEVELS
     logits = {check.name.removeprefix("logits ") for check in report.levels[-1].checks}
@@ -63,19 +63,6 @@ def test_a_conversion_passes_on_every_level(
     if row is FAMILIES["VALL-E"]:
         assert ("len" in logits) == (name != "single-classifier")
         assert ("text" in logits) == (name == "v6-text-head")
-
-
-@pytest.mark.usefixtures("all_strings")
-@pytest.mark.parametrize(("name", "row"), ONE_GOLDEN[:2])  # one for each kind of tokenizer
-def test_the_tokenizer_level_compares_thousands_of_strings(
-    name: str, row: Row, converted: Convert
-) -> None:
-    plan = plan_conversion(golden_checkpoint(name), Choices("f32"))
-    report = verify_gguf(plan, converted(name, "f32"), levels=["tokenizer"])
-    (check,) = report.levels[0].checks
-    assert check.passed
-    assert check.values["texts"] == row.n_texts
-    assert check.values["differences"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,16 +169,18 @@ def swap_symbols(file: GgufFile) -> None:
 
 @pytest.mark.usefixtures("all_strings")
 @pytest.mark.parametrize(
-    ("name", "change"), [("ar-nar-len", cut_merges), (GOLDEN_VALLEX, swap_symbols)]
+    ("name", "change", "n_texts"),
+    [("ar-nar-len", cut_merges, 100_000), (GOLDEN_VALLEX, swap_symbols, 10_000)],
 )
 def test_a_tokenizer_that_differs_is_shown_by_an_example(
-    name: str, change: Callable[[GgufFile], None], tmp_path: Path, converted: Convert
+    name: str, change: Callable[[GgufFile], None], n_texts: int, tmp_path: Path, converted: Convert
 ) -> None:
     bundle = copied(converted(name, "f32"), tmp_path)
     change(bundle.main)
     plan = plan_conversion(golden_checkpoint(name), Choices("f32"))
     report = verify_gguf(plan, bundle.path, levels=["tokenizer"])
     assert failed(report) == ["tokenizer"]
+    assert report.failures[0].values["texts"] == n_texts
     assert re.search(r"such as '.+ gives \[.+\], not \[", report.failures[0].summary)
 
 

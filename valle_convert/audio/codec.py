@@ -58,11 +58,7 @@ class AudioCodec(Protocol):
 
 
 def check_codec_fits(codec: AudioCodec, config: CodeFormat) -> None:
-    """Check that a codec fits a model.
-
-    Raises:
-        InputError: levels, codebook size or rates differ.
-    """
+    """Raise an `InputError` if a codec has other levels, codes or rates than a model."""
     found = (codec.n_levels, codec.codebook_size, codec.description)
     check_format("The codec", found, config, "give the model's codec with --codec")
 
@@ -158,44 +154,27 @@ class EncodecCodec:
                 f"The codec {weights.source} has {spec.n_codebooks} levels, expected at least "
                 f"{n_levels}; pass the model's codec with --codec."
             )
-        self.weights = weights
-        self._n_levels = n_levels
-        self._codec = Codec(
+        self.weights, self.n_levels = weights, n_levels
+        self.codebook_size = spec.codebook_size
+        self.description = Codec(
             f"encodec-{spec.sampling_rate // 1000}khz", spec.sampling_rate, spec.frame_rate
         )
         self._decoder = EncodecDecoder(weights, n_levels)
 
     @cached_property
     def _encoder(self) -> EncodecEncoder:
-        return EncodecEncoder(self.weights, self._n_levels)
-
-    @property
-    def description(self) -> Codec:
-        """Name and rates."""
-        return self._codec
-
-    @property
-    def n_levels(self) -> int:
-        """Number of levels."""
-        return self._n_levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of different codes of a level."""
-        return self.weights.spec.codebook_size
+        return EncodecEncoder(self.weights, self.n_levels)
 
     def encode(self, audio: Audio) -> Codes:
         """Audio of the codec's rate to codes, [frames, levels]."""
-        if audio.sample_rate != self._codec.sample_rate:
-            raise ValueError(f"{audio.sample_rate} Hz, not {self._codec.sample_rate}")
+        if audio.sample_rate != self.description.sample_rate:
+            raise ValueError(f"{audio.sample_rate} Hz, not {self.description.sample_rate}")
         return self._encoder.encode(audio.samples)
 
     def decode(self, codes: Codes) -> Audio:
         """Codes [frames, levels or fewer] to audio; fewer levels sound rougher."""
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(f"codes from {codes.min()} to {codes.max()} of {self.codebook_size}")
-        if codes.shape[1] > self._n_levels:
-            raise ValueError(
-                f"codes of {codes.shape[1]} levels, and the codec has {self._n_levels}"
-            )
-        return Audio(self._decoder.decode(codes), self._codec.sample_rate)
+        if codes.shape[1] > self.n_levels:
+            raise ValueError(f"codes of {codes.shape[1]} levels, and the codec has {self.n_levels}")
+        return Audio(self._decoder.decode(codes), self.description.sample_rate)

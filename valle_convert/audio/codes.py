@@ -31,21 +31,14 @@ _ENTRIES = ("format_version", "codes", "codec", "codebook_size", "sample_rate", 
 
 @dataclass(frozen=True, eq=False)
 class SavedCodes:
-    """Codes with everything needed to decode them.
+    """Codes with everything needed to decode them."""
 
-    Attributes:
-        codes: [frames, levels], int32.
-        codec: the codec, with its rates.
-        codebook_size: all codes are below this.
-        phonemes: ids of the text with `<bos>` and `</eos>`, if it is one known sentence.
-        language: id of the language, if known.
-    """
-
-    codes: Codes
-    codec: Codec
-    codebook_size: int
+    codes: Codes  # [frames, levels], int32
+    codec: Codec  # the codec, with its rates
+    codebook_size: int  # all codes are below this
+    #: Ids of the text with `<bos>` and `</eos>`, if it is one known sentence.
     phonemes: tuple[int, ...] = ()
-    language: int | None = None
+    language: int | None = None  # id of the language, if known
 
 
 def is_codes_path(path: Path) -> bool:
@@ -54,11 +47,7 @@ def is_codes_path(path: Path) -> bool:
 
 
 def check_codes_target(path: Path) -> None:
-    """Check the name of a file of codes.
-
-    Raises:
-        InputError: it does not end in `.npz`.
-    """
+    """Raise an `InputError` if the name of a file of codes does not end in `.npz`."""
     if not is_codes_path(path) and not is_stream(path):
         raise InputError(f"{path}: the name of saved codes must end in {CODES_SUFFIX}.")
 
@@ -66,17 +55,7 @@ def check_codes_target(path: Path) -> None:
 def write_codes(
     path: Path, saved: SavedCodes, *, force: bool = False, sources: Iterable[Path] = ()
 ) -> None:
-    """Write a file of codes, or nothing.
-
-    Args:
-        path: the `.npz` file.
-        saved: the codes.
-        force: replace an existing file.
-        sources: files that are never overwritten.
-
-    Raises:
-        InputError, EnvironmentFault: as `check_codes_target` and `files.atomic_output`.
-    """
+    """Write a `.npz` file, or nothing; arguments and errors as `files.atomic_output`."""
     check_codes_target(path)
     said: dict[str, NDArray[Any]] = {}
     if saved.phonemes:
@@ -97,11 +76,7 @@ def write_codes(
 
 
 def read_codes(path: Path, config: CodeFormat | None = None) -> SavedCodes:
-    """Read a file of codes.
-
-    Args:
-        path: the file.
-        config: the model that the codes must fit; None for any.
+    """Read a file of codes, which must fit the model `config`; None for any.
 
     Raises:
         InputError: it is not such a file, is damaged, or does not fit the model.
@@ -120,11 +95,7 @@ def read_codes(path: Path, config: CodeFormat | None = None) -> SavedCodes:
 
 
 def check_codes_fit(saved: SavedCodes, config: CodeFormat, where: str) -> None:
-    """Check that codes fit a model.
-
-    Raises:
-        InputError: levels, codebook or codec differ.
-    """
+    """Raise an `InputError` if codes have other levels, sizes or rates than a model."""
     found = (saved.codes.shape[1], saved.codebook_size, saved.codec)
     check_format(where, found, config, "encode the recording again, with the model's codec")
 

@@ -55,15 +55,10 @@ _UNKNOWN = 0xFFFFFFFF
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """Mono audio.
+    """Mono audio."""
 
-    Attributes:
-        samples: [n], float32; full scale is 1.
-        sample_rate: in Hz.
-    """
-
-    samples: Samples
-    sample_rate: int
+    samples: Samples  # [n], float32; full scale is 1
+    sample_rate: int  # in Hz
 
     @property
     def seconds(self) -> float:
@@ -73,28 +68,18 @@ class Audio:
 
 @dataclass(frozen=True)
 class WrittenAudio:
-    """Result of writing audio.
-
-    Attributes:
-        path: the file.
-        seconds: length.
-        peak: highest absolute sample before writing; full scale is 1.
-        gain: factor of the samples; below 1 if they would have been clipped.
-    """
+    """Result of writing audio."""
 
     path: Path
     seconds: float
-    peak: float
-    gain: float
+    peak: float  # highest absolute sample before writing; full scale is 1
+    gain: float  # factor of the samples; below 1 if they would have been clipped
 
 
 def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None) -> Audio:
-    """Read a file of any format, rate and number of channels.
+    """Read a file of any format, rate and number of channels that libsndfile knows.
 
-    Args:
-        path: wav, flac, ogg, mp3, or whatever else libsndfile knows.
-        sample_rate: sample rate of the result.
-        max_seconds: read only the beginning.
+    The result has `sample_rate`, and at most the first `max_seconds`.
 
     Raises:
         InputError: the file is missing, or as for `decode_audio`.
@@ -112,13 +97,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
 def decode_audio(
     raw: BinaryIO, name: str, sample_rate: int, *, max_seconds: float | None = None
 ) -> Audio:
-    """Read an open file, or bytes in memory, as `read_audio` does.
-
-    Args:
-        raw: the file.
-        name: its name in messages.
-        sample_rate: sample rate of the result.
-        max_seconds: read only the beginning.
+    """Read an open file, or bytes in memory, as `read_audio` does; messages call it `name`.
 
     Raises:
         InputError: it is not audio, is empty, has samples that are not finite, or its channels
@@ -160,9 +139,8 @@ def decode_audio(
         raise InputError(f"{name} has samples that are not finite; the file is damaged.")
     if mixed_power < _CANCELLED * power:
         raise InputError(
-            f"The channels of {name} cancel each other out; keep one with"
-            f" `ffmpeg -i {shell_name} -af 'pan=mono|c0=c0' "
-            "voice.wav`."
+            f"The channels of {name} cancel each other out; keep one with "
+            f"`ffmpeg -i {shell_name} -af 'pan=mono|c0=c0' voice.wav`."
         )
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate, quality="VHQ")
@@ -356,10 +334,7 @@ def to_int16(samples: Samples, gain: float) -> NDArray[np.int16]:
 def wav_header(rate: int, n_bytes: int | None, sample_format: SampleFormat = "int16") -> bytes:
     """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991).
 
-    Args:
-        rate: sample rate in Hz.
-        n_bytes: size of the samples; None if it is not known yet.
-        sample_format: how samples are stored.
+    `n_bytes` is the size of the samples; None if it is not known yet.
     """
     tag, bits = (3, 32) if sample_format == "float32" else (1, 16)
     size, width = min(_UNKNOWN if n_bytes is None else n_bytes, _UNKNOWN), bits // 8

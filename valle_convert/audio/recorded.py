@@ -15,15 +15,10 @@ _MAX_LIST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording and its transcript.
+    """A recording and its transcript."""
 
-    Attributes:
-        path: wav, flac, ogg or mp3, or saved codes (.npz).
-        text: words, or IPA.
-    """
-
-    path: Path
-    text: str
+    path: Path  # wav, flac, ogg or mp3, or saved codes (.npz)
+    text: str  # words, or IPA
 
 
 def read_list(path: Path) -> list[Recorded]:

@@ -19,26 +19,15 @@ from valle_convert.npz_file import read_npz
 
 @dataclass(frozen=True)
 class SpokenUtterance:
-    """Text, voice and speech.
+    """Text, voice and speech."""
 
-    Attributes:
-        condition: phonemes with `<bos>` and `</eos>`, language, prompt.
-        response: [frames, levels].
-        text: the words, if known.
-    """
-
-    condition: Condition
-    response: NDArray[np.int64]
-    text: str = ""
+    condition: Condition  # phonemes with `<bos>` and `</eos>`, language, prompt
+    response: NDArray[np.int64]  # [frames, levels]
+    text: str = ""  # the words, if known
 
 
 def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtterance:
-    """Read an utterance.
-
-    Args:
-        path: the `.npz` file.
-        config: config of the model.
-        rows: tables of the model; phonemes and language must be in them.
+    """Read an utterance; its phonemes and language must be in the model's tables `rows`.
 
     Raises:
         InputError: the file has another format, or does not fit the model.
@@ -89,17 +78,7 @@ def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtteranc
 def check_utterance(
     path: Path, arrays: Mapping[str, NDArray[Any]], config: GemmaConfig, rows: RowMap
 ) -> None:
-    """Check the arrays of an utterance against a model.
-
-    Args:
-        path: the file, for messages.
-        arrays: phonemes and response, optionally prompt and language.
-        config: config of the model.
-        rows: tables of the model.
-
-    Raises:
-        InputError: they have another format, or do not fit the model.
-    """
+    """Raise an `InputError` if the arrays of an utterance do not fit a model."""
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
     _check(path, "phonemes", phonemes, (None,), rows.table("phonemes").n_rows)

@@ -76,6 +76,10 @@ def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None)
     return "\n".join(shown)
 
 
+def data_table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> None:
+    data(table(rows, header=header))
+
+
 def n_bytes(n: int) -> str:
     """A size such as `437.2 MiB`."""
     size = float(n)

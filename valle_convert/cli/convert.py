@@ -193,21 +193,19 @@ def _show_file(plan: PlannedFile) -> None:
 
     size = len(header_of(plan)) + plan.data_bytes
     console.data("keys")
-    console.data(
-        console.table([(key.name, key.type, _brief(key.value, key.deferred)) for key in plan.keys])
-    )
+    console.data_table([(key.name, key.type, _brief(key.value, key.deferred)) for key in plan.keys])
     console.data("\ntensors")
     rows = []
     for tensor in plan.tensors:
         shape = " x ".join(str(n) for n in tensor.shape)
-        rows.append((tensor.name, tensor.ggml_type.name, shape, f"{tensor.n_bytes:,}", ""))
-        rows[-1] = (*rows[-1][:4], tensor.spans[0].source if len(tensor.spans) == 1 else "")
+        source = tensor.spans[0].source if len(tensor.spans) == 1 else ""
+        rows.append((tensor.name, tensor.ggml_type.name, shape, f"{tensor.n_bytes:,}", source))
         if len(tensor.spans) > 1:
             rows += [
                 (f"  {span.label}", "", f"rows {span.first_row}+{span.n_rows}", "", span.source)
                 for span in tensor.spans
             ]
-    console.data(console.table(rows, header=("name", "type", "shape", "bytes", "source")))
+    console.data_table(rows, header=("name", "type", "shape", "bytes", "source"))
     console.data(
         f"\n{plural(len(plan.tensors), 'tensor')}, {plan.n_weights:,} weights, {size:,} bytes"
     )

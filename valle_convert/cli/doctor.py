@@ -27,7 +27,7 @@ def doctor(json_: bool = JSON) -> None:
 
     report = examine()
     if json_:
-        console.data_json(_plain(asdict(report)))
+        console.data_json(asdict(report))
     else:
         _show(report)
     if not report.ok:
@@ -35,16 +35,14 @@ def doctor(json_: bool = JSON) -> None:
 
 
 def _show(report: DoctorReport) -> None:
-    console.data(
-        console.table(
-            [
-                ("valle-convert", report.version),
-                ("Python", report.python),
-                ("system", report.system),
-                ("CPU", f"{report.cpu}, {plural(report.cores, 'usable core')}"),
-                ("CPU features", " ".join(report.cpu_features)),
-            ]
-        )
+    console.data_table(
+        [
+            ("valle-convert", report.version),
+            ("Python", report.python),
+            ("system", report.system),
+            ("CPU", f"{report.cpu}, {plural(report.cores, 'usable core')}"),
+            ("CPU features", " ".join(report.cpu_features)),
+        ]
     )
     if report.announces_amx:
         console.data(
@@ -52,11 +50,9 @@ def _show(report: DoctorReport) -> None:
             "llama.cpp crashes on quantized models."
         )
     console.data("\npackages")
-    console.data(
-        console.table(
-            [(p.name, p.installed or "missing", p.extra, p.problem or "") for p in report.packages],
-            header=("package", "installed", "extra", "problem"),
-        )
+    console.data_table(
+        [(p.name, p.installed or "missing", p.extra, p.problem or "") for p in report.packages],
+        header=("package", "installed", "extra", "problem"),
     )
     llama = report.llama
     console.data("\nllama.cpp")
@@ -76,7 +72,7 @@ def _show(report: DoctorReport) -> None:
         (program.name, str(program.found.path) if program.found else str(program.problem))
         for program in report.programs
     ]
-    console.data(console.table(rows))
+    console.data_table(rows)
     console.data(f"install for this CPU: {report.install}")
     if llama.problem:
         console.data(llama.problem)
@@ -95,13 +91,9 @@ def _show(report: DoctorReport) -> None:
             for one in report.tuned
         ]
         header = ("layers", "weights", "passes", "ms (exact)", "steps", "ms (exact)", "parallel")
-        console.data(console.table(found, header=header))
+        console.data_table(found, header=header)
     console.data("\ncommands")
-    console.data(
-        console.table(
-            [(c.name, "; ".join(c.missing) if c.missing else "ready") for c in report.commands]
-        )
-    )
+    console.data_table([(c.name, "; ".join(c.missing) or "ready") for c in report.commands])
 
 
 def _choice(found: Choice) -> tuple[str, str]:
@@ -110,12 +102,3 @@ def _choice(found: Choice) -> tuple[str, str]:
 
     seconds = f"{found.seconds * 1e3:.3g} ({found.exact_seconds * 1e3:.3g})"
     return settings_words(found.settings), seconds
-
-
-def _plain(value: object) -> object:
-    """Convert paths to strings, recursively."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

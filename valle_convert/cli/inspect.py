@@ -50,37 +50,22 @@ def _show(summary: Summary) -> None:
     console.data(f"{summary.path}: {summary.kind}, {console.n_bytes(summary.n_bytes)}")
     for title, values in summary.sections():
         known = [(name, _words(value)) for name, value in values.items() if value is not None]
-        if not known:
-            continue
-        console.data(f"\n{title}")
-        console.data(console.table(known))
+        if known:
+            console.data(f"\n{title}")
+            console.data_table(known)
     if summary.rows:
         console.data("\ntables and heads")
-        console.data(
-            console.table(
-                [
-                    (one.kind, one.name, f"{one.first_row:,}", f"{one.n_rows:,}", one.source)
-                    for one in summary.rows
-                ],
-                header=("kind", "name", "first row", "rows", "source"),
-            )
-        )
+        rows = [
+            (one.kind, one.name, f"{one.first_row:,}", f"{one.n_rows:,}", one.source)
+            for one in summary.rows
+        ]
+        console.data_table(rows, header=("kind", "name", "first row", "rows", "source"))
     console.data("\nweights")
-    console.data(
-        console.table(
-            [
-                (
-                    group.name,
-                    group.type,
-                    f"{group.n_tensors:,}",
-                    f"{group.n_weights:,}",
-                    f"{group.n_bytes:,}",
-                )
-                for group in summary.groups
-            ],
-            header=("group", "type", "tensors", "weights", "bytes"),
-        )
-    )
+    groups = [
+        (one.name, one.type, *(f"{n:,}" for n in (one.n_tensors, one.n_weights, one.n_bytes)))
+        for one in summary.groups
+    ]
+    console.data_table(groups, header=("group", "type", "tensors", "weights", "bytes"))
     console.notes(summary.notes)
 
 
@@ -103,7 +88,7 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
         name = Path(one.path).name
         size = console.n_bytes(one.n_bytes)
         rows.append((name, str(kind), size, verdicts.get(name, ""), one.kind))
-    console.data(console.table(rows, header=("file", "type", "size", "verdict", "")))
+    console.data_table(rows, header=("file", "type", "size", "verdict", ""))
 
 
 def _words(value: Any) -> str:  # noqa: ANN401 - a value of a report

@@ -136,7 +136,7 @@ def _show(result: EvaluationReport) -> None:
     # A pipe gets all columns, a terminal the first ones that fit.
     width = shutil.get_terminal_size().columns
     header, rows = fitting(result, width) if sys.stdout.isatty() else summary(result)
-    console.data(console.table(rows, header=header))
+    console.data_table(rows, header=header)
     for title, (columns, cells) in list(heard(result))[:1]:  # a report has all of them
         console.log(f"{title}:\n{console.table(cells, header=columns)}")
     for line in result.facts():

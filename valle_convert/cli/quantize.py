@@ -45,7 +45,7 @@ def _list_types(given: bool) -> None:
         )
         for one in FILE_TYPES.values()
     ]
-    console.data(console.table(rows, header=("type", "bits", "most matrices", "")))
+    console.data_table(rows, header=("type", "bits", "most matrices", ""))
     raise typer.Exit
 
 
@@ -189,7 +189,7 @@ def _show(result: MakeReport, *, as_json: bool) -> None:
         console.data_json(result.to_json())
         return
     header, rows = result.table()
-    console.data(console.table(rows, header=header))
+    console.data_table(rows, header=header)
     for line in result.facts():
         console.log(line)
     console.data(result.verdict())

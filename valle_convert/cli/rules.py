@@ -1,6 +1,6 @@
 """Which options need another one, and which exclude each other, for all commands.
 
-A condition is some parameters, by their Python names, of which one must be given, with any value or
+A condition names parameters, by their Python names; one of them must be given, with any value or
 with one of several: `"text task=vc|ns"`.
 """
 

@@ -81,7 +81,7 @@ def scan(
         console.data_json(result.to_json())
     else:
         header, rows = result.table()
-        console.data(console.table(rows, header=header))
+        console.data_table(rows, header=header)
         console.data(result.verdict())
     if out is not None and result.mixture is not None:
         lines = "".join(f"{one}\n" for one in result.mixture.tensor_types)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +53,7 @@ def tokenize(
     gguf = local_gguf(gguf)
     bundle = open_bundle(gguf)
     source = bundle.family.recorded_tokenizer(bundle.main, tokenizer)
-    kind, oracle = source.kind, source.oracle()
+    oracle = source.oracle()
     setting = Setting(not no_special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
@@ -70,8 +69,23 @@ def tokenize(
         else:
             ids = llama.encode(str(text), add_special=not no_special, parse_special=parse_special)
             (expected,) = oracle.encode_batch([str(text)], setting)
-            one = _OneText(str(text), llama.show(ids), ids, [true_ids[i] for i in ids], expected)
-            one.show(kind, as_json=json_)
+            found = [true_ids[i] for i in ids]
+            pieces, agree = llama.show(ids), found == expected
+            if json_:
+                console.data_json(
+                    {
+                        "text": text,
+                        "pieces": pieces,
+                        "llama_cpp": {"tokens": ids, "ids": found},
+                        source.kind: {"ids": expected},
+                        "agree": agree,
+                    }
+                )
+            else:
+                console.data(f"pieces         {pieces}")
+                console.data(f"llama.cpp      {found}")
+                console.data(f"{source.kind:<14} {expected}")
+                console.log("they agree" if agree else "they differ")
             unknown = unknown_phonemes(
                 str(text),
                 lambda part: [
@@ -80,39 +94,8 @@ def tokenize(
             )
             if unknown:
                 console.log(f"note: the vocabulary lacks {listed(unknown)}")
-            agree = one.agree
     if not agree:
         raise typer.Exit(EXIT_FAILED_CHECK)
-
-
-@dataclass(frozen=True)
-class _OneText:
-    text: str
-    pieces: str
-    tokens: list[int]
-    found: list[int]
-    expected: list[int]
-
-    @property
-    def agree(self) -> bool:
-        return self.found == self.expected
-
-    def show(self, oracle: str, *, as_json: bool) -> None:
-        if as_json:
-            console.data_json(
-                {
-                    "text": self.text,
-                    "pieces": self.pieces,
-                    "llama_cpp": {"tokens": self.tokens, "ids": self.found},
-                    oracle: {"ids": self.expected},
-                    "agree": self.agree,
-                }
-            )
-            return
-        console.data(f"pieces         {self.pieces}")
-        console.data(f"llama.cpp      {self.found}")
-        console.data(f"{oracle:<14} {self.expected}")
-        console.log("they agree" if self.agree else "they differ")
 
 
 def _lines(path: Path) -> Iterator[str]:

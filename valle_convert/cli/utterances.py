@@ -68,9 +68,11 @@ def utterances(
     and texts are usable. Models of version 7 and VALL-E X are not supported.
     """
     from valle_convert.families.bundle import open_bundle
+    from valle_convert.files import check_input_file
 
     recorded = _recorded(audio or [], text or [], list_)
-    _check_recordings([*(one.path for one in recorded), *([voice] if voice else [])])
+    for path in [*(one.path for one in recorded), *([voice] if voice else [])]:
+        check_input_file(path, "recording")
     bundle = open_bundle(local_gguf(model))
     made = bundle.family.ability("utterances")(
         bundle,
@@ -104,14 +106,6 @@ def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) 
     for one in texts:
         check_utf8(one)
     return [Recorded(path, said) for path, said in zip(audio, texts, strict=True)]
-
-
-def _check_recordings(paths: Sequence[Path]) -> None:
-    """Refuse missing files before anything is computed."""
-    from valle_convert.files import check_input_file
-
-    for path in paths:
-        check_input_file(path, "recording")
 
 
 def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None:

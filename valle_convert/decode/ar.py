@@ -31,19 +31,13 @@ _TABLE = "response.ar"
 
 @dataclass(frozen=True)
 class ArOptions:
-    """Options of AR decoding.
-
-    Attributes:
-        guidance: off by default; it doubles the time.
-        max_frames: the limit (12 seconds of EnCodec).
-        length_penalty: above 0 makes responses longer, below 0 shorter.
-    """
+    """Options of AR decoding."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    guidance: Guidance = field(default_factory=Guidance)
-    max_frames: int = 900
+    guidance: Guidance = field(default_factory=Guidance)  # off by default; it doubles the time
+    max_frames: int = 900  # the limit (12 seconds of EnCodec)
     repetition: Repetition = field(default_factory=Repetition)
-    length_penalty: float = 0.0
+    length_penalty: float = 0.0  # above 0 makes responses longer, below 0 shorter
 
     def __post_init__(self) -> None:
         check_range("length_penalty", self.length_penalty, -100.0, 100.0)

@@ -21,15 +21,10 @@ End = Literal["stop", "limit", "interrupted"]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Callbacks to follow and stop a decoding.
+    """Callbacks to follow and stop a decoding."""
 
-    Attributes:
-        progress: shows frames, steps and levels.
-        should_stop: called between steps.
-    """
-
-    progress: Progress = silent
-    should_stop: ShouldStop = lambda: False
+    progress: Progress = silent  # shows frames, steps and levels
+    should_stop: ShouldStop = lambda: False  # called between steps
 
 
 UNWATCHED = Callbacks()

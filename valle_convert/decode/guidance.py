@@ -14,16 +14,13 @@ from valle_convert.decode.sampling import Logits
 
 @dataclass(frozen=True)
 class Guidance:
-    """The strength of guidance.
+    """The strength of guidance."""
 
-    Attributes:
-        cfg_strength: 0 is off and costs nothing; otherwise every pass is run a second time, for
-            the null condition.
-        cfg_rescale: how far (0 to 1) the spread of the guided logits, which grows with the
-            strength, is brought back to that of the model's own.
-    """
-
+    #: 0 is off and costs nothing; otherwise every pass is run a second time, for the null
+    #: condition.
     cfg_strength: float = 0.0
+    #: How far (0 to 1) the spread of the guided logits, which grows with the strength, is brought
+    #: back to that of the model's own.
     cfg_rescale: float = 0.75
 
     def __post_init__(self) -> None:

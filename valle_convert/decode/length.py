@@ -20,17 +20,11 @@ MAX_DIGITS = 10
 
 @dataclass(frozen=True)
 class LengthOptions:
-    """Changes to the predicted number.
+    """Changes to the predicted number."""
 
-    Attributes:
-        duration_padding: a factor, so that nothing is cut off at the end.
-        min_frames: the minimum before padding (one second of EnCodec).
-        max_frames: the maximum after padding (12 seconds).
-    """
-
-    duration_padding: float = 1.05
-    min_frames: int = 75
-    max_frames: int = 900
+    duration_padding: float = 1.05  # a factor, so that nothing is cut off at the end
+    min_frames: int = 75  # the minimum before padding (one second of EnCodec)
+    max_frames: int = 900  # the maximum after padding (12 seconds)
 
     def __post_init__(self) -> None:
         if not 0 < self.duration_padding <= 100:

@@ -33,27 +33,20 @@ MINIMUM_CFG_STRENGTH = 2.5
 
 @dataclass(frozen=True)
 class MaskedOptions:
-    """Options of demasking.
+    """Options of demasking."""
 
-    Attributes:
-        max_steps: S above; every step is two passes.
-        sampling: how hidden codes are drawn; its temperature is the one at t = 0.
-        annealed_guidance: whether the strength grows with t. The original project computes such a
-            strength, but then uses the full one in every step, and so does the default here: the
-            codes are equal.
-        score_hidden_only: keep frames that were not hidden from then on, with a score of 1,
-            instead of scoring them again.
-        vc_threshold: voice conversion shows the other recording while t is below this,
-        vc_mask_p: with this part of its codes masked at random.
-    """
-
-    max_steps: int = 25
+    max_steps: int = 25  # S above; every step is two passes
+    #: How hidden codes are drawn; its temperature is the one at t = 0.
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     guidance: Guidance = field(default_factory=lambda: Guidance(MINIMUM_CFG_STRENGTH))
+    #: Whether the strength grows with t. The original project computes such a strength, but then
+    #: uses the full one in every step, and so does the default here: the codes are equal.
     annealed_guidance: bool = False
+    #: Keep frames that were not hidden from then on, with a score of 1, instead of scoring them
+    #: again.
     score_hidden_only: bool = False
-    vc_threshold: float = 0.25
-    vc_mask_p: float = 0.25
+    vc_threshold: float = 0.25  # voice conversion shows the other recording while t is below this
+    vc_mask_p: float = 0.25  # the part of the shown codes that is masked at random
 
     def __post_init__(self) -> None:
         check_range("steps", self.max_steps, 1, math.inf)

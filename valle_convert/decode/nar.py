@@ -21,15 +21,11 @@ from valle_convert.network.protocol import Network
 
 @dataclass(frozen=True)
 class NarOptions:
-    """Options of decoding the levels above 0.
+    """Options of decoding the levels above 0."""
 
-    Attributes:
-        sampling: the most likely code by default; higher temperatures sound noisy.
-        guidance: off by default; it doubles the time.
-    """
-
+    #: The most likely code by default; higher temperatures sound noisy.
     sampling: SamplingOptions = GREEDY
-    guidance: Guidance = field(default_factory=Guidance)
+    guidance: Guidance = field(default_factory=Guidance)  # off by default; it doubles the time
 
 
 def decode_nar(

@@ -28,20 +28,13 @@ NEVER = np.float32(-np.inf)
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How codes are drawn; names and defaults are the training project's.
+    """How codes are drawn; names and defaults are the training project's."""
 
-    Attributes:
-        temperature: 0 takes the most likely code; 1 draws by the model's probabilities.
-        top_k: keep that many codes (and those as likely as the last of them); 0 keeps all.
-        top_p: keep the fewest most likely codes with this total probability.
-        min_p: keep codes at least this likely, relative to the most likely one.
-        top_no: keep logits within this many standard deviations of the highest; 0 keeps all.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    temperature: float = 1.0  # 0 takes the most likely code; 1 draws by the model's probabilities
+    top_k: int = 0  # keep that many codes (and those as likely as the last of them); 0 keeps all
+    top_p: float = 1.0  # keep the fewest most likely codes with this total probability
+    min_p: float = 0.0  # keep codes at least this likely, relative to the most likely one
+    #: Keep logits within this many standard deviations of the highest; 0 keeps all.
     top_no: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,14 +47,10 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Penalties of earlier codes.
-
-    Attributes:
-        decay: the penalty is multiplied by the distance to this power.
-    """
+    """Penalties of earlier codes."""
 
     penalty: float = 1.0
-    decay: float = 0.0
+    decay: float = 0.0  # the penalty is multiplied by the distance to this power
 
     def __post_init__(self) -> None:
         check_range("repetition_penalty", self.penalty, 1e-6, math.inf)

@@ -41,15 +41,10 @@ class SpeechOptions:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """An earlier piece of text and its speech, to be continued.
+    """An earlier piece of text and its speech, to be continued."""
 
-    Attributes:
-        phonemes: ids, with the marks around them, [n].
-        codes: the speech, [frames, levels].
-    """
-
-    phonemes: Codes
-    codes: Codes
+    phonemes: Codes  # ids, with the marks around them, [n]
+    codes: Codes  # the speech, [frames, levels]
 
     def extend(self, phonemes: Codes) -> Codes:
         """The phonemes of both pieces, with the marks around them once."""
@@ -78,19 +73,14 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """A decoded response.
+    """A decoded response."""
 
-    Attributes:
-        codes: [frames, levels]; if interrupted, the complete frames and levels.
-        end: how that ended; `limit` if speech was cut off at the maximum (ar), or is shorter
-            than the model predicted (nar-len).
-        seconds: of the stages that stand alone; the rest is level 0's.
-    """
-
-    codes: Codes
+    codes: Codes  # [frames, levels]; if interrupted, the complete frames and levels
     mode: Mode
+    #: How that ended; `limit` if speech was cut off at the maximum (ar), or is shorter than the
+    #: model predicted (nar-len).
     end: End
-    seconds: Timings
+    seconds: Timings  # of the stages that stand alone; the rest is level 0's
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:

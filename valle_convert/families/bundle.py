@@ -33,23 +33,14 @@ _OPTIONS = {"tokenizer": "--tokenizer", "codec": "--codec-name", "out_type": "--
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about the files of a checkpoint before they are written.
-
-    Attributes:
-        family: of the checkpoint.
-        checkpoint: the source.
-        description: the family's, of the checkpoint.
-        choices: the user's.
-        tokenizer: the source of the vocabulary.
-        files: by part, the main one first.
-    """
+    """Everything about the files of a checkpoint before they are written."""
 
     family: AnyFamily
     checkpoint: Checkpoint
     description: Description[Any]
     choices: Choices
-    tokenizer: TokenizerChoice
-    files: Mapping[str, PlannedFile]
+    tokenizer: TokenizerChoice  # the source of the vocabulary
+    files: Mapping[str, PlannedFile]  # by part, the main one first
 
     @property
     def main(self) -> PlannedFile:
@@ -138,15 +129,10 @@ def write_bundle(
 
 @dataclass(frozen=True)
 class Bundle:
-    """The files of a converted model, opened.
-
-    Attributes:
-        family: of the model.
-        files: by part, the main one first.
-    """
+    """The files of a converted model, opened."""
 
     family: AnyFamily
-    files: Mapping[str, GgufFile]
+    files: Mapping[str, GgufFile]  # by part, the main one first
 
     @property
     def main(self) -> GgufFile:

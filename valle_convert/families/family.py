@@ -47,31 +47,22 @@ N = TypeVar("N", bound=Computing)
 
 @dataclass(frozen=True)
 class Choices:
-    """A user's choices for a conversion.
+    """A user's choices for a conversion."""
 
-    Attributes:
-        out_type: a key of `OUT_TYPES`, in any case.
-        tokenizer: a tokenizer.json or SentencePiece .model; None chooses one, with a reason.
-        codec: name of the audio codec; None derives it from levels and codes.
-        metadata: values for the `general.*` keys.
-    """
-
-    out_type: str = "auto"
+    out_type: str = "auto"  # a key of `OUT_TYPES`, in any case
+    #: A tokenizer.json or SentencePiece .model; None chooses one, with a reason.
     tokenizer: Path | None = None
-    codec: str | None = None
+    codec: str | None = None  # name of the audio codec; None derives it from levels and codes
+    #: Values for the `general.*` keys.
     metadata: GeneralMetadata = field(default_factory=GeneralMetadata)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of quantization, one file for llama-quantize. Parts outside of units are copied.
+    """A unit of quantization, one file for llama-quantize. Parts outside of units are copied."""
 
-    Attributes:
-        part: the part whose tensors are quantized.
-        first: the part whose keys and vectors make it a complete model; None for its own.
-    """
-
-    part: str
+    part: str  # the part whose tensors are quantized
+    #: The part whose keys and vectors make it a complete model; None for its own.
     first: str | None = None
 
 
@@ -81,36 +72,24 @@ GREEDY_FRAMES = 32
 
 @dataclass(frozen=True)
 class Case(Generic[N]):
-    """One pass, or several that belong together, on one example.
+    """One pass, or several that belong together, on one example."""
 
-    Attributes:
-        name: for reports, such as `nar.3` or `mask null`.
-        head: the head of the logits.
-        run: computes the logits, [predictions, rows of the head].
-        repeats: the case with the same inputs, so that this one adds nothing on weights; or "".
-        rows: the rows of that case's logits that this one repeats, if it has the same head.
-    """
-
-    name: str
+    name: str  # for reports, such as `nar.3` or `mask null`
     head: str
-    run: Callable[[N], Logits]
+    run: Callable[[N], Logits]  # computes the logits, [predictions, rows of the head]
+    #: The case with the same inputs, so that this one adds nothing on weights; or "".
     repeats: str = ""
+    #: The rows of that case's logits that this one repeats, if it has the same head.
     rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Median times of decoding, in milliseconds, on a request of everyday size.
+    """Median times of decoding, in milliseconds, on a request of everyday size."""
 
-    Attributes:
-        ar_step: one code of the AR.
-        nar_pass: all codes of a level above 0, in one pass; else of masked codes.
-        n_positions: of the request.
-    """
-
-    ar_step: float
-    nar_pass: float
-    n_positions: int
+    ar_step: float  # one code of the AR
+    nar_pass: float  # all codes of a level above 0, in one pass; else of masked codes
+    n_positions: int  # of the request
 
 
 class Family(ABC, Generic[M, N]):

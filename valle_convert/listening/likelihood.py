@@ -29,52 +29,61 @@ from valle_convert.network.protocol import Network
 
 @dataclass(frozen=True, eq=False)
 class TeacherForcedPass:
-    """A pass with known targets.
-
-    Attributes:
-        n_outputs: the elements at the end that predict.
-        among: which of them, [n].
-        targets: the true codes, [n].
-    """
+    """A pass with known targets."""
 
     head: str
     segments: tuple[Segment, ...]
-    n_outputs: int
-    among: NDArray[np.int64] | slice
-    targets: NDArray[np.int64]
+    n_outputs: int  # the elements at the end that predict
+    among: NDArray[np.int64] | slice  # which of them, [n]
+    targets: NDArray[np.int64]  # the true codes, [n]
 
 
 def teacher_forced_passes(
     model: Model, condition: Condition, codes: NDArray[np.integer], rng: np.random.Generator
 ) -> Iterator[TeacherForcedPass]:
-    """All passes over codes [frames, levels] that a model's capabilities allow.
+    """All passes over codes [frames, levels] that a model's capabilities allow."""
+    capabilities, levels = model.config.capabilities, model.config.n_levels
+    heads = ["ar"] if "ar" in capabilities and model.has_head("ar") else []
+    heads += [f"nar.{level}" for level in range(1, levels)]
+    heads += [one for one in ("mask", "len") if "len" in capabilities and model.has_head(one)]
+    heads += ["stt"] if model.has_head("stt") and levels > 1 else []
+    for head in heads:
+        yield teacher_forced_pass(model, head, condition, codes, rng)
 
-    A part cos(u pi / 2) of the frames is masked, u uniform, as in training.
+
+def teacher_forced_pass(
+    model: Model,
+    head: str,
+    condition: Condition,
+    codes: NDArray[np.integer],
+    rng: np.random.Generator,
+) -> TeacherForcedPass:
+    """The pass of a head: "ar", "nar.<level>", "mask", "len" or "stt".
+
+    A part cos(u pi / 2) of the frames is masked, u uniform.
     """
-    capabilities, n, levels = model.config.capabilities, len(codes), model.config.n_levels
-    level_0 = np.asarray(codes)[:, 0]
-    if "ar" in capabilities and model.has_head("ar"):
+    n, level_0 = len(codes), np.asarray(codes)[:, 0]
+    if head == "ar":
         segments = speech_segments(model, condition, 0, level_0)
-        yield _pass("ar", segments, [*level_0, model.config.special_code])
-    for level in range(1, levels):
-        segments = speech_segments(model, condition, level, codes)
-        yield _pass(f"nar.{level}", segments, codes[:, level])
-    if "len" in capabilities and model.has_head("mask"):
+        return _pass(head, segments, [*level_0, model.config.special_code])
+    if head == "mask":
         n_hidden = max(1, round(math.cos(rng.random() * math.pi / 2) * n))
         hidden = np.sort(rng.choice(n, n_hidden, replace=False))
         shown = level_0.copy()
         shown[hidden] = model.config.special_code
         segments = speech_segments(model, condition, 0, shown, masked=True)
         targets = np.array(level_0[hidden], np.int64)
-        yield TeacherForcedPass("mask", tuple(segments), n, hidden, targets)
-    if "len" in capabilities and model.has_head("len"):
+        return TeacherForcedPass(head, tuple(segments), n, hidden, targets)
+    if head == "len":
         digits = [int(digit) for digit in str(n)]
         segments = length_segments(model, condition, [0, *digits])
-        yield _pass("len", segments, [*digits, LENGTH_STOP])
-    if model.has_head("stt") and levels > 1:
+        return _pass(head, segments, [*digits, LENGTH_STOP])
+    if head == "stt":
         phonemes = np.asarray(condition.phonemes)
         segments = transcript_segments(model, codes, phonemes[:-1], condition.language)
-        yield _pass("stt", segments, phonemes[1:])
+        return _pass(head, segments, phonemes[1:])
+    level = int(head.removeprefix("nar."))
+    return _pass(head, speech_segments(model, condition, level, codes), codes[:, level])
 
 
 def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> NDArray[np.float64]:

@@ -63,61 +63,46 @@ _NO_CODES = ("len", "stt")
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of quality.
-
-    Attributes:
-        unit: of its values; empty for a ratio.
-    """
+    """A measure of quality; without a unit, it is a ratio."""
 
     name: str
     title: str
-    unit: str
-    is_better_high: bool
     meaning: str
+    unit: str = ""
+    is_better_high: bool = False
 
 
 NLL = Measure(
     "nll",
     "NLL",
-    "nats a code",
-    False,
     "negative log likelihood of the held-out codes, given everything before each; over all heads "
     "that give codes",
+    "nats a code",
 )
 PHONEMES = Measure(
-    "phoneme_error_rate",
-    "PER",
-    "",
-    False,
-    "edits per phoneme of the model's transcripts of the recordings",
+    "phoneme_error_rate", "PER", "edits per phoneme of the model's transcripts of the recordings"
 )
 RETRIEVAL = Measure(
     "retrieval",
     "said right",
-    "",
-    True,
     "part of the sentences whose own recording is the nearest of all to what was said "
     "(dynamic time warping over normalized mel cepstra)",
+    is_better_high=True,
 )
 DISTANCE = Measure(
     "mel_cepstral_distance",
     "MCD",
-    "dB",
-    False,
     "mel cepstral distance to the recording, both stretched to the same time",
+    "dB",
 )
 DURATION = Measure(
     "duration_error",
     "duration",
-    "",
-    False,
     "difference of the duration from the recording's, relative to it",
 )
-WORDS = Measure(
-    "word_error_rate", "WER", "", False, "edits per word of what the recogniser hears in it"
-)
+WORDS = Measure("word_error_rate", "WER", "edits per word of what the recogniser hears in it")
 CHARACTERS = Measure(
-    "character_error_rate", "CER", "", False, "edits per letter of what the recogniser hears in it"
+    "character_error_rate", "CER", "edits per letter of what the recogniser hears in it"
 )
 MEASURES: Mapping[str, Measure] = {
     one.name: one for one in (NLL, PHONEMES, RETRIEVAL, DISTANCE, DURATION, WORDS, CHARACTERS)
@@ -126,19 +111,13 @@ MEASURES: Mapping[str, Measure] = {
 
 @dataclass(frozen=True, eq=False)
 class Sentence:
-    """A held-out sentence.
-
-    Attributes:
-        text: the words; empty if unknown.
-        codes: the recording's, [frames, levels].
-        recording: as sound; None for the codec's sound of the codes.
-    """
+    """A held-out sentence."""
 
     name: str
-    text: str
+    text: str  # the words; empty if unknown
     condition: Condition
-    codes: NDArray[np.integer]
-    recording: Audio | None = None
+    codes: NDArray[np.integer]  # the recording's, [frames, levels]
+    recording: Audio | None = None  # as sound; None for the codec's sound of the codes
 
 
 @dataclass(frozen=True)
@@ -192,12 +171,9 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Listened:
-    """The result of one model.
+    """The result of one model."""
 
-    Attributes:
-        tallies: by measure and place: a head, a way of speaking, or `EVERYWHERE`.
-    """
-
+    #: By measure and place: a head, a way of speaking, or `EVERYWHERE`.
     tallies: Mapping[str, Mapping[str, Tally]]
     clips: tuple[Clip, ...] = ()
 

@@ -163,15 +163,10 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Counts of each sentence; the mean is the sum of `of_what` over that of `out_of`.
+    """Counts of each sentence; the mean is the sum of `of_what` over that of `out_of`."""
 
-    Attributes:
-        of_what: nats, edits, decibels, correct sentences, [n].
-        out_of: codes, words, sentences; 0 if a sentence has none, [n].
-    """
-
-    of_what: Floats
-    out_of: Floats
+    of_what: Floats  # nats, edits, decibels, correct sentences, [n]
+    out_of: Floats  # codes, words, sentences; 0 if a sentence has none, [n]
 
     def __post_init__(self) -> None:
         if self.of_what.ndim != 1 or self.of_what.shape != self.out_of.shape:

@@ -1,6 +1,6 @@
 """The CPU's features, llama.cpp's build flags for it, and the usable cores.
 
-Only the standard library is used: `scripts/build_llama_tools.py` loads this file by its path.
+Only the standard library is used: `scripts/build_llama_tools.py` runs before anything is installed.
 """
 
 from __future__ import annotations

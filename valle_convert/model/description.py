@@ -22,18 +22,12 @@ M = TypeVar("M")
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of one source tensor that become rows of the token embedding.
+    """Rows of one source tensor that become rows of the token embedding."""
 
-    Attributes:
-        label: the table, or `head.<name>`, that they belong to.
-        first_row: the first row in the token embedding.
-        n_rows: their number, from row 0 of the source on.
-    """
-
-    label: str
+    label: str  # the table, or `head.<name>`, that they belong to
     source: str
-    first_row: int
-    n_rows: int
+    first_row: int  # the first row in the token embedding
+    n_rows: int  # their number, from row 0 of the source on
 
 
 class RowBlocks(list[RowBlock]):
@@ -60,16 +54,12 @@ class RowBlocks(list[RowBlock]):
 
 @dataclass(frozen=True)
 class BackboneTensor:
-    """One tensor that is copied completely under another name.
-
-    Attributes:
-        source_shape: the checkpoint's, if it differs.
-    """
+    """One tensor that is copied completely under another name."""
 
     source: str
     target: str
     shape: tuple[int, ...]
-    source_shape: tuple[int, ...] | None = None
+    source_shape: tuple[int, ...] | None = None  # the checkpoint's, if it differs
 
 
 @dataclass(frozen=True)
@@ -91,16 +81,11 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of one file.
+    """The tensors of one file."""
 
-    Attributes:
-        rows: the blocks of the token embedding, in row order, without gaps.
-        biases: the heads' biases, in head order; empty if there are none.
-    """
-
-    rows: tuple[RowBlock, ...] = ()
+    rows: tuple[RowBlock, ...] = ()  # the blocks of the token embedding, in row order, without gaps
     backbone: tuple[BackboneTensor, ...] = ()
-    biases: tuple[BiasBlock, ...] = ()
+    biases: tuple[BiasBlock, ...] = ()  # the heads' biases, in head order; empty if there are none
 
 
 def blocks_of(rows: RowMap, sources: Mapping[str, str]) -> tuple[RowBlock, ...]:
@@ -127,35 +112,25 @@ def source_shapes(contents: Contents, width: int) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Recovered:
-    """How to restore a source tensor that no file has under its own name.
+    """How to restore a source tensor that no file has under its own name."""
 
-    Attributes:
-        source: the tensor of the description that is written instead.
-        undo: computes the source tensor from it; None if the two are equal.
-    """
-
-    source: str
+    source: str  # the tensor of the description that is written instead
+    #: Computes the source tensor from it; None if the two are equal.
     undo: Callable[[NDArray[Any]], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Description(Generic[M]):
-    """A checkpoint, understood.
-
-    Attributes:
-        tensors: the checkpoint's, and those computed from them.
-        contents: of each file by its part's name, the main part first.
-        notes: for the user, such as config switches without effect.
-        assumed: values that the config lacks, with the training project's defaults.
-        recovered: source tensors that are written in another form, by name.
-    """
+    """A checkpoint, understood."""
 
     model: M
-    tensors: TensorSource
-    contents: Mapping[str, Contents]
+    tensors: TensorSource  # the checkpoint's, and those computed from them
+    contents: Mapping[str, Contents]  # of each file by its part's name, the main part first
     dropped: tuple[Dropped, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for the user, such as config switches without effect
+    #: Values that the config lacks, with the training project's defaults.
     assumed: tuple[str, ...] = ()
+    #: Source tensors that are written in another form, by name.
     recovered: Mapping[str, Recovered] = field(default_factory=lambda: MappingProxyType({}))
 
     def blocks(self) -> tuple[RowBlock, ...]:

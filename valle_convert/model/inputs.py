@@ -36,18 +36,12 @@ NULL_PHONEMES = (BOS_PHONEME, EOS_PHONEME)
 
 @dataclass(frozen=True)
 class Segment:
-    """Elements that are each a sum of table rows.
-
-    Attributes:
-        tables: one per term, [n_terms].
-        rows: the row in each term's table, [n_elements, n_terms].
-        lead: a single row (table, row) as the first element.
-    """
+    """Elements that are each a sum of table rows."""
 
     name: str
-    tables: tuple[str, ...]
-    rows: IntArray
-    lead: tuple[str, int] | None = None
+    tables: tuple[str, ...]  # one per term, [n_terms]
+    rows: IntArray  # the row in each term's table, [n_elements, n_terms]
+    lead: tuple[str, int] | None = None  # a single row (table, row) as the first element
 
     def __len__(self) -> int:
         return len(self.rows) + (self.lead is not None)
@@ -55,19 +49,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Condition:
-    """The input of a response.
+    """The input of a response."""
 
-    Attributes:
-        phonemes: ids, with the marks around them, [n].
-        language: id; None if the model has no languages.
-        prompt: codes of the voice, [frames, levels]; None for no prompt.
-        task: "tts", or "ns" (noise suppression) or "sr" (speech removal) on the prompt.
-    """
-
-    phonemes: IntArray
-    language: int | None = None
-    prompt: IntArray | None = None
+    phonemes: IntArray  # ids, with the marks around them, [n]
+    language: int | None = None  # id; None if the model has no languages
+    prompt: IntArray | None = None  # codes of the voice, [frames, levels]; None for no prompt
     tone: int | None = None
+    #: "tts", or "ns" (noise suppression) or "sr" (speech removal) on the prompt.
     task: AudioTask = "tts"
 
     @classmethod
@@ -93,17 +81,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A whole sequence, ready for a network.
+    """A whole sequence, ready for a network."""
 
-    Attributes:
-        embeddings: [n, n_embd], float32.
-        positions: [n]; they restart at 0 with every segment, or continue.
-        last: the start of the last segment; its elements are `embeddings[last:]`, and the
-            separator before it is element `last - 1`.
-    """
-
-    embeddings: FloatArray
-    positions: NDArray[np.int32]
+    embeddings: FloatArray  # [n, n_embd], float32
+    positions: NDArray[np.int32]  # [n]; they restart at 0 with every segment, or continue
+    #: The start of the last segment; its elements are `embeddings[last:]`, and the separator before
+    #: it is element `last - 1`.
     last: int
 
     def __len__(self) -> int:

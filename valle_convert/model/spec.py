@@ -42,16 +42,11 @@ LENGTH_STOP = 10
 
 @dataclass(frozen=True)
 class Codec:
-    """The audio codec whose codes the model speaks.
-
-    Attributes:
-        sample_rate: in Hz; 0 if unknown.
-        frame_rate: frames (one code a level) per second; 0 if unknown.
-    """
+    """The audio codec whose codes the model speaks."""
 
     name: str
-    sample_rate: int
-    frame_rate: float
+    sample_rate: int  # in Hz; 0 if unknown
+    frame_rate: float  # frames (one code a level) per second; 0 if unknown
 
     def is_like(self, other: Codec) -> bool:
         """Whether its codes are the other's, according to name and rates."""
@@ -107,27 +102,20 @@ class CodeFormat(Protocol):
 
 @dataclass(frozen=True)
 class GemmaConfig:
-    """Sizes, all taken from tensors, and switches, of a model whose backbone is a `gemma`.
-
-    Attributes:
-        n_head_kv: key/value heads; equal to `n_head` unless attention is grouped.
-        codebook_size: codes in a codebook, without the stop and mask codes.
-        positions: `segment` (every segment counts from 0) or `unified`.
-        nar_attention: the attention of a pass that predicts in place.
-    """
+    """Sizes, all taken from tensors, and switches, of a model whose backbone is a `gemma`."""
 
     version: int
     capabilities: tuple[str, ...]
     n_embd: int
     n_layer: int
     n_head: int
-    n_head_kv: int
+    n_head_kv: int  # key/value heads; equal to `n_head` unless attention is grouped
     n_ff: int
     n_ctx_train: int
     n_levels: int
-    codebook_size: int
-    positions: Positions
-    nar_attention: Attention
+    codebook_size: int  # codes in a codebook, without the stop and mask codes
+    positions: Positions  # `segment` (every segment counts from 0) or `unified`
+    nar_attention: Attention  # the attention of a pass that predicts in place
     codec: Codec
 
     @property
@@ -137,13 +125,9 @@ class GemmaConfig:
 
 @dataclass(frozen=True)
 class ModelConfig(GemmaConfig):
-    """The config of versions 5 and 6.
+    """The config of versions 5 and 6."""
 
-    Attributes:
-        sum_prompt: whether a prompt frame is the sum of its levels' embeddings.
-    """
-
-    sum_prompt: bool
+    sum_prompt: bool  # whether a prompt frame is the sum of its levels' embeddings
     sum_response: bool
 
     @property
@@ -163,15 +147,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Head:
-    """One output head: its logits are columns `first_row .. first_row + n_rows` of all logits.
-
-    Attributes:
-        bias: added to the logits, one value a row; None if the model has none.
-    """
+    """One output head: its logits are columns `first_row .. first_row + n_rows` of all logits."""
 
     name: str
     first_row: int
     n_rows: int
+    #: Added to the logits, one value a row; None if the model has none.
     bias: tuple[float, ...] | None = None
 
     @property
@@ -182,14 +163,11 @@ class Head:
 
 @dataclass(frozen=True)
 class RowMap:
-    """Input tables and output heads with rows in one token embedding.
-
-    Attributes:
-        heads: the output heads, in the checkpoint's order. Biases are only present if the model
-            was read from a converted file; in a checkpoint they are weights.
-    """
+    """Input tables and output heads with rows in one token embedding."""
 
     tables: tuple[Table, ...]
+    #: The output heads, in the checkpoint's order. Biases are only present if the model was read
+    #: from a converted file; in a checkpoint they are weights.
     heads: tuple[Head, ...]
 
     @property

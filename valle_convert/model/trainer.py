@@ -112,23 +112,18 @@ _SIZE_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """The part of a config that every version reads; sizes are compared with the tensors.
-
-    Attributes:
-        claims: every other number by its meaning, if the config has it or a default.
-        noncausal: whether passes that predict in place attend in both directions.
-        context: the maximum number of positions.
-    """
+    """The part of a config that every version reads; sizes are compared with the tensors."""
 
     version: int
     capabilities: tuple[str, ...]
     dim: int
     heads: int
     layers: int
+    #: Every other number by its meaning, if the config has it or a default.
     claims: Mapping[str, int]
     unified: bool
-    noncausal: bool
-    context: int
+    noncausal: bool  # whether passes that predict in place attend in both directions
+    context: int  # the maximum number of positions
 
 
 class ConfigReader:

@@ -39,15 +39,12 @@ def _as_it_is(part: str, name: str, inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The arithmetic of matrix products and activations.
+    """The arithmetic of matrix products and activations."""
 
-    Attributes:
-        activation: of the feed-forward; None for the checkpoint's own.
-        round_inputs: called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF
-            name before every linear layer; its result is multiplied.
-    """
-
+    #: Of the feed-forward; None for the checkpoint's own.
     activation: Callable[[Tensor], Tensor] | None = None
+    #: Called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF name before
+    #: every linear layer; its result is multiplied.
     round_inputs: Callable[[str, str, Tensor], Tensor] = _as_it_is
 
 

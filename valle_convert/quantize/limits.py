@@ -111,16 +111,12 @@ class Earlier(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Gates:
-    """All limits of the user.
+    """All limits of the user."""
 
-    Attributes:
-        limits: by name, then by type; the empty type stands for all others.
-        earlier: a run that must not be better.
-        margin: the factor by which divergence and changed codes may exceed those of `earlier`.
-    """
-
+    #: By name, then by type; the empty type stands for all others.
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    earlier: Earlier | None = None
+    earlier: Earlier | None = None  # a run that must not be better
+    #: The factor by which divergence and changed codes may exceed those of `earlier`.
     margin: float = MARGIN
 
     def limits_of(self, kind: str) -> Limits | None:

@@ -31,26 +31,18 @@ _SAID = (RETRIEVAL, DISTANCE, WORDS)
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """What the files of a run are compared with.
+    """What the files of a run are compared with."""
 
-    Attributes:
-        baseline: what was measured of the F16 file.
-        repeat: the same once more, with another seed and another number of threads.
-        recordings: what the recognizer hears in the recordings; None without one.
-        names: of the sentences: the texts, if they are known.
-        n_texts: the number of different sentences.
-    """
-
-    baseline: Listened
-    repeat: Listened
+    baseline: Listened  # what was measured of the F16 file
+    repeat: Listened  # the same once more, with another seed and another number of threads
     repeat_how: str
-    recordings: Listened | None
+    recordings: Listened | None  # what the recognizer hears in the recordings; None without one
     recogniser: str | None
     references: str
     codec: str
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the sentences: the texts, if they are known
     sounds: tuple[Audio, ...] = ()
-    n_texts: int = 0
+    n_texts: int = 0  # the number of different sentences
 
     def noise(self, measure: Measure) -> float:
         """How far the F16 file is from itself with another seed and other threads."""

@@ -47,25 +47,17 @@ class TensorDigest(msgspec.Struct, frozen=True, rename={"kind": "type"}):
 
 
 class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes": "bytes"}):
-    """A file of the manifest.
-
-    Attributes:
-        kind: its type, such as Q4_K_M, or `imatrix`.
-        source_sha256: of the file that it was made from.
-        tool: name, version and digest of what made it.
-        imatrix_sha256: of the importance matrix, if one was used.
-        tensors: in file order.
-    """
+    """A file of the manifest."""
 
     name: FileName
-    kind: str
+    kind: str  # its type, such as Q4_K_M, or `imatrix`
     n_bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Sha256
-    source_sha256: Sha256
-    tool: dict[str, str]
+    source_sha256: Sha256  # of the file that it was made from
+    tool: dict[str, str]  # name, version and digest of what made it
     arguments: tuple[str, ...]
-    imatrix_sha256: Sha256 | None
-    tensors: tuple[TensorDigest, ...]
+    imatrix_sha256: Sha256 | None  # of the importance matrix, if one was used
+    tensors: tuple[TensorDigest, ...]  # in file order
 
     @property
     def is_model(self) -> bool:

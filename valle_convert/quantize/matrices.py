@@ -34,21 +34,14 @@ N_RANDOM = 32
 
 @dataclass(frozen=True)
 class Matrices:
-    """The importance matrices by part.
-
-    Attributes:
-        given: matrices that were read from files, if any.
-        calibration: the utterances to make matrices from; None if that is impossible.
-        paths: where made matrices are written, if `is_kept`.
-        for_all: whether every quantized type gets a matrix, or only those that need one.
-    """
+    """The importance matrices by part."""
 
     source: SourceBundle
-    given: Mapping[str, ImatrixInput]
-    calibration: Examples | None
-    paths: Mapping[str, Path]
+    given: Mapping[str, ImatrixInput]  # matrices that were read from files, if any
+    calibration: Examples | None  # the utterances to make matrices from; None if that is impossible
+    paths: Mapping[str, Path]  # where made matrices are written, if `is_kept`
     is_kept: bool
-    for_all: bool
+    for_all: bool  # whether every quantized type gets a matrix, or only those that need one
 
     @classmethod
     def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Matrices:

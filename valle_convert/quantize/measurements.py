@@ -72,22 +72,15 @@ class Baseline:
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """What files are compared with, and on which data.
+    """What files are compared with, and on which data."""
 
-    Attributes:
-        inputs: everything that a measurement depends on except the file, each as a digest.
-        source: the name of the reference.
-        checkpoint: its name and digest; None without one.
-        reference, utterances: the reference and the data in words.
-        n_texts: the number of different texts in the data.
-    """
-
+    #: Everything that a measurement depends on except the file, each as a digest.
     inputs: dict[str, str]
-    source: str
-    checkpoint: dict[str, str] | None
-    reference: str
-    utterances: str
-    n_texts: int
+    source: str  # the name of the reference
+    checkpoint: dict[str, str] | None  # its name and digest; None without one
+    reference: str  # in words
+    utterances: str  # in words
+    n_texts: int  # the number of different texts in the data
     baseline: Baseline
 
     @property

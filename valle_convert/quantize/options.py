@@ -18,29 +18,20 @@ AUTO, NONE = "auto", "none"
 
 @dataclass(frozen=True)
 class MakeOptions:
-    """How files are made.
-
-    Attributes:
-        tool: a path of llama-quantize, "library", or None to search.
-        tensor_types: pattern=type, checked; the first match wins.
-        threads: 0 for llama-quantize's own choice.
-        imatrix: "auto", "none", or a path: an importance matrix for every type, or a folder of
-            utterances to make one from. "auto" makes one from random codes for the types that
-            require one.
-        allow_fallback: whether a tensor that the type cannot hold may get another one.
-        inputs: further files that were read for these options.
-    """
+    """How files are made."""
 
     types: tuple[FileType, ...] = ()
-    tool: str | None = None
-    tensor_types: tuple[str, ...] = ()
+    tool: str | None = None  # a path of llama-quantize, "library", or None to search
+    tensor_types: tuple[str, ...] = ()  # pattern=type, checked; the first match wins
     allow_requantize: bool = False
     pure: bool = False
-    threads: int = 0
+    threads: int = 0  # 0 for llama-quantize's own choice
+    #: "auto", "none", or a path: an importance matrix for every type, or a folder of utterances to
+    #: make one from. "auto" makes one from random codes for the types that require one.
     imatrix: str = AUTO
     identity: Identity = field(default_factory=Identity)
-    allow_fallback: bool = True
-    inputs: tuple[Path, ...] = ()
+    allow_fallback: bool = True  # whether a tensor that the type cannot hold may get another one
+    inputs: tuple[Path, ...] = ()  # further files that were read for these options
 
     @property
     def imatrix_path(self) -> Path | None:
@@ -60,43 +51,27 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How files are measured.
+    """How files are measured."""
 
-    Attributes:
-        data: a folder of utterances; None for seeded ones.
-        n_utterances: the maximum; None for all given ones, or two seeded ones.
-        adapters: LoRAs kept apart, applied to the files.
-        threads: 0 for llama.cpp's choice.
-        reference, save_reference: a file of the reference's results to read, or to write.
-    """
-
-    data: Path | None = None
-    n_utterances: int | None = None
+    data: Path | None = None  # a folder of utterances; None for seeded ones
+    n_utterances: int | None = None  # the maximum; None for all given ones, or two seeded ones
     seed: int = 0
-    adapters: tuple[LoraFile, ...] = ()
-    threads: int = 0
-    reference: Path | None = None
-    save_reference: Path | None = None
+    adapters: tuple[LoraFile, ...] = ()  # LoRAs kept apart, applied to the files
+    threads: int = 0  # 0 for llama.cpp's choice
+    reference: Path | None = None  # a file of the reference's results to read
+    save_reference: Path | None = None  # the same, to write
 
 
 @dataclass(frozen=True)
 class ListenOptions:
-    """How files are listened to.
+    """How files are listened to."""
 
-    Attributes:
-        sentences: texts to speak, one a line; None for the measured utterances.
-        voice: of the texts; None leaves it to the model.
-        codec: a file, or a name on the hub.
-        asr: the command of a recognizer.
-        temperature: of the AR if codes are drawn; 0 for greedy decoding only.
-    """
-
-    sentences: Path | None = None
-    voice: Path | None = None
+    sentences: Path | None = None  # texts to speak, one a line; None for the measured utterances
+    voice: Path | None = None  # of the texts; None leaves it to the model
     prompt_seconds: float = 3.0
-    codec: str | None = None
-    asr: str | None = None
-    temperature: float = 0.6
+    codec: str | None = None  # a file, or a name on the hub
+    asr: str | None = None  # the command of a recognizer
+    temperature: float = 0.6  # of the AR if codes are drawn; 0 for greedy decoding only
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,7 @@ def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A file before it is made: by what, from what, and what becomes of its tensors.
-
-    Attributes:
-        tensors: in the order of the file, with their new types; offsets are not set. None if the
-            log of the dry run was not understood.
-        fallbacks: the tensors that the type cannot hold, as far as known.
-        needs_imatrix: whether it cannot be made without an importance matrix.
-    """
+    """A file before it is made: by what, from what, and what becomes of its tensors."""
 
     quantizer: Quantizer
     source: Source
@@ -85,9 +78,11 @@ class FilePlan:
     options: MakeOptions
     imatrix: ImatrixInput | None = None
     tool_version: str = "unknown"
+    #: In the order of the file, with their new types; offsets are not set. None if the log of the
+    #: dry run was not understood.
     tensors: tuple[TensorEntry, ...] | None = None
-    fallbacks: tuple[Fallback, ...] = ()
-    needs_imatrix: bool = False
+    fallbacks: tuple[Fallback, ...] = ()  # the tensors that the type cannot hold, as far as known
+    needs_imatrix: bool = False  # whether it cannot be made without an importance matrix
 
     @property
     def tool(self) -> dict[str, str]:
@@ -177,21 +172,15 @@ def plan_file(
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """The files of a model in one type, before they are made.
-
-    Attributes:
-        paths: of all new files, by part, the main one first.
-        n_bytes: the size of all files, exactly, or None.
-        kept: the manifest's entries of existing files that need not be made again.
-        reason: why existing files are made again; empty if there are none.
-    """
+    """The files of a model in one type, before they are made."""
 
     kind: FileType
     units: Mapping[Unit, FilePlan]
-    paths: Mapping[str, Path]
-    n_bytes: int | None
+    paths: Mapping[str, Path]  # of all new files, by part, the main one first
+    n_bytes: int | None  # the size of all files, exactly, or None
+    #: The manifest's entries of existing files that need not be made again.
     kept: tuple[ManifestFile, ...] = ()
-    reason: str = ""
+    reason: str = ""  # why existing files are made again; empty if there are none
 
     @property
     def main(self) -> FilePlan:

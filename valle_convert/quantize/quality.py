@@ -48,21 +48,13 @@ class Quality:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Codes of a decode without randomness that stay equal.
+    """Codes of a decode without randomness that stay equal."""
 
-    Attributes:
-        ar_frames: frames that the reference's AR spoke, over all utterances.
-        ar_equal: part of them that are the same.
-        ar_before_first: mean number of frames before the first difference.
-        nar_codes: codes that the NAR levels gave to these frames.
-        nar_equal: part of them that are the same; each level reads those before it.
-    """
-
-    ar_frames: int
-    ar_equal: float
-    ar_before_first: float
-    nar_codes: int
-    nar_equal: float
+    ar_frames: int  # frames that the reference's AR spoke, over all utterances
+    ar_equal: float  # part of them that are the same
+    ar_before_first: float  # mean number of frames before the first difference
+    nar_codes: int  # codes that the NAR levels gave to these frames
+    nar_equal: float  # part of them that are the same; each level reads those before it
 
 
 @dataclass(frozen=True)

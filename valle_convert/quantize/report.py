@@ -60,32 +60,24 @@ def nearness(kl: float) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file.
-
-    Attributes:
-        sha256: of the main file.
-        tool: the program that quantized it; empty if its keys do not say.
-        imatrix: the name of the importance matrix.
-        verified: the result of `verify`; None without a checkpoint.
-        beyond_noise: what it says worse than F16; None without --listen.
-        failures: which limits it exceeds.
-    """
+    """One file."""
 
     name: str
     kind: str
     n_bytes: int
     bits_per_weight: float
     weights: Mapping[str, int]
-    sha256: str | None = None
-    tool: str = ""
-    imatrix: str | None = None
+    sha256: str | None = None  # of the main file
+    tool: str = ""  # the program that quantized it; empty if its keys do not say
+    imatrix: str | None = None  # the name of the importance matrix
     measured: Measured | None = None
-    verified: Verified | None = None
+    verified: Verified | None = None  # the result of `verify`; None without a checkpoint
     listened: Listened | None = None
+    #: What it says worse than F16; None without --listen.
     beyond_noise: tuple[str, ...] | None = None
     tensors: tuple[TensorReport, ...] = ()
     limits: Limits | None = None
-    failures: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()  # which limits it exceeds
     note: str = ""
     is_baseline: bool = False
 

@@ -51,27 +51,19 @@ _NAMES = {"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"}
 
 
 class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
-    """The files of one type.
-
-    Attributes:
-        status: "planned" (dry run), "made" or "kept" (by --resume).
-        n_bytes: of all files; predicted if they are only planned, None if that failed.
-        sha256: of the main file; None if it is only planned.
-        imatrix: the name of the importance matrix, if one was used.
-        faults: how the files differ from their source, in words.
-    """
+    """The files of one type."""
 
     name: str
     kind: str
-    status: str
-    n_bytes: int | None
+    status: str  # "planned" (dry run), "made" or "kept" (by --resume)
+    n_bytes: int | None  # of all files; predicted if they are only planned, None if that failed
     bits_per_weight: float | None
     weights: dict[str, int]
     fallbacks: tuple[Fallback, ...] = ()
-    sha256: str | None = None
-    imatrix: str | None = None
+    sha256: str | None = None  # of the main file; None if it is only planned
+    imatrix: str | None = None  # the name of the importance matrix, if one was used
     seconds: float = 0.0
-    faults: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()  # how the files differ from their source, in words
     note: str = ""
 
     @classmethod

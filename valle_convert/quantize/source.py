@@ -72,20 +72,15 @@ class Scratch:
 
 @dataclass(eq=False)
 class Source:
-    """A file for llama-quantize.
-
-    Attributes:
-        name: for metadata, reports and the names of its results; bytes that are not UTF-8 become
-            U+FFFD, since manifests and GGUF strings cannot hold them.
-        given: the file whose digest is recorded: the user's, or `path`.
-        is_complete: whether the weights are in the file; until then it has a header only.
-    """
+    """A file for llama-quantize."""
 
     path: Path
+    #: For metadata, reports and the names of its results; bytes that are not UTF-8 become U+FFFD,
+    #: since manifests and GGUF strings cannot hold them.
     name: str
     header: GgufFile
-    given: Path
-    is_complete: bool = True
+    given: Path  # the file whose digest is recorded: the user's, or `path`
+    is_complete: bool = True  # whether the weights are in the file; until then it has a header only
     _digest: Future[str] | None = None
 
     def begin_digest(self) -> None:
@@ -111,19 +106,14 @@ class Source:
 
 @dataclass(eq=False)
 class SourceBundle:
-    """The files to quantize.
-
-    Attributes:
-        bundle: the files; those of a checkpoint have no names.
-        units: the files for llama-quantize, by part, the main one first.
-        reference: the plan of the checkpoint that files are compared with, or None.
-        is_converted_here: whether the files were made from the reference, not given by the user.
-    """
+    """The files to quantize."""
 
     name: str
-    bundle: Bundle
-    units: dict[Unit, Source]
+    bundle: Bundle  # the files; those of a checkpoint have no names
+    units: dict[Unit, Source]  # the files for llama-quantize, by part, the main one first
+    #: The plan of the checkpoint that files are compared with, or None.
     reference: Plan | None = None
+    #: Whether the files were made from the reference, not given by the user.
     is_converted_here: bool = False
     _files: dict[str, BinaryIO] = field(default_factory=dict)
     _is_done: bool = False

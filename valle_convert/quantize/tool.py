@@ -53,18 +53,13 @@ _BUILD = re.compile(r"^(?:version: |.*\bbuild = )(.+)$")
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A program that takes llama-quantize's arguments.
-
-    Attributes:
-        version: of the library; of the program, what its log says, known when it has run.
-        sha256: of the program's file, or of the library's files.
-    """
+    """A program that takes llama-quantize's arguments."""
 
     kind: Kind
     command: tuple[str, ...]
     how: str
-    version: str
-    sha256: str
+    version: str  # of the library; of the program, what its log says, known when it has run
+    sha256: str  # of the program's file, or of the library's files
 
     def run(
         self,

@@ -51,21 +51,15 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The owner's settings of a server.
-
-    Attributes:
-        voices: the folder of voices.
-        defaults: options of speaking that a request does not give.
-        n_places: simultaneous requests, including waiting ones.
-        seconds: for a request, from its beginning to the end of its answer.
-    """
+    """The owner's settings of a server."""
 
     bundle: Bundle
-    voices: Path | None = None
+    voices: Path | None = None  # the folder of voices
+    #: Options of speaking that a request does not give.
     defaults: SpeakOptions = field(default_factory=SpeakOptions)
     access: Access = field(default_factory=Access)
-    n_places: int = 8
-    seconds: float = 900.0
+    n_places: int = 8  # simultaneous requests, including waiting ones
+    seconds: float = 900.0  # for a request, from its beginning to the end of its answer
     max_characters: int = 4096
     allows_new_voices: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -19,14 +20,11 @@ class Metrics:
 
     def __init__(self, n_admitted: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "valle_requests", "Answers by status", ["status"], registry=self._registry
-        )
-        self._sentences = Counter("valle_sentences", "Spoken sentences", registry=self._registry)
-        self._audio = Counter("valle_audio_seconds", "Seconds of audio", registry=self._registry)
-        self._computing = Counter(
-            "valle_computing_seconds", "Seconds of computing", registry=self._registry
-        )
+        counter = partial(Counter, registry=self._registry)
+        self.requests = counter("valle_requests", "Answers by status", ["status"])
+        self._sentences = counter("valle_sentences", "Spoken sentences")
+        self._audio = counter("valle_audio_seconds", "Seconds of audio")
+        self._computing = counter("valle_computing_seconds", "Seconds of computing")
         self.first_sound = Histogram(
             "valle_first_sound_seconds",
             "Seconds from the request to its first sound",

@@ -15,14 +15,10 @@ from valle_convert.extras import require
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """A value of `response_format`.
-
-    Attributes:
-        rates: its sample rates, the first one for other codecs; empty for any. OpenAI's pcm has
-            24 kHz.
-    """
+    """A value of `response_format`."""
 
     media_type: str
+    #: Its sample rates, the first one for other codecs; empty for any. OpenAI's pcm has 24 kHz.
     rates: tuple[int, ...] = ()
 
 

@@ -70,7 +70,7 @@ class Job(Generic[T]):
             while not self._must_stop():
                 result = next(self._steps)
                 if self._must_stop():
-                    break  # what is there of a sentence
+                    break  # the sentence is incomplete
                 if result is TURN:
                     return True
                 self._tell(result)

@@ -30,44 +30,29 @@ DEFAULT_FRAME_RATE = 75.0
 
 @dataclass(frozen=True)
 class SpeakOptions:
-    """Options of speech. A family reads only the fields in its `speaks_with`.
+    """Options of speech. A family reads only the fields in its `speaks_with`."""
 
-    Attributes:
-        mode: how level 0 is decoded; `auto` uses `nar-len` if the model predicts durations.
-        language: language of the text; None detects it.
-        voice_text: transcript of the voice, for models that continue it.
-        accent: accent of the whole text; None uses that of each language.
-        sampling: how codes of level 0 are drawn.
-        nar_sampling: how codes of the other levels are drawn.
-        repetition: penalty on codes of level 0 that were already generated.
-        guidance: classifier-free guidance of all levels; demasking always has some, see
-            `decode.masked`.
-        max_steps: number of demasking steps.
-        best_of: number of candidates, of which the most probable one is kept.
-        length_penalty: above 0 makes speech longer; None uses the family's default.
-        max_seconds: longest sentence; None uses the family's default.
-        duration_padding: factor for predicted durations.
-        prompt_seconds: how much of a voice is used; a shorter one is repeated.
-        context_history: number of previous sentences to condition on.
-        seed: random seed; None draws one, which the result contains.
-    """
-
+    #: How level 0 is decoded; `auto` uses `nar-len` if the model predicts durations.
     mode: ModeChoice = "auto"
-    language: str | None = None
-    voice_text: str | None = None
-    accent: str | None = None
+    language: str | None = None  # language of the text; None detects it
+    voice_text: str | None = None  # transcript of the voice, for models that continue it
+    accent: str | None = None  # accent of the whole text; None uses that of each language
+    #: How codes of level 0 are drawn.
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    nar_sampling: SamplingOptions = GREEDY
+    nar_sampling: SamplingOptions = GREEDY  # how codes of the other levels are drawn
+    #: Penalty on codes of level 0 that were already generated.
     repetition: Repetition = field(default_factory=Repetition)
+    #: Classifier-free guidance of all levels; demasking always has some, see `decode.masked`.
     guidance: Guidance = field(default_factory=Guidance)
-    max_steps: int = 25
-    best_of: int = 1
+    max_steps: int = 25  # number of demasking steps
+    best_of: int = 1  # number of candidates, of which the most probable one is kept
+    #: Above 0 makes speech longer; None uses the family's default.
     length_penalty: float | None = None
-    max_seconds: float | None = None
-    duration_padding: float = 1.05
-    prompt_seconds: float = PROMPT_SECONDS
-    context_history: int = 0
-    seed: int | None = None
+    max_seconds: float | None = None  # longest sentence; None uses the family's default
+    duration_padding: float = 1.05  # factor for predicted durations
+    prompt_seconds: float = PROMPT_SECONDS  # how much of a voice is used; a shorter one is repeated
+    context_history: int = 0  # number of previous sentences to condition on
+    seed: int | None = None  # random seed; None draws one, which the result contains
 
     def __post_init__(self) -> None:
         if self.max_seconds is not None:
@@ -79,54 +64,34 @@ class SpeakOptions:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One spoken sentence.
+    """One spoken sentence."""
 
-    Attributes:
-        text: the text; empty if phonemes were given.
-        phonemes: the text in the model's alphabet.
-        language: language of the text.
-        codes: [frames, levels]; fewer levels than the model has if interrupted.
-        audio: None if the speaker has no codec.
-        mode: how level 0 was decoded.
-        end: `stop` if complete, `limit` if `max_seconds` was too short.
-        notices: remarks for the user.
-        seconds: computing time. Text and voice count with the first piece.
-        ids: ids of the phonemes, with `<bos>` and `</eos>`.
-        language_id: the model's id of the language; None if it does not distinguish languages.
-    """
-
-    text: str
-    phonemes: str
+    text: str  # the text; empty if phonemes were given
+    phonemes: str  # the text in the model's alphabet
     language: str
-    codes: Codes
-    audio: Audio | None
-    mode: Mode
-    end: End
-    notices: tuple[str, ...]
-    seconds: Timings
-    ids: tuple[int, ...] = ()
+    codes: Codes  # [frames, levels]; fewer levels than the model has if interrupted
+    audio: Audio | None  # None if the speaker has no codec
+    mode: Mode  # how level 0 was decoded
+    end: End  # `stop` if complete, `limit` if `max_seconds` was too short
+    notices: tuple[str, ...]  # remarks for the user
+    seconds: Timings  # computing time. Text and voice count with the first piece.
+    ids: tuple[int, ...] = ()  # ids of the phonemes, with `<bos>` and `</eos>`
+    #: The model's id of the language; None if it does not distinguish languages.
     language_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Spoken:
-    """A spoken text.
+    """A spoken text."""
 
-    Attributes:
-        pieces: the sentences in order; if interrupted, the last one may be incomplete.
-        n_levels: number of levels of the model.
-        codec: the codec of the codes, with its rates; `unknown` if neither codec nor model says.
-        codebook_size: all codes are below this.
-        seed: gives the same codes again.
-        is_whole: whether the text was spoken without interruption.
-    """
-
+    #: The sentences in order; if interrupted, the last one may be incomplete.
     pieces: tuple[Piece, ...]
-    n_levels: int
+    n_levels: int  # number of levels of the model
+    #: The codec of the codes, with its rates; `unknown` if neither codec nor model says.
     codec: Codec
-    codebook_size: int
-    seed: int
-    is_whole: bool
+    codebook_size: int  # all codes are below this
+    seed: int  # gives the same codes again
+    is_whole: bool  # whether the text was spoken without interruption
 
     @property
     def codes(self) -> Codes:
@@ -170,21 +135,12 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Heard:
-    """A transcript.
+    """A transcript."""
 
-    Attributes:
-        phonemes: IPA, as far as the vocabulary can spell it.
-        ids: ids of the phonemes.
-        language: the language given to the model.
-        end: `limit` if the transcript was cut off.
-        notices: remarks for the user.
-        voice_seconds, decode_seconds: computing time.
-    """
-
-    phonemes: str
+    phonemes: str  # IPA, as far as the vocabulary can spell it
     ids: tuple[int, ...]
-    language: str
-    end: End
-    notices: tuple[str, ...]
-    voice_seconds: float
+    language: str  # the language given to the model
+    end: End  # `limit` if the transcript was cut off
+    notices: tuple[str, ...]  # remarks for the user
+    voice_seconds: float  # of computing
     decode_seconds: float

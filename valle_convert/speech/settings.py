@@ -49,20 +49,13 @@ HELP = {
 
 @dataclass(frozen=True)
 class SpeakSetting:
-    """One setting of speech.
-
-    Attributes:
-        field: of `SpeakOptions`.
-        inner: the field of its value, if that is a group.
-        kind: `int`, `float` or `str`.
-        choices: the allowed words; empty if there are others.
-    """
+    """One setting of speech."""
 
     name: str
-    field: str
-    inner: str
-    kind: type
-    choices: tuple[str, ...]
+    field: str  # of `SpeakOptions`
+    inner: str  # the field of its value, if that is a group
+    kind: type  # `int`, `float` or `str`
+    choices: tuple[str, ...]  # the allowed words; empty if there are others
     default: object
 
     def parse(self, text: str) -> object:

@@ -64,42 +64,28 @@ UNWATCHED = Watch()
 
 @dataclass(frozen=True, eq=False)
 class Line(Generic[RowsT]):
-    """A sentence, ready to be spoken.
+    """A sentence, ready to be spoken."""
 
-    Attributes:
-        text: the text; empty if phonemes were given.
-        phonemes: the text in the model's alphabet.
-        language: language of the text.
-        rows: input of the network.
-        notices: remarks for the user.
-        ids, language_id: as in `Piece`.
-    """
-
-    text: str
-    phonemes: str
+    text: str  # empty if phonemes were given
+    phonemes: str  # the text in the model's alphabet
     language: str
-    rows: RowsT
-    notices: tuple[str, ...] = ()
-    ids: tuple[int, ...] = ()
+    rows: RowsT  # input of the network
+    notices: tuple[str, ...] = ()  # remarks for the user
+    ids: tuple[int, ...] = ()  # as in `Piece`
     language_id: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SentenceInputs(Generic[RowsT, VoiceT]):
-    """What a sentence is decoded from.
-
-    Attributes:
-        said: earlier sentences of the text.
-        level_0: codes [frames] to decode only the other levels; None decodes all.
-    """
+    """What a sentence is decoded from."""
 
     line: Line[RowsT]
     voice: VoiceT | None
-    said: Sequence[tuple[Line[RowsT], Speech]]
+    said: Sequence[tuple[Line[RowsT], Speech]]  # earlier sentences of the text
     options: SpeakOptions
     rng: np.random.Generator
     watch: Watch
-    level_0: Codes | None = None
+    level_0: Codes | None = None  # codes [frames] to decode only the other levels; None decodes all
 
 
 class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):

@@ -26,25 +26,18 @@ FLOOR = 1e-10
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far logits are from the exact ones, beside the cost of rounding.
-
-    Attributes:
-        nmse: squared error over the energy of the exact logits.
-        noise_outlier: the largest of one prediction or code of the emulation, in the same unit.
-        worst_row, worst_code: the largest mean square error of one prediction, and of one code
-            over all predictions, over the exact logits' mean square.
-        best_code: the part of the predictions with the same most likely code (top-1 agreement).
-        decided: how many predictions have another best code although the exact logits of the
-            two differ by more than any allowed error. The others are ties, not faults.
-    """
+    """How far logits are from the exact ones, beside the cost of rounding."""
 
     n_rows: int
-    nmse: float
+    nmse: float  # squared error over the energy of the exact logits
     noise: float
-    noise_outlier: float
+    noise_outlier: float  # the largest of one prediction or code of the emulation, in the same unit
+    #: The largest mean square error of one prediction, over the exact logits' mean square.
     worst_row: float
-    worst_code: float
-    best_code: float
+    worst_code: float  # the same of one code, over all predictions
+    best_code: float  # the part of the predictions with the same most likely code (top-1 agreement)
+    #: How many predictions have another best code although the exact logits of the two differ by
+    #: more than any allowed error. The others are ties, not faults.
     decided: int
 
     @property

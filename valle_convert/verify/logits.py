@@ -50,17 +50,12 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Judged:
-    """llama.cpp's result beside the references.
-
-    Attributes:
-        problem: why nothing could be compared, or "".
-        cost: the NMSE to the checkpoint, and the most that the file's types should cost.
-    """
+    """llama.cpp's result beside the references."""
 
     deviation: Deviation | None
-    cost: float
+    cost: float  # the NMSE to the checkpoint, and the most that the file's types should cost
     cost_allowed: float
-    problem: str = ""
+    problem: str = ""  # why nothing could be compared, or ""
 
     @property
     def passed(self) -> bool:
@@ -93,19 +88,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class References:
-    """What the PyTorch references compute, [rows, columns].
+    """What the PyTorch references compute, [rows, columns]."""
 
-    Attributes:
-        exact: with the files' weights, in float32.
-        emulated: with the files' weights, rounding as llama.cpp does.
-        meant: with the checkpoint's weights, in float32.
-        degraded: the same, with the expected noise of the file's types.
-    """
-
-    exact: Logits
-    emulated: Logits
-    meant: Logits
-    degraded: Logits
+    exact: Logits  # with the files' weights, in float32
+    emulated: Logits  # with the files' weights, rounding as llama.cpp does
+    meant: Logits  # with the checkpoint's weights, in float32
+    degraded: Logits  # the same, with the expected noise of the file's types
 
     def judge(self, found: Logits) -> Judged:
         """Judge the same numbers by llama.cpp."""

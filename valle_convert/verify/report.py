@@ -16,21 +16,14 @@ Outcome = Literal["passed", "failed", "not verified"]
 
 @dataclass(frozen=True)
 class Check:
-    """One claim about a file, and whether it holds.
+    """One claim about a file, and whether it holds."""
 
-    Attributes:
-        name: such as `logits nar.3`.
-        summary: what was found.
-        limit: the limit and its reason; empty for claims of equality.
-        badness: distance to the limit, which is at 1; the worst check has the most.
-    """
-
-    name: str
+    name: str  # such as `logits nar.3`
     passed: bool
-    summary: str
+    summary: str  # what was found
     values: Mapping[str, Any]
-    limit: str = ""
-    badness: float = 0.0
+    limit: str = ""  # the limit and its reason; empty for claims of equality
+    badness: float = 0.0  # distance to the limit, which is at 1; the worst check has the most
 
     @classmethod
     def failure(cls, name: str, summary: str) -> Self:
@@ -40,16 +33,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of verification.
-
-    Attributes:
-        skipped: why it, or a part of it, could not run.
-    """
+    """One level of verification."""
 
     name: str
     checks: tuple[Check, ...]
     seconds: float
-    skipped: str | None = None
+    skipped: str | None = None  # why it, or a part of it, could not run
 
     @property
     def passed(self) -> bool:
@@ -71,18 +60,13 @@ class Level:
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on a converted file.
-
-    Attributes:
-        file_type: the type most of the file's weights have, such as F16.
-        notes: remarks on the run.
-    """
+    """The verdict on a converted file."""
 
     checkpoint: str
     file: str
-    file_type: str
+    file_type: str  # the type most of the file's weights have, such as F16
     levels: tuple[Level, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # remarks on the run
 
     @classmethod
     def of_one(

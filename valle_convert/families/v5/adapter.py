@@ -53,15 +53,11 @@ _TYPES: dict[str, GgmlType] = {"f32": F32, "f16": F16}
 
 @dataclass(frozen=True)
 class AdapterBase:
-    """The base of an adapter: the weights of the layers, and their checkpoint.
-
-    Attributes:
-        sha256: of the checkpoint; None if a file lacks it.
-    """
+    """The base of an adapter: the weights of the layers, and their checkpoint."""
 
     name: str
     specs: Mapping[str, TensorSpec]
-    sha256: str | None
+    sha256: str | None  # of the checkpoint; None if a file lacks it
 
     @classmethod
     def of(cls, base: Bundle | Checkpoint) -> AdapterBase:
@@ -89,21 +85,15 @@ class AdapterBase:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter file that fits a converted file.
-
-    Attributes:
-        factor: the user's factor on its update.
-        levels: its codebook levels; empty for all.
-        pairs: by the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
-        notes: what was left out or renamed in its source, in words.
-    """
+    """An adapter file that fits a converted file."""
 
     path: Path
-    factor: float
+    factor: float  # the user's factor on its update
     alpha: float
-    levels: tuple[int, ...]
+    levels: tuple[int, ...]  # its codebook levels; empty for all
+    #: By the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
     pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out or renamed in its source, in words
 
     def is_for(self, level: int) -> bool:
         """Whether passes of that codebook level use it."""

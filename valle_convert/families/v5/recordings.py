@@ -33,17 +33,13 @@ _MAX_STEM_BYTES = 200
 
 @dataclass(frozen=True, eq=False)
 class MadeUtterance:
-    """An utterance as `audio.utterances.read_spoken` reads it.
-
-    Attributes:
-        notices: for the user.
-    """
+    """An utterance as `audio.utterances.read_spoken` reads it."""
 
     name: str
     source: Path
     said: Line[Codes]
     arrays: dict[str, NDArray[Any]]
-    notices: tuple[str, ...]
+    notices: tuple[str, ...]  # for the user
 
 
 def fill_folder(

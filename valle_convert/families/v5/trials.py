@@ -46,18 +46,12 @@ _SPEED_STEPS, _SPEED_PASSES = 16, 3
 
 @dataclass(frozen=True)
 class Utterance:
-    """One seeded example: text, voice and speech.
-
-    Attributes:
-        response: [frames, levels].
-        masked: level 0 of the response with mask codes in it, [frames].
-        digits: a duration so far, beginning with 0.
-    """
+    """One seeded example: text, voice and speech."""
 
     condition: Condition
-    response: NDArray[np.int64]
-    masked: NDArray[np.int64]
-    digits: NDArray[np.int64]
+    response: NDArray[np.int64]  # [frames, levels]
+    masked: NDArray[np.int64]  # level 0 of the response with mask codes in it, [frames]
+    digits: NDArray[np.int64]  # a duration so far, beginning with 0
     text: str = ""
 
     @property
@@ -67,16 +61,12 @@ class Utterance:
 
 @dataclass(frozen=True)
 class NetworkPass:
-    """One pass of a network; it is called with the network.
-
-    Attributes:
-        n_outputs: the number of compared elements, counted from the end.
-        steps: elements of the last segment before the end of each step, if it takes several.
-    """
+    """One pass of a network; it is called with the network."""
 
     head: str
     segments: tuple[Segment, ...]
-    n_outputs: int
+    n_outputs: int  # the number of compared elements, counted from the end
+    #: Elements of the last segment before the end of each step, if it takes several.
     steps: tuple[int, ...] = ()
 
     def __call__(self, network: Network) -> Prediction:

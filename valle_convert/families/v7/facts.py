@@ -63,17 +63,12 @@ _SWITCHES = (
 
 @dataclass(frozen=True)
 class VersionSevenConfig(GemmaConfig):
-    """Sizes and switches; those of the encoders and decoders come from tensors.
-
-    Attributes:
-        n_ff_encoder: width of the encoders' feed-forward; 0 if they have none.
-        level_norm: whether each level's decoder has a LayerNorm, instead of the backbone's last
-            norm.
-    """
+    """Sizes and switches; those of the encoders and decoders come from tensors."""
 
     encoder_norm: bool
-    n_ff_encoder: int
+    n_ff_encoder: int  # width of the encoders' feed-forward; 0 if they have none
     level_weights: bool
+    #: Whether each level's decoder has a LayerNorm, instead of the backbone's last norm.
     level_norm: bool
     n_ff_decoder: int
 
@@ -90,13 +85,9 @@ class VersionSevenConfig(GemmaConfig):
 
 @dataclass(frozen=True)
 class VersionSevenModel(GemmaModel[VersionSevenConfig]):
-    """A model of version 7 without its weights.
+    """A model of version 7 without its weights."""
 
-    Attributes:
-        audio: tables of codes and all heads, which are in the second file.
-    """
-
-    audio: RowMap
+    audio: RowMap  # tables of codes and all heads, which are in the second file
 
     def is_causal(self, head: str) -> bool:
         """Whether a pass for that head attends only to earlier elements."""

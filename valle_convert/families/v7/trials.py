@@ -36,18 +36,13 @@ _SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_PASSES = 60, 258, 344, 3
 
 @dataclass(frozen=True)
 class MaskedUtterance:
-    """One seeded example: text, voice and speech.
-
-    Attributes:
-        response: [frames, levels].
-        masked: the response with mask codes in it, in different frames on each level.
-        text: ids of the text, in pieces; random, since nothing here spells words.
-    """
+    """One seeded example: text, voice and speech."""
 
     condition: Condition
-    response: NDArray[np.int64]
+    response: NDArray[np.int64]  # [frames, levels]
+    #: The response with mask codes in it, in different frames on each level.
     masked: NDArray[np.int64]
-    text: NDArray[np.int64]
+    text: NDArray[np.int64]  # ids of the text, in pieces; random, since nothing here spells words
 
     @property
     def said(self) -> IntArray:

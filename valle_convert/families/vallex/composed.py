@@ -26,14 +26,10 @@ Ids = NDArray[np.integer]
 
 @dataclass(frozen=True, eq=False)
 class VallexText:
-    """All text rows: the prompt's transcript, then the text to say; nothing around them.
+    """All text rows: the prompt's transcript, then the text to say; nothing around them."""
 
-    Attributes:
-        symbols: ids of the table in `symbols.py`, [n].
-        languages: the network's id of each symbol's language (en 0, zh 1, ja 2), [n].
-    """
-
-    symbols: NDArray[np.int32]
+    symbols: NDArray[np.int32]  # ids of the table in `symbols.py`, [n]
+    #: The network's id of each symbol's language (en 0, zh 1, ja 2), [n].
     languages: NDArray[np.int32]
 
     def __len__(self) -> int:

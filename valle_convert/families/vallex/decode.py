@@ -31,22 +31,17 @@ MAX_BEST_OF = 64
 
 @dataclass(frozen=True)
 class VallexOptions:
-    """Options of VALL-E X; the defaults are those of its own project.
+    """Options of VALL-E X; the defaults are those of its own project."""
 
-    Attributes:
-        sampling: how codes of level 0 are drawn.
-        nar_sampling: how the levels above are drawn; the original always takes the best code.
-        best_of: how many continuations are drawn; the best one is kept.
-        length_penalty: power of the length that a continuation's log probability is divided by;
-            0 prefers short ones.
-        max_frames: the limit; None for `MAX_CODES_A_SYMBOL` only.
-    """
-
+    #: How codes of level 0 are drawn.
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    #: How the levels above are drawn; the original always takes the best code.
     nar_sampling: SamplingOptions = GREEDY
-    best_of: int = 1
+    best_of: int = 1  # how many continuations are drawn; the best one is kept
+    #: Power of the length that a continuation's log probability is divided by; 0 prefers short
+    #: ones.
     length_penalty: float = 1.0
-    max_frames: int | None = None
+    max_frames: int | None = None  # the limit; None for `MAX_CODES_A_SYMBOL` only
 
     def __post_init__(self) -> None:
         check_range("best_of", self.best_of, 1, MAX_BEST_OF)

@@ -42,16 +42,11 @@ _MAX_ELEMENTS = 4000
 
 @dataclass(frozen=True)
 class VallexUtterance:
-    """One seeded example; every symbol has its own language.
-
-    Attributes:
-        prompt: [frames, levels].
-        codes: [frames, levels].
-    """
+    """One seeded example; every symbol has its own language."""
 
     text: VallexText
-    prompt: NDArray[np.int32]
-    codes: NDArray[np.int32]
+    prompt: NDArray[np.int32]  # [frames, levels]
+    codes: NDArray[np.int32]  # [frames, levels]
 
     @property
     def said(self) -> NDArray[np.int32]:

@@ -34,17 +34,11 @@ _WHAT = "voice file of VALL-E X"
 
 @dataclass(frozen=True, eq=False)
 class VallexVoice:
-    """A voice, ready to be continued.
+    """A voice, ready to be continued."""
 
-    Attributes:
-        codes: [frames, levels], int32.
-        symbols: ids of its transcript, as in `symbols.py`, [n].
-        languages: the network's id of each symbol's language, [n].
-    """
-
-    codes: NDArray[np.int32]
-    symbols: NDArray[np.int32]
-    languages: NDArray[np.int32]
+    codes: NDArray[np.int32]  # [frames, levels], int32
+    symbols: NDArray[np.int32]  # ids of its transcript, as in `symbols.py`, [n]
+    languages: NDArray[np.int32]  # the network's id of each symbol's language, [n]
 
 
 def is_vallex_voice(path: Path) -> bool:

@@ -60,18 +60,12 @@ _TO_KATAKANA = {code: code + 0x60 for code in range(ord("ぁ"), ord("ゖ") + 1)}
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone, and the position of its mora in the accent phrase.
-
-    Attributes:
-        to_accent: moras since the accented one (0 on it).
-        place: position of the mora in its phrase, counted from 1.
-        left: moras left in the phrase, including this one.
-    """
+    """A phone, and the position of its mora in the accent phrase."""
 
     name: str
-    to_accent: int = 1
-    place: int = 0
-    left: int = 0
+    to_accent: int = 1  # moras since the accented one (0 on it)
+    place: int = 0  # position of the mora in its phrase, counted from 1
+    left: int = 0  # moras left in the phrase, including this one
 
 
 def japanese_symbols(text: str) -> tuple[str, list[str]]:

@@ -52,17 +52,11 @@ class TaggedText:
 
 @dataclass(frozen=True)
 class SpelledText:
-    """Input of the network.
+    """Input of the network."""
 
-    Attributes:
-        symbols: characters of the table in `symbols.py`; a space is `_`.
-        languages: language of each symbol: `en`, `zh` or `ja`.
-        notices: remarks for the user, such as characters that cannot be read.
-    """
-
-    symbols: str
-    languages: tuple[str, ...]
-    notices: tuple[str, ...] = ()
+    symbols: str  # characters of the table in `symbols.py`; a space is `_`
+    languages: tuple[str, ...]  # language of each symbol: `en`, `zh` or `ja`
+    notices: tuple[str, ...] = ()  # remarks for the user, such as characters that cannot be read
 
 
 def tagged_pieces(text: str, language: str | None = None) -> tuple[list[TaggedText], list[str]]:
