@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
@@ -245,15 +246,15 @@ def converted_path() -> Path:
 
 
 @cache
-def _tiny_codec() -> EncodecWeights:
+def _tiny_codec(codebook_size: int = 1024) -> EncodecWeights:
     spec = EncodecSpec(
         n_codebooks=2,
         hidden_size=2,
         num_filters=1,
-        codebook_size=1024,
+        codebook_size=codebook_size,
         codebook_dim=2,
         num_lstm_layers=1,
-        target_bandwidths=(1.5,),
+        target_bandwidths=(0.15 * math.log2(codebook_size),),
     )
     draw = np.random.default_rng(0)
     return EncodecWeights(
@@ -266,9 +267,10 @@ def _tiny_codec() -> EncodecWeights:
 
 
 @cache
-def codec_gguf() -> bytes:
+def codec_gguf(codebook_size: int = 1024) -> bytes:
     """A codec as GGUF."""
-    return _written(lambda path: write_gguf_codec(_tiny_codec(), path), "codec.gguf")
+    codec = _tiny_codec(codebook_size)
+    return _written(lambda path: write_gguf_codec(codec, path), "codec.gguf")
 
 
 @cache

@@ -13,7 +13,8 @@ from support import PROJECT, Cli, error_of
 
 from attacks.attack import dumped, touch
 from attacks.catalogue import ATTACKS
-from fuzz import seeds
+from attacks.tables import VOICE
+from fuzz import formats, seeds
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def companions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What is right, beside which something hostile is given."""
     folder = tmp_path_factory.mktemp("right")
     (folder / "model.gguf").write_bytes(seeds.converted())
-    (folder / "codec.gguf").write_bytes(seeds.codec_gguf())
+    (folder / "codec.gguf").write_bytes(seeds.codec_gguf(codebook_size=8))
     return {"model": folder / "model.gguf", "codec": folder / "codec.gguf"}
 
 
@@ -53,6 +54,16 @@ def test_it_is_refused_before_anything_of_it_runs(
     assert sorted(tmp_path.rglob("*")) == before
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     assert grown < 1024, f"{grown:,.0f} MB"
+
+
+def test_a_voice_is_read_if_it_is_right(
+    companions: dict[str, Path], tmp_path: Path, cli: Cli
+) -> None:
+    """So the attacks reach its reader."""
+    (tmp_path / "x.npz").write_bytes(formats.zip_of(list(seeds.codes_npz().items())))
+    (command,) = VOICE
+    words = command.format(tmp_path / "x.npz", out=tmp_path / "out", **companions)
+    assert cli(*words.split(), "--set", "max_seconds=0.1").code == 0
 
 
 def test_the_canary_sings_where_a_file_is_loaded_without_care(tmp_path: Path) -> None:
