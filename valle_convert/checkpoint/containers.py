@@ -24,7 +24,7 @@ from valle_convert.checkpoint.folder import (
 )
 from valle_convert.checkpoint.names import is_model, with_plain_names
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-from valle_convert.checkpoint.sharded import ShardedTensors
+from valle_convert.checkpoint.sharded import Shard, ShardedTensors
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import ZIP_MAGIC, first_bytes
@@ -105,7 +105,7 @@ def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
 def _read_shards(path: Path, tree: Tree, place: PurePath) -> Container:
     names = tree.files(place.parent)
 
-    def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
+    def get(name: str) -> Shard | None:
         if name not in names:
             return None
         shard, header = tree.get(place.parent / name), tree.header(place.parent / name)

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -108,7 +107,7 @@ class ExportedTensors:
                 name, matrix.dtype, matrix.dtype_name, shape[1:] if name == "sep" else shape
             )
         specs |= {n: spec for n, spec in export.specs.items() if n.startswith(_BACKBONE)}
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self.specs: Mapping[str, TensorSpec] = specs
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, in the type of its spec."""

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from valle_convert.checkpoint.names import is_averaged
+from valle_convert.checkpoint.names import averages_note, is_averaged
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
-from valle_convert.files import os_fault, read_small_file
+from valle_convert.files import os_faults, read_small_file
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
@@ -135,16 +135,13 @@ class DiskTree:
     @staticmethod
     def _entries(folder: PurePath) -> list[tuple[str, bool]]:
         found: list[tuple[str, bool]] = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    # A circular link, or one to a closed place, is neither file nor folder.
-                    with suppress(OSError):
-                        is_folder = entry.is_dir()
-                        if not is_folder or not _leads_back(entry):
-                            found.append((entry.name, is_folder))
-        except OSError as error:
-            raise os_fault(f"The folder {folder} cannot be read", error) from error
+        with os_faults(f"The folder {folder} cannot be read"), os.scandir(folder) as entries:
+            for entry in entries:
+                # A circular link, or one to a closed place, is neither file nor folder.
+                with suppress(OSError):
+                    is_folder = entry.is_dir()
+                    if not is_folder or not _leads_back(entry):
+                        found.append((entry.name, is_folder))
         return sorted(found)
 
 
@@ -299,7 +296,9 @@ def _look_into(
             held = [name for name in choices if holds_model(folder / name)] or choices
         plain = [name for name in held if not is_averaged(name)] or held
         if len(plain) == 1:
-            return Found(folder / plain[0], _title(folder), notes=tuple(_passed_over(held, plain)))
+            others = [name for name in held if name not in plain]
+            notes = (averages_note(others),) if others else ()
+            return Found(folder / plain[0], _title(folder), notes=notes)
         if choices:
             raise InputError(
                 f"{tree.name(folder)} holds {len(plain)} {kind}, expected one: "
@@ -321,13 +320,6 @@ def _is_model(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bo
     except ValleConvertError:
         return True
     return found is not None and holds_model(found.weights)
-
-
-def _passed_over(names: list[str], chosen: list[str]) -> Iterator[str]:
-    """Notes on other files of weights."""
-    others = [name for name in names if name not in chosen]
-    if others:
-        yield f"averaged (EMA) weights beside the weights are left out: {', '.join(others)}"
 
 
 def _at_latest(tree: Tree, folder: PurePath) -> Found:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from valle_convert.encodec.architecture import CodecTensor, EncodecSpec, tensor_
 from valle_convert.errors import InputError
 
 Tensor = NDArray[np.float32]
-
-
 #: Reads one tensor in float32, of the shape of its entry.
 TensorReader = Callable[[CodecTensor], Tensor]
 
@@ -41,11 +40,10 @@ class EncodecWeights:
     url: str | None = None
     notes: tuple[str, ...] = ()
     halves: frozenset[str] = frozenset()
-    _entries: Mapping[str, CodecTensor] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        entries = {entry.name: entry for entry in tensor_table(self.spec)}
-        object.__setattr__(self, "_entries", entries)
+    @cached_property
+    def _entries(self) -> Mapping[str, CodecTensor]:
+        return {entry.name: entry for entry in tensor_table(self.spec)}
 
     @property
     def tensors(self) -> tuple[CodecTensor, ...]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import begins_with, check_input_file, os_fault
+from valle_convert.files import begins_with, check_input_file, os_faults
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
@@ -258,11 +258,8 @@ class GgufFile:
 
 def _map_path(path: Path) -> mmap.mmap:
     check_input_file(path, "GGUF file")
-    try:
-        with path.open("rb") as file:
-            return _map(file, str(path))
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+        return _map(file, str(path))
 
 
 def _map(file: BinaryIO, label: str) -> mmap.mmap:

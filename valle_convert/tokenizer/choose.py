@@ -9,7 +9,7 @@ number of rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,7 +89,12 @@ class TokenizerChoice:
 def open_tokenizer(path: Path) -> TokenizerFile:
     """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model."""
     data = read_file(path)
-    parse = parse_sentencepiece if path.suffix == ".model" else parse_bpe
+    return _parsed(path, data, parse_sentencepiece if path.suffix == ".model" else parse_bpe)
+
+
+def _parsed(
+    path: Path, data: bytes, parse: Callable[[bytes, str], PhonemeBpe | SentencePieceBpe]
+) -> TokenizerFile:
     return TokenizerFile(path, parse(data, str(path)), data, hashlib.sha256(data).hexdigest())
 
 
@@ -116,15 +121,12 @@ def choose_tokenizer(
         file, source = open_tokenizer(BUILT_IN), "built-in"
         reason = f"no {FILE_NAME} lies beside the checkpoint"
         if carried is not None:
-            strings, merges = carried.strings, carried.merges
             if _differences(file.tokenizer, carried):
-                document = carried.document
-                own = parse_bpe(document, str(checkpoint))
-                digest = hashlib.sha256(document).hexdigest()
-                file, source = TokenizerFile(checkpoint, own, document, digest), "carried"
+                file, source = _parsed(checkpoint, carried.document, parse_bpe), "carried"
                 reason = "the built-in one differs from what the file carries"
             else:
-                reason = f"the file's {len(strings)} strings and {len(merges)} merges are in it"
+                n_strings, n_merges = len(carried.strings), len(carried.merges)
+                reason = f"the file's {n_strings} strings and {n_merges} merges are in it"
     if isinstance(file.tokenizer, PhonemeBpe) and file.tokenizer.left_out:
         reason += f", without its {' and '.join(file.tokenizer.left_out)}"
     problems = _disagreements(file.tokenizer, symmap, n_text_rows)
@@ -161,19 +163,14 @@ def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocab
     return problems
 
 
-def _row_problem(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> str | None:
-    if tokenizer.n_ids == n_text_rows:
-        return None
-    return f"it has {n_text_rows} phoneme rows, but the tokenizer has {tokenizer.n_ids} ids"
-
-
 def _disagreements(
     tokenizer: PhonemeBpe | SentencePieceBpe, symmap: Mapping[str, int] | None, n_text_rows: int
 ) -> list[str]:
     problems = []
-    rows = _row_problem(tokenizer, n_text_rows)
-    if rows is not None:
-        problems.append(rows)
+    if tokenizer.n_ids != n_text_rows:
+        problems.append(
+            f"it has {n_text_rows} phoneme rows, but the tokenizer has {tokenizer.n_ids} ids"
+        )
     if symmap is None:
         return problems
     if "<unk>" not in symmap and any("ˈ" in string[1:] or "ː" in string[1:] for string in symmap):
