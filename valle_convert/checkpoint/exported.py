@@ -56,16 +56,12 @@ COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "t
 
 @dataclass(frozen=True)
 class ExportRows:
-    """Rows of one of the two matrices that were one tensor of the checkpoint.
-
-    Attributes:
-        words: the rows' own names, such as `en`; empty if they have none.
-    """
+    """Rows of one of the two matrices that were one tensor of the checkpoint."""
 
     matrix: str
     first_row: int
     n_rows: int
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # the rows' own names, such as `en`; empty if they have none
 
 
 class ExportSource(TensorSource, Protocol):
@@ -110,11 +106,9 @@ class ExportedTensors:
         self.specs: Mapping[str, TensorSpec] = specs
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, in the type of its spec."""
         return self._export.read(*self._place(name)).reshape(self.specs[name].shape)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """The rows as stored, see `BlockSource`."""
         return self._export.read_blocks(*self._place(name))
 
     def _place(self, name: str) -> tuple[str, slice]:

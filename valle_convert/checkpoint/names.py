@@ -55,7 +55,6 @@ class RenamedTensors:
         }
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, read under its own name."""
         return self._tensors.read(self._own[name])
 
 

@@ -53,11 +53,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class SafetensorsHeader:
-    """The tensors of a file that is not here; a `TensorSource` without weights.
-
-    Attributes:
-        metadata: the unchanged strings of the header's `__metadata__`.
-    """
+    """The tensors of a file that is not here; a `TensorSource` without weights."""
 
     def __init__(self, where: str, data: bytes) -> None:
         """Read the JSON of a header, with the checks that the library lacks."""

@@ -28,11 +28,7 @@ Shard = tuple[Path, TensorSource, Mapping[str, str]]
 
 
 class ShardedTensors:
-    """A `TensorSource` over the shards of an index.
-
-    Attributes:
-        paths: of the shards, in the order of their names.
-    """
+    """A `TensorSource` over the shards of an index, in the order of their names."""
 
     def __init__(self, index: Path, get: Callable[[str], Shard | None]) -> None:
         weight_map = _read_index(index)
@@ -48,7 +44,6 @@ class ShardedTensors:
         }
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as a read-only view of its mapped shard."""
         return self._files[name].read(name)
 
 

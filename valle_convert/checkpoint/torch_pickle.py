@@ -227,11 +227,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
     pop_mark: Callable[[], list[Any]]
     append: Callable[[object], None]
 
-    def __init__(
-        self,
-        file: BinaryIO | mmap.mmap,
-        storage: Callable[[str, int], Storage],
-    ) -> None:
+    def __init__(self, file: BinaryIO | mmap.mmap, storage: Callable[[str, int], Storage]) -> None:
         """`storage` gives the storage of a key and a number of bytes."""
         super().__init__(file, encoding="utf-8")
         self._storage = storage

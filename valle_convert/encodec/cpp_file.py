@@ -95,25 +95,17 @@ class CppHeader:
 
 @dataclass(frozen=True)
 class CppTensor:
-    """One tensor in a file.
-
-    Attributes:
-        dims: fastest first; none for a single number.
-        ftype: 0 float32, 1 float16.
-        n_bytes: size of the data.
-    """
+    """One tensor in a file."""
 
     name: str
-    dims: tuple[int, ...]
-    ftype: int
+    dims: tuple[int, ...]  # fastest first; none for a single number
+    ftype: int  # 0 float32, 1 float16
     offset: int
     n_bytes: int
 
 
 @dataclass(frozen=True)
 class WrittenCodec:
-    """A written codec, with notes for the user."""
-
     path: Path
     n_bytes: int
     n_tensors: int
@@ -200,24 +192,23 @@ def write_cpp_file(
 
 
 def _data(codec: EncodecWeights, tensor: CppTensor) -> memoryview:
-    values: NDArray[np.floating] = codec.read(tensor.name)
-    if tensor.ftype:
-        values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+    values = read_half(codec, tensor.name) if tensor.ftype else codec.read(tensor.name)
     return np.ascontiguousarray(values, _DTYPES[tensor.ftype]).reshape(-1).view(np.uint8).data
 
 
-def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
-    """Round to nearest, ties to even."""
+def read_half(codec: EncodecWeights, name: str) -> NDArray[np.floating]:
+    """One tensor in float16, rounded to nearest, ties to even."""
+    values = codec.read(name)
     largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
     if largest >= _FIRST_INFINITE:
         raise InputError(
-            f"{what} has values up to {largest:,.0f}, beyond float16's 65,504. Write a .gguf with "
-            "--outtype f32."
+            f"The codec {codec.source}: the tensor {name} has values up to {largest:,.0f}, beyond "
+            "float16's 65,504. Write a .gguf with --outtype f32."
         )
     import torch
 
     # Rounds like numpy, in an eighth of the time.
-    rounded: NDArray[np.float16] = torch.tensor(values).half().numpy()
+    rounded: NDArray[np.floating] = torch.tensor(values).half().numpy()
     return rounded
 
 
@@ -261,7 +252,6 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
 
 
 def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...]]:
-    """Header and tensors of a file."""
     with os_faults(f"{path} cannot be read"), path.open("rb") as file:
         size = path.stat().st_size
         packed = file.read(_HEADER.size)

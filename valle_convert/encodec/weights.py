@@ -20,26 +20,17 @@ TensorReader = Callable[[CodecTensor], Tensor]
 
 @dataclass(frozen=True)
 class EncodecWeights:
-    """A codec with all tensors present and of the right shape.
-
-    Attributes:
-        source: what was opened, as the user wrote it.
-        kind: kind of source, in words.
-        files: all files that are read; no output may replace them.
-        license: license of the weights, if known.
-        url: where the weights are published, if known.
-        halves: tensors that are float16 in a converted file.
-    """
+    """A codec with all tensors present and of the right shape."""
 
     spec: EncodecSpec
-    source: str
-    kind: str
+    source: str  # what was opened, as the user wrote it
+    kind: str  # kind of source, in words
     reader: TensorReader
-    files: tuple[Path, ...]
-    license: str | None = None
-    url: str | None = None
+    files: tuple[Path, ...]  # all files that are read; no output may replace them
+    license: str | None = None  # license of the weights, if known
+    url: str | None = None  # where the weights are published, if known
     notes: tuple[str, ...] = ()
-    halves: frozenset[str] = frozenset()
+    halves: frozenset[str] = frozenset()  # tensors that are float16 in a converted file
 
     @cached_property
     def _entries(self) -> Mapping[str, CodecTensor]:

@@ -52,12 +52,12 @@ def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
 
 
 @contextmanager
-def os_faults(words: str, advice: str = "") -> Iterator[None]:
+def os_faults(words: str) -> Iterator[None]:
     """Turn any error of the system within the block into ours."""
     try:
         yield
     except OSError as error:
-        raise os_fault(words, error, advice) from error
+        raise os_fault(words, error) from error
 
 
 def suggest(path: Path) -> str:

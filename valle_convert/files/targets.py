@@ -66,7 +66,6 @@ def check_outputs(
 
 
 def check_free_space(target: Path, n_bytes: int) -> None:
-    """Reject a file that the disk has no room for."""
     folder = resolve(target).parent
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
@@ -120,7 +119,6 @@ def resolve(target: Path) -> Path:
 def _check_replaceable(
     target: Path, found: os.stat_result, inputs: list[Path], *, force: bool
 ) -> None:
-    """Refuse to overwrite something."""
     if stat.S_ISDIR(found.st_mode):
         raise InputError(
             f"The output {target} is a directory, expected the name of a file; "

@@ -24,13 +24,7 @@ from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
-from valle_convert.gguf_file.header import (
-    ALIGNMENT,
-    join_header,
-    pack_key,
-    pack_tensor,
-    padded,
-)
+from valle_convert.gguf_file.header import ALIGNMENT, join_header, pack_key, pack_tensor, padded
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     DATA_DIGEST_KEY,
@@ -168,9 +162,8 @@ def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
             source = source.reshape(-1, tensor.shape[-1])
         step = max(1, _PIECE_BYTES // (source.shape[1] * source.dtype.itemsize))
         for start in range(0, span.n_rows, step):
-            stop = min(start + step, span.n_rows)
-            gather = span.gather
-            rows = source[start:stop] if gather is None else source[list(gather[start:stop])]
+            piece = slice(start, min(start + step, span.n_rows))
+            rows = source[piece if span.gather is None else list(span.gather[piece])]
             if blocks is None:
                 yield encode(rows, tensor.ggml_type, span.source)
             else:

@@ -57,26 +57,21 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class PhonemeBpe:
-    """A BPE that has passed all checks.
+    """A BPE that has passed all checks."""
 
-    Attributes:
-        vocab: string -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
-        merges: pairs of strings by rank, as written in the file.
-        add_bos, add_eos: whether the post-processor puts them around a text.
-        strings: the strings of each id, first those of the file in its order, then those that
-            merges make of strings that share ids. No string has two ids.
-        left_out: settings of the file that shape batches but change no id.
-    """
-
+    # String -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
     vocab: Mapping[str, int]
-    merges: tuple[tuple[str, str], ...]
+    merges: tuple[tuple[str, str], ...]  # pairs of strings by rank, as written in the file
     added_tokens: tuple[AddedToken, ...]
     unk_id: int
     bos_id: int
     eos_id: int
-    add_bos: bool
-    add_eos: bool
+    add_bos: bool  # whether the post-processor puts it before a text
+    add_eos: bool  # whether it puts this one after it
+    # The strings of each id, first those of the file in its order, then those that merges make of
+    # strings that share ids. No string has two ids.
     strings: tuple[tuple[str, ...], ...] = ()
+    # Settings of the file that shape batches but change no id.
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -91,7 +86,6 @@ class PhonemeBpe:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a tokenizer's file as a whole."""
     data = read_small_file(path, "tokenizer", MAX_FILE_BYTES)
     if not data:
         raise InputError(f"The tokenizer {path} is empty (0 bytes); copy it again.")

@@ -12,11 +12,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.compile import compile_bpe
-from valle_convert.tokenizer.compiled import CompiledTokenizer
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Oracle, SentencePieceOracle
 from valle_convert.tokenizer.problems import refusal, short
 from valle_convert.tokenizer.sentencepiece import (
@@ -36,15 +37,11 @@ BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """A tokenizer that was read and checked.
-
-    Attributes:
-        data: the bytes of the file, for the oracle.
-    """
+    """A tokenizer that was read and checked."""
 
     path: Path
     tokenizer: PhonemeBpe | SentencePieceBpe
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False)  # the bytes of the file, for the oracle
     sha256: str
 
     @property
@@ -72,18 +69,12 @@ class TokenizerFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChoice:
-    """A tokenizer that fits a checkpoint, and why it was chosen.
-
-    Attributes:
-        source: a file's name, or `built-in`.
-        reason: why this one was chosen, as the second half of a sentence.
-        agreement: what it agrees with, as the second half of a sentence.
-    """
+    """A tokenizer that fits a checkpoint, and why it was chosen."""
 
     file: TokenizerFile
-    source: str
-    reason: str
-    agreement: str
+    source: str  # a file's name, or `built-in`
+    reason: str  # why this one was chosen, as the second half of a sentence
+    agreement: str  # what it agrees with, as the second half of a sentence
 
 
 def open_tokenizer(path: Path) -> TokenizerFile:
@@ -146,6 +137,29 @@ def choose_tokenizer(
     elif carried is None:
         agreement += ", and the checkpoint has no vocabulary to compare with"
     return TokenizerChoice(file, source, reason, agreement)
+
+
+def recorded_tokenizer(
+    keys: Mapping[str, Any], gguf: Path, explicit: Path | None = None
+) -> TokenizerFile:
+    """Open the file that the vocabulary of a converted file was compiled from."""
+    recorded = keys.get(TOKENIZER_SHA256_KEY)
+    if not isinstance(recorded, str):
+        raise InputError(
+            f"{gguf} does not record its tokenizer, so it is not a converted checkpoint; convert "
+            "one with `valle-convert CHECKPOINT OUT.gguf`."
+        )
+    beside = gguf.with_name(FILE_NAME)
+    candidates = [explicit] if explicit else [BUILT_IN, *([beside] if beside.is_file() else [])]
+    for path in candidates:
+        found = open_tokenizer(path)
+        if found.sha256 == recorded:
+            return found
+    tried = str(explicit) if explicit else "the built-in one"
+    raise InputError(
+        f"{gguf} was converted with the tokenizer {keys.get('valle.tokenizer.source')!r} "
+        f"(SHA-256 {recorded[:16]}...), not {tried}; give that file with --tokenizer."
+    )
 
 
 def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocabulary) -> list[str]:
