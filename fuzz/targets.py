@@ -39,12 +39,14 @@ from valle_convert.audio.codes import read_codes
 from valle_convert.audio.files import read_audio
 from valle_convert.audio.recorded import read_list
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.checkpoint.containers import read_container
+from valle_convert.checkpoint.folder import DiskTree
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.encodec.cpp_file import plan_cpp_file
 from valle_convert.encodec.gguf_codec import plan_gguf_codec
-from valle_convert.encodec.sources import _open_tensors, open_encodec
+from valle_convert.encodec.sources import open_encodec
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families import family_of
 from valle_convert.families.bundle import open_bundle
@@ -383,7 +385,8 @@ def _make_legacy(rng: Random) -> Files:
 
 
 def _read_legacy(folder: Path) -> None:
-    source = _open_tensors(folder / "x.th")
+    path = folder / "x.th"
+    source = read_container(path, DiskTree(), path).tensors
     for name in source.specs:
         if source.specs[name].dtype is not None:
             source.read(name)

@@ -177,6 +177,8 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> Path:
         (b"K\x03K\x04\x86", b"K\x03K\x05\x86"),  # a row more than there are numbers
         (b"K\x04K\x01\x86", b"K\x05K\x01\x86"),  # strides that lead behind the end
         (b"K\x00K\x03", b"K\x01K\x03"),  # an offset
+        (b"K\x03K\x04\x86", b"J\xfd\xff\xff\xffJ\xfc\xff\xff\xff\x86"),  # negative sizes
+        (b"K\x04K\x01\x86", b"J\xfc\xff\xff\xffK\x01\x86"),  # a negative stride
     ],
 )
 def test_a_tensor_beyond_its_data_is_refused(old: bytes, new: bytes, tmp_path: Path) -> None:
@@ -187,6 +189,19 @@ def test_a_tensor_beyond_its_data_is_refused(old: bytes, new: bytes, tmp_path: P
         return data.replace(old, new)
 
     with pytest.raises(InputError, match=r"cannot be read as a file of torch.save"):
+        load_torch_file(rewritten(tmp_path / "x.pth", change))
+
+
+def test_a_storage_of_two_sizes_is_refused(tmp_path: Path) -> None:
+    numbers = torch.zeros(12)
+    torch.save({"a": numbers[:3], "b": numbers[3:]}, tmp_path / "x.pth")
+    size = b"K\x0ct"  # of the storage, in both references to it
+
+    def change(data: bytes) -> bytes:
+        assert data.count(size) == 2, data
+        return b"K\x0bt".join(data.rsplit(size, 1))
+
+    with pytest.raises(InputError, match="two types or sizes"):
         load_torch_file(rewritten(tmp_path / "x.pth", change))
 
 

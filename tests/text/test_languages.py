@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from valle_convert.errors import InputError
-from valle_convert.text import detect_language, known_language
-from valle_convert.text.languages import assumed_language_notices, detect_languages
+from valle_convert.text.languages import (
+    assumed_language_notices,
+    detect_language,
+    detect_languages,
+    known_language,
+)
 
 
 @pytest.mark.parametrize(

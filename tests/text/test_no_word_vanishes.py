@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.text import TaggedText, spell
-from valle_convert.text import to_phonemes, unsaid_characters
-from valle_convert.text.phonemes import VOICES
+from valle_convert.text.phonemes import VOICES, to_phonemes, unsaid_characters
 
 Path = tuple[str, str]  # family and language
 PATHS: list[Path] = [

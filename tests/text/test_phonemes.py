@@ -9,8 +9,7 @@ import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.extras import require
-from valle_convert.text import check_phonemes, to_phonemes
-from valle_convert.text.phonemes import VOICES
+from valle_convert.text.phonemes import VOICES, check_phonemes, to_phonemes
 
 
 @pytest.mark.parametrize(

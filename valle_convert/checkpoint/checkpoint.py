@@ -16,48 +16,31 @@ from valle_convert.files import sha256_of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, with what the user said about it.
+    """A checkpoint, with what the user said about it."""
 
-    Attributes:
-        path: the file of the weights, or the index of several.
-        container: how the weights are stored, in words.
-        tensors: the weights by name, with any LoRA merged.
-        config: the training project's description of the model.
-        symmap: phoneme string to id, if the file has it.
-        stats: training counters, if the file has them.
-        lora: which LoRAs were merged, in words, or None.
-        companions: further input files (config, LoRA) that no output may replace.
-        notes: what was chosen on the way to the weights.
-        given: the file or folder as the user named it, or None if it is `path`.
-        shards: the files of the weights, if there are several.
-        folder_title: the model's name according to the folder of the weights.
-        vocabulary: strings and merges, if an export has them.
-        assumed: values that the file lacks, assumed as in the published models.
-        lost: parts of the training project's checkpoint that the file lacks.
-        words: the names of the rows, by table, if they have names.
-        origin: more on where the weights come from; the converted file stores it as
-            `valle.source.*` under these names.
-        hub: the repository and commit on the Hugging Face hub, if the files come from there.
-    """
-
-    path: Path
-    container: str
-    tensors: TensorSource
-    config: Mapping[str, Any]
+    path: Path  # the file of the weights, or the index of several
+    container: str  # how the weights are stored, in words
+    tensors: TensorSource  # the weights by name, with any LoRA merged
+    config: Mapping[str, Any]  # the training project's description of the model
     config_source: str
-    symmap: Mapping[str, int] | None
-    stats: Mapping[str, Any]
-    lora: str | None = None
+    symmap: Mapping[str, int] | None  # phoneme string to id, if the file has it
+    stats: Mapping[str, Any]  # training counters, if the file has them
+    lora: str | None = None  # which LoRAs were merged, in words, or None
+    # Further input files (config, LoRA) that no output may replace.
     companions: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
-    given: Path | None = None
-    shards: tuple[Path, ...] = ()
-    folder_title: str = ""
-    vocabulary: CarriedVocabulary | None = None
-    assumed: tuple[str, ...] = ()
-    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was chosen on the way to the weights
+    given: Path | None = None  # the file or folder as the user named it, or None if it is `path`
+    shards: tuple[Path, ...] = ()  # the files of the weights, if there are several
+    folder_title: str = ""  # the model's name according to the folder of the weights
+    vocabulary: CarriedVocabulary | None = None  # strings and merges, if an export has them
+    assumed: tuple[str, ...] = ()  # values that the file lacks, assumed as in the published models
+    lost: tuple[str, ...] = ()  # parts of the training project's checkpoint that the file lacks
+    # The names of the rows, by table, if they have names.
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # More on where the weights come from; the converted file stores it as `valle.source.*` under
+    # these names.
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    # The repository and commit on the Hugging Face hub, if the files come from there.
     hub: HubOrigin | None = None
 
     @property

@@ -24,7 +24,7 @@ from valle_convert.checkpoint.folder import (
 )
 from valle_convert.checkpoint.names import is_model, with_plain_names
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-from valle_convert.checkpoint.sharded import ShardedTensors
+from valle_convert.checkpoint.sharded import Shard, ShardedTensors
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.files import ZIP_MAGIC, first_bytes
@@ -34,23 +34,16 @@ _SUPPORTED = "supported are safetensors, files of torch.save, and folders with o
 
 @dataclass(frozen=True)
 class Container:
-    """A parsed container of a checkpoint or a LoRA.
+    """A parsed container of a checkpoint or a LoRA."""
 
-    Attributes:
-        container: how the weights are stored, in words.
-        extras: what is stored beside them: config, userdata, stats.
-        plain: all plain values of the container itself.
-        shards: the files of the weights, if there are several.
-        notes: what was chosen, left out or renamed, in words.
-    """
-
-    container: str
+    container: str  # how the weights are stored, in words
     tensors: TensorSource
-    extras: Mapping[str, Any]
+    extras: Mapping[str, Any]  # what is stored beside them: config, userdata, stats
+    # All plain values of the container itself.
     plain: Mapping[str, Any] = field(default_factory=dict)
     lora: TensorSource | None = None
-    shards: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
+    shards: tuple[Path, ...] = ()  # the files of the weights, if there are several
+    notes: tuple[str, ...] = ()  # what was chosen, left out or renamed, in words
 
 
 def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
@@ -65,7 +58,9 @@ def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
 
 
 def holds_model(tree: Tree, place: PurePath) -> bool:
-    """Whether a local file holds the weights of a known model."""
+    """Whether a file holds the weights of a known model; one on the hub is not opened for that."""
+    if tree.origin is not None:
+        return True
     try:
         contents = read_container(tree.get(place), tree, place)
     except ValleConvertError:
@@ -105,7 +100,7 @@ def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
 def _read_shards(path: Path, tree: Tree, place: PurePath) -> Container:
     names = tree.files(place.parent)
 
-    def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
+    def get(name: str) -> Shard | None:
         if name not in names:
             return None
         shard, header = tree.get(place.parent / name), tree.header(place.parent / name)

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -57,16 +56,12 @@ COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "t
 
 @dataclass(frozen=True)
 class ExportRows:
-    """Rows of one of the two matrices that were one tensor of the checkpoint.
-
-    Attributes:
-        words: the rows' own names, such as `en`; empty if they have none.
-    """
+    """Rows of one of the two matrices that were one tensor of the checkpoint."""
 
     matrix: str
     first_row: int
     n_rows: int
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # the rows' own names, such as `en`; empty if they have none
 
 
 class ExportSource(TensorSource, Protocol):
@@ -108,14 +103,12 @@ class ExportedTensors:
                 name, matrix.dtype, matrix.dtype_name, shape[1:] if name == "sep" else shape
             )
         specs |= {n: spec for n, spec in export.specs.items() if n.startswith(_BACKBONE)}
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self.specs: Mapping[str, TensorSpec] = specs
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, in the type of its spec."""
         return self._export.read(*self._place(name)).reshape(self.specs[name].shape)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """The rows as stored, see `BlockSource`."""
         return self._export.read_blocks(*self._place(name))
 
     def _place(self, name: str) -> tuple[str, slice]:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from valle_convert.checkpoint.names import is_averaged
+from valle_convert.checkpoint.names import averages_note, is_averaged
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
-from valle_convert.files import os_fault, read_small_file
+from valle_convert.files import os_faults, read_small_file
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
@@ -60,27 +60,18 @@ _USUAL = (
 
 @dataclass(frozen=True)
 class HubOrigin:
-    """Where on the hub the files of a checkpoint come from.
-
-    Attributes:
-        sha256: by local file, if the hub gives one.
-        n_bytes: the size of each file, by the hub's list.
-    """
+    """Where on the hub the files of a checkpoint come from."""
 
     repository: str
     revision: str
-    sha256: Mapping[Path, str]
-    n_bytes: Mapping[Path, int]
+    sha256: Mapping[Path, str]  # by local file, if the hub gives one
+    n_bytes: Mapping[Path, int]  # the size of each file, by the hub's list
 
 
 class Tree(Protocol):
-    """Folders and files below some root.
+    """Folders and files below some root."""
 
-    Attributes:
-        notes: what the user should know about the source of the files.
-    """
-
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what the user should know about the source of the files
 
     @property
     def origin(self) -> HubOrigin | None:
@@ -135,16 +126,13 @@ class DiskTree:
     @staticmethod
     def _entries(folder: PurePath) -> list[tuple[str, bool]]:
         found: list[tuple[str, bool]] = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    # A circular link, or one to a closed place, is neither file nor folder.
-                    with suppress(OSError):
-                        is_folder = entry.is_dir()
-                        if not is_folder or not _leads_back(entry):
-                            found.append((entry.name, is_folder))
-        except OSError as error:
-            raise os_fault(f"The folder {folder} cannot be read", error) from error
+        with os_faults(f"The folder {folder} cannot be read"), os.scandir(folder) as entries:
+            for entry in entries:
+                # A circular link, or one to a closed place, is neither file nor folder.
+                with suppress(OSError):
+                    is_folder = entry.is_dir()
+                    if not is_folder or not _leads_back(entry):
+                        found.append((entry.name, is_folder))
         return sorted(found)
 
 
@@ -158,19 +146,13 @@ def _leads_back(entry: os.DirEntry[str]) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """The weights of a folder.
+    """The weights of a folder."""
 
-    Attributes:
-        weights: the file, or the index of several.
-        title: the model's name, if its config does not have one.
-        is_training: whether they are a training state, whose config is in a folder above.
-        notes: what was chosen on the way, in words.
-    """
-
-    weights: PurePath
-    title: str
+    weights: PurePath  # the file, or the index of several
+    title: str  # the model's name, if its config does not have one
+    # Whether they are a training state, whose config is in a folder above.
     is_training: bool = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was chosen on the way, in words
 
 
 def is_on_hub(path: PurePath) -> bool:
@@ -257,7 +239,6 @@ def find_config(tree: Tree, found: Found) -> PurePath | None:
 
 
 def is_deepspeed(name: str) -> bool:
-    """Whether a file has the name of a DeepSpeed state."""
     return _DEEPSPEED.fullmatch(name) is not None
 
 
@@ -299,7 +280,9 @@ def _look_into(
             held = [name for name in choices if holds_model(folder / name)] or choices
         plain = [name for name in held if not is_averaged(name)] or held
         if len(plain) == 1:
-            return Found(folder / plain[0], _title(folder), notes=tuple(_passed_over(held, plain)))
+            others = [name for name in held if name not in plain]
+            notes = (averages_note(others),) if others else ()
+            return Found(folder / plain[0], _title(folder), notes=notes)
         if choices:
             raise InputError(
                 f"{tree.name(folder)} holds {len(plain)} {kind}, expected one: "
@@ -315,19 +298,12 @@ def _look_into(
 
 
 def _is_model(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> bool:
-    """Whether a folder holds a model's weights, or more than one file of weights."""
+    """Whether a folder holds a model's weights, or several files that may be."""
     try:
         found = _look_into(tree, folder, holds_model)
     except ValleConvertError:
         return True
     return found is not None and holds_model(found.weights)
-
-
-def _passed_over(names: list[str], chosen: list[str]) -> Iterator[str]:
-    """Notes on other files of weights."""
-    others = [name for name in names if name not in chosen]
-    if others:
-        yield f"averaged (EMA) weights beside the weights are left out: {', '.join(others)}"
 
 
 def _at_latest(tree: Tree, folder: PurePath) -> Found:
@@ -397,17 +373,10 @@ def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath
     for name in tree.folders(folder):
         inner = folder / name
         try:
-            names = tree.files(inner)
+            tree.files(inner)
         except ValleConvertError:
             continue  # no permission
-        if (
-            any(
-                name in (LATEST, PICKLE, _DISTRIBUTED) or name in _STATES or is_shard(name)
-                for name in names
-            )
-            or any(_DEEPSPEED.fullmatch(name) for name in names)
-            or any(choices for _, choices in _choices(names))
-        ):
+        if _is_model(tree, inner, lambda _: True):
             yield inner
         elif depth > 1:
             yield from _models_below(tree, inner, depth - 1)

@@ -60,19 +60,12 @@ _ARITHMETIC: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Export:
-    """An export, understood.
+    """An export, understood."""
 
-    Attributes:
-        tensors: under the names of the original checkpoint.
-        config: of that checkpoint, without the user's keys.
-        words: the names of the rows by table, such as `en`.
-        assumed: values that the export lacks, in words.
-    """
-
-    tensors: TensorSource
-    config: Mapping[str, Any]
-    words: Mapping[str, tuple[str, ...]]
-    assumed: tuple[str, ...]
+    tensors: TensorSource  # under the names of the original checkpoint
+    config: Mapping[str, Any]  # of that checkpoint, without the user's keys
+    words: Mapping[str, tuple[str, ...]]  # the names of the rows by table, such as `en`
+    assumed: tuple[str, ...]  # values that the export lacks, in words
     notes: tuple[str, ...] = ()
 
 

@@ -45,19 +45,13 @@ _TIMEOUT = 30.0  # seconds without an answer
 
 @dataclass(frozen=True)
 class Location:
-    """A place on the hub.
-
-    Attributes:
-        revision: a commit, branch or tag; None for the main branch.
-        path: a file or folder in it; "." for all of it.
-        is_loose: whether `path` may also be the name of a model.
-    """
+    """A place on the hub."""
 
     text: str
     repository: str
-    revision: str | None
-    path: PurePosixPath
-    is_loose: bool
+    revision: str | None  # a commit, branch or tag; None for the main branch
+    path: PurePosixPath  # a file or folder in it; "." for all of it
+    is_loose: bool  # whether `path` may also be the name of a model
 
 
 @dataclass(frozen=True)
@@ -87,11 +81,7 @@ def parse_location(text: str) -> Location:
 
 
 class HubTree:
-    """The files of one commit, downloaded on request; a `Tree`.
-
-    Attributes:
-        notes: what the user should know about the source of the files.
-    """
+    """The files of one commit, downloaded on request; a `Tree`."""
 
     def __init__(
         self, location: Location, *, progress: Progress = silent, headers_only: bool = False
@@ -131,7 +121,6 @@ class HubTree:
         return sorted(name for name in found if name)
 
     def name(self, path: PurePath) -> str:
-        """The place on the hub, in the user's form."""
         revision = self._location.revision
         at = "" if revision is None else f"@{revision}"
         inside = "" if str(path) == "." else f":{path}"
@@ -150,7 +139,6 @@ class HubTree:
         return self._got[place]
 
     def header(self, path: PurePath) -> SafetensorsHeader | None:
-        """The header of a file that `get` does not download."""
         place = PurePosixPath(path)
         if not self._is_header_enough(place):
             return None
@@ -162,7 +150,6 @@ class HubTree:
 
     @property
     def origin(self) -> HubOrigin:
-        """Where the files requested so far come from."""
         digests: dict[Path, str] = {}
         sizes: dict[Path, int] = {}
         for place, path in self._got.items():
@@ -375,7 +362,6 @@ def _bar_class(progress: Progress) -> type[Any]:
             return None
 
         def close(self) -> None:
-            """The download ended."""
             if getattr(self, "_is_open", False):
                 self._is_open = False
                 self._shown.__exit__(None, None, None)

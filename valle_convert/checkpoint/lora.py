@@ -142,29 +142,16 @@ def lora_files(given: str | Path | Sequence[str | Path] | None) -> tuple[LoraFil
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The two matrices that change one weight.
+    """The two matrices that change one weight."""
 
-    Attributes:
-        down: the name of lora_A in the adapter.
-        scale: the factor on their product: alpha / rank times the user's factor.
-        is_table: whether the weight is an embedding table, whose update is A B.
-    """
-
-    target: str
-    down: str
+    down: str  # the name of lora_A in the adapter
     up: str
-    scale: float
-    is_table: bool
+    scale: float  # the factor on their product: alpha / rank times the user's factor
+    is_table: bool  # whether the weight is an embedding table, whose update is A B
 
 
 class LoraPairs:
-    """One adapter that fits a model.
-
-    Attributes:
-        by_target: the pair of each weight that it changes.
-        levels: its codebook levels; empty for all.
-        notes: what was left out or renamed in its file, in words.
-    """
+    """One adapter that fits a model."""
 
     def __init__(
         self,
@@ -172,13 +159,13 @@ class LoraPairs:
         scale: LoraScale,
         specs: Mapping[str, TensorSpec],
         factor: float = 1.0,
-        notes: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),  # what was left out or renamed in its file
     ) -> None:
         self.notes = notes
         self._adapters = adapters
         self.where = scale.where
         self.is_inside = scale.is_inside
-        self.levels = scale.levels
+        self.levels = scale.levels  # of the codebooks; empty for all
         self.factor = factor
         found: dict[str, dict[str, str]] = {}
         prefix = _prefix(adapted_weights(adapters), specs)
@@ -243,7 +230,7 @@ class LoraPairs:
             )
         if scale.rank is not None and scale.rank != rank:
             return f"rank {rank}, but the config says {scale.rank}"
-        return LoraPair(target, sides["A"], sides["B"], factor * self.alpha / rank, is_table)
+        return LoraPair(sides["A"], sides["B"], factor * self.alpha / rank, is_table)
 
     def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         down, up = (self._adapters.read(name) for name in (pair.down, pair.up))
@@ -277,7 +264,6 @@ class MergedTensors:
                 )
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, merged if an adapter has a pair for it."""
         weight = self._base.read(name)
         updates = [(one, one.update(name)) for one in self._adapters]
         given = [(one, update) for one, update in updates if update is not None]

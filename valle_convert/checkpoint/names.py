@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -50,13 +50,11 @@ class RenamedTensors:
 
     def __init__(self, tensors: TensorSource, own: Mapping[str, str]) -> None:
         self._tensors, self._own = tensors, own
-        found = ((name, tensors.specs[one]) for name, one in own.items())
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
-            {name: TensorSpec(name, s.dtype, s.dtype_name, s.shape) for name, s in found}
-        )
+        self.specs: Mapping[str, TensorSpec] = {
+            name: replace(tensors.specs[one], name=name) for name, one in own.items()
+        }
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, read under its own name."""
         return self._tensors.read(self._own[name])
 
 
@@ -73,6 +71,10 @@ def is_refused_by_name(names: Iterable[str]) -> bool:
 def is_averaged(name: str) -> bool:
     """Whether a name belongs to a moving average of weights."""
     return _AVERAGED.search(name) is not None
+
+
+def averages_note(left_out: Iterable[str]) -> str:
+    return f"averaged (EMA) weights beside the weights are left out: {', '.join(left_out)}"
 
 
 def unwrapped(name: str) -> str:
@@ -96,11 +98,7 @@ def with_plain_names(tensors: TensorSource, where: str) -> tuple[TensorSource, t
     notes: list[str] = []
     left_out = {name for name, plain in names.items() if plain.startswith(tuple(averages))}
     if left_out:
-        notes.append(
-            "averaged (EMA) weights beside the weights are left out: "
-            f"{plural(len(left_out), 'tensor')} "
-            f"({', '.join(averages)}*)"
-        )
+        notes.append(averages_note([f"{plural(len(left_out), 'tensor')} ({', '.join(averages)}*)"]))
     counters = [
         name
         for name, plain in names.items()

@@ -12,19 +12,14 @@ A checkpoint may have no config; its family decides whether it needs one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.checkpoint import Checkpoint
 from valle_convert.checkpoint.config import Config, load_config, plain_keys, read_config
 from valle_convert.checkpoint.containers import Container, holds_model, read_container
-from valle_convert.checkpoint.folder import (
-    Found,
-    Tree,
-    find_weights,
-    found_file,
-    locate,
-)
+from valle_convert.checkpoint.folder import Found, Tree, find_weights, found_file, locate
 from valle_convert.checkpoint.hf_export import (
     CONFIG_FILE,
     FORMAT,
@@ -53,7 +48,7 @@ def read_checkpoint(
     """Open a checkpoint without reading its weights."""
     tree, place = locate(path, progress, headers_only=headers_only)
     if tree.is_folder(place):
-        found = find_weights(tree, place, lambda one: _holds_model(tree, one))
+        found = find_weights(tree, place, partial(holds_model, tree))
     else:
         found = found_file(tree, place)
     file = tree.get(found.weights)
@@ -98,11 +93,6 @@ def read_checkpoint(
         | ({"notes": lenient} if lenient else {}),
         hub=hub,
     )
-
-
-def _holds_model(tree: Tree, place: PurePath) -> bool:
-    # To look into a checkpoint on the hub, nothing more is downloaded.
-    return tree.origin is not None or holds_model(tree, place)
 
 
 def _check_model(contents: Container, where: str) -> None:

@@ -14,7 +14,6 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from valle_convert.checkpoint.source import DTYPES, TensorSpec, unreadable
 from valle_convert.errors import InputError
-from valle_convert.files import check_input_file, os_fault
+from valle_convert.files import check_input_file, os_faults
 from valle_convert.strict_json import DuplicateKeyError, unique_json
 
 _LENGTH = struct.Struct("<Q")
@@ -54,11 +53,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class SafetensorsHeader:
-    """The tensors of a file that is not here; a `TensorSource` without weights.
-
-    Attributes:
-        metadata: the unchanged strings of the header's `__metadata__`.
-    """
+    """The tensors of a file that is not here; a `TensorSource` without weights."""
 
     def __init__(self, where: str, data: bytes) -> None:
         """Read the JSON of a header, with the checks that the library lacks."""
@@ -88,7 +83,7 @@ class SafetensorsHeader:
                 self._begins[name] = entry.data_offsets[0]
                 continue
             raise InputError(f"{where}: the tensor {name[:70]!r} {fault}; save the tensors again.")
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
+        self.specs: Mapping[str, TensorSpec] = specs
 
     def read(self, name: str) -> NDArray[Any]:
         raise WeightsNeededError(name)
@@ -101,15 +96,13 @@ class SafetensorsFile(SafetensorsHeader):
         self._path = path
         check_input_file(path)
         try:
-            with safe_open(path, framework="numpy"):
+            with os_faults(f"{path} cannot be read"), safe_open(path, framework="numpy"):
                 pass
         except (SafetensorError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{path} is not a complete safetensors file ({error}); "
                 "copy or download it again, and compare its size with the original's."
             ) from error
-        except OSError as error:
-            raise os_fault(f"{path} cannot be read", error) from error
         with path.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
             super().__init__(str(path), stream.read(length))

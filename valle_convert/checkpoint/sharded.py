@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,16 +23,12 @@ from valle_convert.wording import listing, plural
 
 _MAX_INDEX_BYTES = 16 << 20
 
-
+#: A path, its tensors, and the strings of its metadata.
 Shard = tuple[Path, TensorSource, Mapping[str, str]]
 
 
 class ShardedTensors:
-    """A `TensorSource` over the shards of an index.
-
-    Attributes:
-        paths: of the shards, in the order of their names.
-    """
+    """A `TensorSource` over the shards of an index, in the order of their names."""
 
     def __init__(self, index: Path, get: Callable[[str], Shard | None]) -> None:
         weight_map = _read_index(index)
@@ -44,12 +39,11 @@ class ShardedTensors:
         self.paths = tuple(path for path, _, _ in found.values())
         self.metadata = _merge(index, {name: said for name, (_, _, said) in found.items()})
         self._files = {name: files[shard] for name, shard in weight_map.items()}
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
-            {name: spec for file in files.values() for name, spec in file.specs.items()}
-        )
+        self.specs: Mapping[str, TensorSpec] = {
+            name: spec for file in files.values() for name, spec in file.specs.items()
+        }
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as a read-only view of its mapped shard."""
         return self._files[name].read(name)
 
 

@@ -37,16 +37,11 @@ WEIGHT_DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor according to its container's header.
-
-    Attributes:
-        dtype: the numpy type of the elements, or None if numpy has none.
-        dtype_name: the container's own name of the type, for messages.
-    """
+    """A tensor according to its container's header."""
 
     name: str
-    dtype: np.dtype[Any] | None
-    dtype_name: str
+    dtype: np.dtype[Any] | None  # the numpy type of the elements, or None if numpy has none
+    dtype_name: str  # the container's own name of the type, for messages
     shape: tuple[int, ...]
 
     @property
@@ -71,7 +66,7 @@ class NamedTensors(Protocol):
     """Tensors by name, without a list of the names."""
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor; it may be a read-only view of a file."""
+        """One tensor, of the shape and type of its spec; it may be a read-only view of a file."""
         ...
 
 
@@ -83,23 +78,15 @@ class TensorSource(NamedTensors, Protocol):
         """Every tensor of the source, in the order of the file."""
         ...
 
-    def read(self, name: str) -> NDArray[Any]:
-        """One tensor, of the shape and type of its spec. It may be a read-only view of the file."""
-        ...
-
 
 @dataclass(frozen=True)
 class CarriedVocabulary:
-    """The tokenizer in an export.
+    """The tokenizer in an export."""
 
-    Attributes:
-        strings: of the phonemes, with their ids; possibly only one of several with the same id.
-        document: a tokenizer.json of the two, invalid if strings are missing.
-    """
-
+    # Of the phonemes, with their ids; possibly only one of several with the same id.
     strings: Mapping[str, int]
     merges: tuple[tuple[str, ...], ...]
-    document: bytes
+    document: bytes  # a tokenizer.json of the two, invalid if strings are missing
 
 
 @runtime_checkable

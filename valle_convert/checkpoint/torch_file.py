@@ -14,7 +14,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from valle_convert.checkpoint.torch_pickle import (
 )
 from valle_convert.checkpoint.torch_zip import check_sums, zip_entries
 from valle_convert.errors import InputError
-from valle_convert.files import first_bytes, os_fault
+from valle_convert.files import first_bytes, os_faults
 from valle_convert.wording import listing
 
 #: A pickle of torch's magic number, the start of its files before they were zips.
@@ -55,11 +54,8 @@ def load_torch_file(path: Path) -> object:
     """
     is_zip = not _is_bare_pickle(path)
     entries = zip_entries(path) if is_zip else {}
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def piece(name: str) -> _Piece:
         return _Piece(mapped, entries[name].n_bytes, entries[name].start)
@@ -153,17 +149,10 @@ class TorchTensors:
         self._path = path
         self._is_checked = _is_bare_pickle(path)  # no checksums
         self._checking = threading.Lock()
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
-            {
-                name: TensorSpec(
-                    name=name,
-                    dtype=one.numbers.dtype,
-                    dtype_name=one.numbers.name,
-                    shape=one.shape,
-                )
-                for name, one in self._tensors.items()
-            }
-        )
+        self.specs: Mapping[str, TensorSpec] = {
+            name: TensorSpec(name, one.numbers.dtype, one.numbers.name, one.shape)
+            for name, one in self._tensors.items()
+        }
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor; a view of the mapped file if it is contiguous there."""

@@ -20,18 +20,27 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.source import DTYPES
 from valle_convert.checkpoint.stand_ins import StandIn, is_harmful, stand_in_for
 
-#: The number types by torch's names: their bytes, and numpy's type.
-_NUMBERS: dict[str, tuple[int, np.dtype[Any] | None]] = {
-    **{name: (dtype.itemsize, dtype) for name, dtype in DTYPES.items()},
-    **dict.fromkeys("uint16 complex32 bits16".split(), (2, None)),
-    **dict.fromkeys("uint32 qint32".split(), (4, None)),
-    **dict.fromkeys("uint64 complex64".split(), (8, None)),
-    **dict.fromkeys("quint8 qint8 quint4x2 quint2x4".split(), (1, None)),
-    **dict.fromkeys("float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split(), (1, None)),
-    **dict.fromkeys(
-        "float8_e8m0fnu float4_e2m1fn_x2 bits8 bits1x8 bits2x4 bits4x2".split(), (1, None)
-    ),
-    "complex128": (16, None),
+
+@dataclass(frozen=True)
+class Numbers:
+    """A number type by its name in torch; `dtype` is None if numpy does not have it."""
+
+    name: str
+    itemsize: int
+    dtype: np.dtype[Any] | None = None
+
+
+#: Types of torch that numpy does not have, by their bytes.
+_OTHERS = {
+    1: "quint8 qint8 quint4x2 quint2x4 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz "
+    "float8_e8m0fnu float4_e2m1fn_x2 bits8 bits1x8 bits2x4 bits4x2",
+    2: "uint16 complex32 bits16",
+    4: "uint32 qint32",
+    8: "uint64 complex64",
+    16: "complex128",
+}
+_NUMBERS = {name: Numbers(name, dtype.itemsize, dtype) for name, dtype in DTYPES.items()} | {
+    name: Numbers(name, size) for size, names in _OTHERS.items() for name in names.split()
 }
 _STORAGES = {
     "Double": "float64",
@@ -61,21 +70,6 @@ _MAX_KEY = 100  # values in a key, each counted as often as it is named
 
 class RefusedError(Exception):
     """The pickle names something that is not allowed."""
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A number type by its name in torch."""
-
-    name: str
-
-    @property
-    def itemsize(self) -> int:
-        return _NUMBERS[self.name][0]
-
-    @property
-    def dtype(self) -> np.dtype[Any] | None:
-        return _NUMBERS[self.name][1]
 
 
 class Storage(Protocol):
@@ -222,7 +216,7 @@ def _known(name: str) -> object:
         kind = _STORAGES.get(storage[1], "")
     else:
         kind = name.removeprefix("torch.") if name.startswith("torch.") else ""
-    return Numbers(kind) if kind in _NUMBERS else _KNOWN.get(name)
+    return _NUMBERS.get(kind) or _KNOWN.get(name)
 
 
 class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
@@ -233,11 +227,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
     pop_mark: Callable[[], list[Any]]
     append: Callable[[object], None]
 
-    def __init__(
-        self,
-        file: BinaryIO | mmap.mmap,
-        storage: Callable[[str, int], Storage],
-    ) -> None:
+    def __init__(self, file: BinaryIO | mmap.mmap, storage: Callable[[str, int], Storage]) -> None:
         """`storage` gives the storage of a key and a number of bytes."""
         super().__init__(file, encoding="utf-8")
         self._storage = storage

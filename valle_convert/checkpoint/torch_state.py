@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert.checkpoint.containers import Container
-from valle_convert.checkpoint.names import is_averaged, is_model
+from valle_convert.checkpoint.names import averages_note, is_averaged, is_model
 from valle_convert.checkpoint.stand_ins import StandIn
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.checkpoint.torch_pickle import StoredTensor, word_for
@@ -123,9 +123,7 @@ def _find_state(
         notes = [f"the weights are the entry {one.name!r}"] if one.place not in _USUAL else []
         others = [average.name for average in averages if average is not one]
         if others:
-            notes.append(
-                f"averaged (EMA) weights beside the weights are left out: {', '.join(others)}"
-            )
+            notes.append(averages_note(others))
         return one.place, one.state, tuple(notes)
     if not distinct and may_be_none:
         return ("module",), {}, ()

@@ -22,7 +22,7 @@ from valle_convert.files import (
     check_free_space,
     check_input_file,
     explained_writes,
-    os_fault,
+    os_faults,
 )
 from valle_convert.wording import listing
 
@@ -74,21 +74,18 @@ def check_sums(path: Path, entries: Mapping[str, ZipEntry]) -> None:
     if not any(entry.checksum for entry in entries.values()):
         return
     piece = memoryview(bytearray(_PIECE_BYTES))
-    try:
-        with path.open("rb", buffering=0) as file:
-            for name, entry in entries.items():
-                file.seek(entry.start)
-                left, found = entry.n_bytes, 0
-                while left and (n_bytes := file.readinto(piece[: min(left, _PIECE_BYTES)])):
-                    found = zlib_ng.crc32(piece[:n_bytes], found)
-                    left -= n_bytes
-                if left or found != entry.checksum:
-                    raise InputError(
-                        f"{path} is damaged: the entry {name} does not match its checksum; "
-                        "copy or download it again."
-                    )
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    with os_faults(f"{path} cannot be read"), path.open("rb", buffering=0) as file:
+        for name, entry in entries.items():
+            file.seek(entry.start)
+            left, found = entry.n_bytes, 0
+            while left and (n_bytes := file.readinto(piece[: min(left, _PIECE_BYTES)])):
+                found = zlib_ng.crc32(piece[:n_bytes], found)
+                left -= n_bytes
+            if left or found != entry.checksum:
+                raise InputError(
+                    f"{path} is damaged: the entry {name} does not match its checksum; "
+                    "copy or download it again."
+                )
 
 
 @contextmanager
@@ -109,24 +106,18 @@ def packed_again(folder: Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
         yield packed, tuple(files)
 
 
-@contextmanager
-def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+        # zipfile reports a failing disk as a bad zip.
+        file.seek(max(0, path.stat().st_size - _LAST_BYTES))
+        file.read()
     try:
-        with path.open("rb") as file:
-            # zipfile reports a failing disk as a bad zip.
-            file.seek(max(0, path.stat().st_size - _LAST_BYTES))
-            file.read()
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
-    try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"{path} begins like a file of torch.save, but is truncated or damaged "
             f"({error}); copy or download it again."
         ) from error
-    with archive:
-        yield archive
 
 
 def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:

@@ -45,7 +45,8 @@ def tokenize(
         raise typer.BadParameter("give TEXT or --file FILE.", param_hint="TEXT")
     check_utf8(text or "")
     from valle_convert.families.bundle import open_bundle
-    from valle_convert.text import listed, unknown_phonemes
+    from valle_convert.text.folding import listed
+    from valle_convert.text.phonemes import unknown_phonemes
     from valle_convert.tokenizer.check import compare
     from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
     from valle_convert.tokenizer.oracle import LlamaTokenizer, Setting

@@ -44,31 +44,19 @@ class EncodecSpec:
     """Sizes and switches of an EnCodec, under the names of transformers' `EncodecConfig`.
 
     The defaults are those of the published 24 kHz model and of missing keys in a config.
-
-    Attributes:
-        sampling_rate: in Hz.
-        hidden_size: width of a frame between encoder and quantizer.
-        kernel_size: of the first convolution of encoder and decoder.
-        residual_kernel_size: of the first convolution of a residual block.
-        dilation_growth_rate: factor of the dilation from one residual block to the next.
-        compress: factor by which a residual block narrows its channels.
-        trim_right_ratio: where a transposed convolution is trimmed; 1 is the end.
-        use_conv_shortcut: whether the shortcut of a residual block is a convolution.
-        norm_type: `weight_norm`, or a norm with a layer of its own.
-        chunk_length_s: length of chunks in seconds; None if audio is coded at once.
     """
 
     n_codebooks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CODEBOOKS)]
     audio_channels: Size = 1
-    sampling_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 24_000
-    hidden_size: Size = 128
+    sampling_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 24_000  # in Hz
+    hidden_size: Size = 128  # width of a frame between encoder and quantizer
     num_filters: Size = 32
-    kernel_size: Size = 7
+    kernel_size: Size = 7  # of the first convolution of encoder and decoder
     last_kernel_size: Size = 7
-    residual_kernel_size: Size = 3
+    residual_kernel_size: Size = 3  # of the first convolution of a residual block
     num_residual_layers: Layers = 1
-    dilation_growth_rate: Size = 2
-    compress: Size = 2
+    dilation_growth_rate: Size = 2  # factor of the dilation from one residual block to the next
+    compress: Size = 2  # factor by which a residual block narrows its channels
     num_lstm_layers: Layers = 2
     upsampling_ratios: Ratios = (8, 5, 4, 2)
     codebook_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 1024
@@ -76,10 +64,11 @@ class EncodecSpec:
     target_bandwidths: Bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
     use_causal_conv: bool = True
     pad_mode: Word = "reflect"
-    trim_right_ratio: Positive = 1.0
-    use_conv_shortcut: bool = True
-    norm_type: Word = "weight_norm"
+    trim_right_ratio: Positive = 1.0  # where a transposed convolution is trimmed; 1 is the end
+    use_conv_shortcut: bool = True  # whether the shortcut of a residual block is a convolution
+    norm_type: Word = "weight_norm"  # `weight_norm`, or a norm with a layer of its own
     normalize: bool = False
+    # Length of chunks in seconds; None if audio is coded at once.
     chunk_length_s: Positive | None = None
 
     @property
@@ -240,15 +229,11 @@ def _block(spec: EncodecSpec, stack: str, index: int, width: int, n: int) -> Res
 
 @dataclass(frozen=True)
 class CodecTensor:
-    """One tensor of the codec.
-
-    Attributes:
-        shape: as in torch, slowest dimension first.
-    """
+    """One tensor of the codec."""
 
     name: str
     transformers_name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as in torch, slowest dimension first
 
     @property
     def is_weight(self) -> bool:

@@ -3,8 +3,7 @@
 Little endian, without alignment, index or count:
 
     int32 magic     0x67676d6c, the bytes "lmgg"
-    9 x int32       in_channels, hidden, n_filters, kernel_size, residual_kernel_size, n_bins,
-                    bandwidth (kbit/s), sample_rate, ftype (0 float32, 1 float16)
+    9 x int32       the numbers of `CppHeader`; bandwidth in kbit/s, ftype 0 float32 or 1 float16
     then tensors, until the end:
       int32 x 3     n_dims, length of the name, type (0 float32, 1 float16)
       int32 x n     the dims, fastest first
@@ -20,10 +19,9 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -42,7 +40,13 @@ from valle_convert.encodec.architecture import (
 )
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_outputs, os_fault
+from valle_convert.files import (
+    atomic_output,
+    begins_with,
+    check_free_space,
+    check_outputs,
+    os_faults,
+)
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import plural
 
@@ -66,16 +70,16 @@ F32_WARNING = (
 
 @dataclass(frozen=True)
 class CppHeader:
-    """The nine numbers at the start of the file."""
+    """The nine numbers at the start of the file, most of them fields of `EncodecSpec`."""
 
-    in_channels: int
-    hidden: int
-    n_filters: int
+    audio_channels: int
+    hidden_size: int
+    num_filters: int
     kernel_size: int
     residual_kernel_size: int
-    n_bins: int
+    codebook_size: int
     bandwidth: int
-    sample_rate: int
+    sampling_rate: int
     ftype: int
 
     def pack(self) -> bytes:
@@ -85,31 +89,23 @@ class CppHeader:
     @property
     def n_levels(self) -> int:
         """The number of levels that encodec.cpp computes from the bandwidth, in integers."""
-        bits = int(math.log2(self.n_bins) * (self.sample_rate // 320))
+        bits = int(math.log2(self.codebook_size) * (self.sampling_rate // 320))
         return max(1, 1000 * self.bandwidth // max(1, bits))
 
 
 @dataclass(frozen=True)
 class CppTensor:
-    """One tensor in a file.
-
-    Attributes:
-        dims: fastest first; none for a single number.
-        ftype: 0 float32, 1 float16.
-        n_bytes: size of the data.
-    """
+    """One tensor in a file."""
 
     name: str
-    dims: tuple[int, ...]
-    ftype: int
+    dims: tuple[int, ...]  # fastest first; none for a single number
+    ftype: int  # 0 float32, 1 float16
     offset: int
     n_bytes: int
 
 
 @dataclass(frozen=True)
 class WrittenCodec:
-    """A written codec, with notes for the user."""
-
     path: Path
     n_bytes: int
     n_tensors: int
@@ -196,24 +192,23 @@ def write_cpp_file(
 
 
 def _data(codec: EncodecWeights, tensor: CppTensor) -> memoryview:
-    values: NDArray[np.floating] = codec.read(tensor.name)
-    if tensor.ftype:
-        values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+    values = read_half(codec, tensor.name) if tensor.ftype else codec.read(tensor.name)
     return np.ascontiguousarray(values, _DTYPES[tensor.ftype]).reshape(-1).view(np.uint8).data
 
 
-def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
-    """Round to nearest, ties to even."""
+def read_half(codec: EncodecWeights, name: str) -> NDArray[np.floating]:
+    """One tensor in float16, rounded to nearest, ties to even."""
+    values = codec.read(name)
     largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
     if largest >= _FIRST_INFINITE:
         raise InputError(
-            f"{what} has values up to {largest:,.0f}, beyond float16's 65,504. Write a .gguf with "
-            "--outtype f32."
+            f"The codec {codec.source}: the tensor {name} has values up to {largest:,.0f}, beyond "
+            "float16's 65,504. Write a .gguf with --outtype f32."
         )
     import torch
 
     # Rounds like numpy, in an eighth of the time.
-    rounded: NDArray[np.float16] = torch.tensor(values).half().numpy()
+    rounded: NDArray[np.floating] = torch.tensor(values).half().numpy()
     return rounded
 
 
@@ -222,13 +217,7 @@ def to_float16(values: Tensor, what: str) -> NDArray[np.float16]:
 
 def is_cpp_codec(path: Path) -> bool:
     """Whether the first bytes of a file are those of encodec.cpp."""
-    if not os.path.isfile(path):  # noqa: PTH113 - no exception where a folder cannot be entered
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    return begins_with(path, MAGIC)
 
 
 def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
@@ -263,21 +252,17 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
 
 
 def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...]]:
-    """Header and tensors of a file."""
-    try:
+    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            packed = file.read(_HEADER.size)
-            if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
-                raise InputError(
-                    f"{path} is not a file of encodec.cpp: it begins with {packed[:4]!r} and has "
-                    f"{size:,} bytes, expected {MAGIC!r} and at least {_HEADER.size}. Make one "
-                    "with `valle-convert codec`."
-                )
-            header = CppHeader(*_HEADER.unpack(packed)[1:])
-            return header, tuple(_read_tensors(file, size, path))
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+        packed = file.read(_HEADER.size)
+        if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
+            raise InputError(
+                f"{path} is not a file of encodec.cpp: it begins with {packed[:4]!r} and has "
+                f"{size:,} bytes, expected {MAGIC!r} and at least {_HEADER.size}. Make one with "
+                "`valle-convert codec`."
+            )
+        header = CppHeader(*_HEADER.unpack(packed)[1:])
+        return header, tuple(_read_tensors(file, size, path))
 
 
 def _read_tensors(file: BinaryIO, size: int, path: Path) -> Iterator[CppTensor]:
@@ -320,15 +305,9 @@ def spec_of_header(header: CppHeader, names: Iterable[str], path: Path) -> Encod
         )
     held = set(names)
     config = {
+        **asdict(header),
         "n_codebooks": max(1, sum(codebook_name(n) in held for n in range(CPP_MAX_CODEBOOKS + 1))),
-        "audio_channels": header.in_channels,
-        "sampling_rate": header.sample_rate,
-        "hidden_size": header.hidden,
-        "num_filters": header.n_filters,
-        "kernel_size": header.kernel_size,
         "last_kernel_size": header.kernel_size,
-        "residual_kernel_size": header.residual_kernel_size,
-        "codebook_size": header.n_bins,
         "target_bandwidths": [header.bandwidth],
     }
     spec = spec_from_config(config, str(path))

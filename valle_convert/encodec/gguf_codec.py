@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert import __version__
@@ -24,7 +23,7 @@ from valle_convert.encodec.architecture import (
     table_problems,
     tensor_table,
 )
-from valle_convert.encodec.cpp_file import WrittenCodec, to_float16
+from valle_convert.encodec.cpp_file import WrittenCodec, read_half
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
 from valle_convert.files import atomic_output, check_free_space, check_outputs, sha256_of
@@ -128,9 +127,8 @@ def write_gguf_codec(
     check_free_space(path, size)
 
     def data(tensor: TensorEntry) -> NDArray[Any]:
-        values: NDArray[np.floating] = codec.read(tensor.name)
-        if tensor.ggml_type == F16:
-            values = to_float16(values, f"The codec {codec.source}: the tensor {tensor.name}")
+        is_half = tensor.ggml_type == F16
+        values = read_half(codec, tensor.name) if is_half else codec.read(tensor.name)
         return encode(values, tensor.ggml_type, tensor.name)
 
     with (
@@ -148,7 +146,6 @@ def write_gguf_codec(
 
 
 def is_gguf_codec(file: GgufFile) -> bool:
-    """Whether a GGUF file is a codec."""
     return bool(file.keys.get("general.architecture") == ARCHITECTURE)
 
 

@@ -14,7 +14,6 @@ Unknown and missing tensors are errors, except the training tensors listed here.
 from __future__ import annotations
 
 import math
-import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from valle_convert.checkpoint.containers import read_container
+from valle_convert.checkpoint.folder import DiskTree
 from valle_convert.checkpoint.hub import transport_errors, words_of
-from valle_convert.checkpoint.safetensors_file import SafetensorsFile
-from valle_convert.checkpoint.sharded import ShardedTensors
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
@@ -56,9 +55,9 @@ from valle_convert.files import (
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
 _CONFIG = "config.json"
-#: In transformers' order; the index lists the shards.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = "model.safetensors.index.json"
+#: In transformers' order; the index lists the shards.
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", _INDEX)
 #: Files to download from the hub; the second set only if the first does not exist.
 _HUB_FILES = (("model.safetensors", _INDEX, "model-*.safetensors"), ("pytorch_model.bin",))
 _MAX_JSON_BYTES = 1 << 20
@@ -282,38 +281,14 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
     for name in _WEIGHT_FILES:
-        whole = folder / name
-        if whole.is_file():
-            return _open_tensors(whole), (whole,)
-    index = folder / _INDEX
-    if index.is_file():
-
-        def get(name: str) -> tuple[Path, TensorSource, Mapping[str, str]] | None:
-            path = folder / name
-            # No exception if the name is too long.
-            if not os.path.isfile(path):  # noqa: PTH113
-                return None
-            file = SafetensorsFile(path)
-            return path, file, file.metadata
-
-        shards = ShardedTensors(index, get)
-        return shards, (index, *shards.paths)
+        path = folder / name
+        if path.is_file():
+            found = read_container(path, DiskTree(), path)
+            return found.tensors, (path, *found.shards)
     raise InputError(
-        f"The codec folder {folder} has no weights, expected {' or '.join(_WEIGHT_FILES)} (or "
-        "shards of the former); download it again."
+        f"The codec folder {folder} has no weights, expected {' or '.join(_WEIGHT_FILES)}; "
+        "download it again."
     )
-
-
-def _open_tensors(path: Path) -> TensorSource:
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(path)
-    state = load_torch_file(path)
-    if not isinstance(state, Mapping):
-        raise InputError(
-            f"{path} contains a {type(state).__name__}, expected a dict of tensors; download it "
-            "again."
-        )
-    return TorchTensors(path, state)
 
 
 def _license_in_card(card: Path) -> str | None:

@@ -42,8 +42,6 @@ _Step = Callable[["torch.Tensor", bool], "torch.Tensor"]
 
 
 class EncodecEncoder:
-    """Audio to codes."""
-
     def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
         check_computable(codec.spec, codec.source)
         self._spec = codec.spec
@@ -91,8 +89,6 @@ class EncodecEncoder:
 
 
 class EncodecDecoder:
-    """Codes to audio."""
-
     def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
         check_computable(codec.spec, codec.source)
         self._spec = codec.spec
@@ -155,11 +151,7 @@ def _codebooks(codec: EncodecWeights, n_levels: int) -> list[torch.Tensor]:
 
 
 class _Stack:
-    """The encoder or the decoder: layers and their weights, read once.
-
-    Attributes:
-        chunk: frames per chunk; more than any convolution looks back.
-    """
+    """The encoder or the decoder: layers and their weights, read once."""
 
     def __init__(self, codec: EncodecWeights, name: str, layers: tuple[Layer, ...]) -> None:
         import torch
@@ -176,6 +168,7 @@ class _Stack:
             *(block.first for block in blocks),
         ]
         reach = max(one.kernel * one.dilation for one in convolutions)
+        #: Frames per chunk; more than any convolution looks back.
         self.chunk = max(_CHUNK_FRAMES, 2 * reach)
 
     def __getitem__(self, name: str) -> torch.Tensor:

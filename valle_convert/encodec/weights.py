@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +14,27 @@ from valle_convert.encodec.architecture import CodecTensor, EncodecSpec, tensor_
 from valle_convert.errors import InputError
 
 Tensor = NDArray[np.float32]
-
-
 #: Reads one tensor in float32, of the shape of its entry.
 TensorReader = Callable[[CodecTensor], Tensor]
 
 
 @dataclass(frozen=True)
 class EncodecWeights:
-    """A codec with all tensors present and of the right shape.
-
-    Attributes:
-        source: what was opened, as the user wrote it.
-        kind: kind of source, in words.
-        files: all files that are read; no output may replace them.
-        license: license of the weights, if known.
-        url: where the weights are published, if known.
-        halves: tensors that are float16 in a converted file.
-    """
+    """A codec with all tensors present and of the right shape."""
 
     spec: EncodecSpec
-    source: str
-    kind: str
+    source: str  # what was opened, as the user wrote it
+    kind: str  # kind of source, in words
     reader: TensorReader
-    files: tuple[Path, ...]
-    license: str | None = None
-    url: str | None = None
+    files: tuple[Path, ...]  # all files that are read; no output may replace them
+    license: str | None = None  # license of the weights, if known
+    url: str | None = None  # where the weights are published, if known
     notes: tuple[str, ...] = ()
-    halves: frozenset[str] = frozenset()
-    _entries: Mapping[str, CodecTensor] = field(init=False, repr=False, compare=False)
+    halves: frozenset[str] = frozenset()  # tensors that are float16 in a converted file
 
-    def __post_init__(self) -> None:
-        entries = {entry.name: entry for entry in tensor_table(self.spec)}
-        object.__setattr__(self, "_entries", entries)
+    @cached_property
+    def _entries(self) -> Mapping[str, CodecTensor]:
+        return {entry.name: entry for entry in tensor_table(self.spec)}
 
     @property
     def tensors(self) -> tuple[CodecTensor, ...]:

@@ -91,7 +91,7 @@ class GemmaFamily(Family[G, N]):
         return Arithmetic(gelu_from_table, input_rounding({PART: types}))
 
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
-        from valle_convert.tokenizer.recorded import recorded_tokenizer
+        from valle_convert.tokenizer.choose import recorded_tokenizer
 
         return recorded_tokenizer(file.keys, file.path, given)
 

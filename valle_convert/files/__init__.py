@@ -22,7 +22,7 @@ from valle_convert.files.inputs import (
     read_json_object,
     read_small_file,
 )
-from valle_convert.files.paths import describe_os_error, os_fault, stat_of, valid_utf8
+from valle_convert.files.paths import describe_os_error, os_fault, os_faults, stat_of, valid_utf8
 from valle_convert.files.targets import (
     check_free_space,
     check_outputs,
@@ -49,6 +49,7 @@ __all__ = [
     "made_folder",
     "open_stream",
     "os_fault",
+    "os_faults",
     "protected",
     "read_json_object",
     "read_small_file",

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files.paths import describe_os_error, os_fault
+from valle_convert.files.paths import describe_os_error, os_faults
 
 try:
     import fcntl
@@ -53,10 +53,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     if not HAS_LOCKS:
         yield
         return
-    try:
+    with os_faults(f"The folder {folder} cannot be opened"):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise os_fault(f"The folder {folder} cannot be opened", error) from error
     try:
         if not lock(handle):
             raise EnvironmentFault(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from valle_convert.errors import InputError
-from valle_convert.files.paths import kind_of, os_fault, stat_of, suggest
+from valle_convert.files.paths import kind_of, os_faults, stat_of, suggest
 
 #: The beginning of a zip, also of those of torch and numpy.
 ZIP_MAGIC = b"PK\3\4"
@@ -45,11 +45,8 @@ def check_input_file(path: Path, what: str = "file") -> None:
 def first_bytes(path: Path, n: int = 512) -> bytes:
     """The first bytes of a file, or fewer if it is shorter."""
     check_input_file(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(n)
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+        return file.read(n)
 
 
 def begins_with(path: Path, magic: bytes) -> bool:
@@ -62,10 +59,8 @@ def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False
     if not pipe:
         check_input_file(path, what)
     try:
-        with path.open("rb") as file:
+        with os_faults(f"The {what} {path} cannot be read"), path.open("rb") as file:
             data = _read_at_most(file, max_bytes + 1)
-    except OSError as error:
-        raise os_fault(f"The {what} {path} cannot be read", error) from error
     except ValueError as error:
         raise InputError(f"The {what} {str(path)!r} cannot be read: {error}.") from error
     if len(data) > max_bytes:

@@ -7,6 +7,8 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
@@ -47,6 +49,15 @@ def os_fault(words: str, error: OSError, advice: str = "") -> ValleConvertError:
     if not advice and error.errno in {errno.EACCES, errno.EPERM}:
         advice = "change its permissions, or run as another user."
     return kind(f"{words}: {describe_os_error(error)}{'; ' + advice if advice else '.'}")
+
+
+@contextmanager
+def os_faults(words: str) -> Iterator[None]:
+    """Turn any error of the system within the block into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise os_fault(words, error) from error
 
 
 def suggest(path: Path) -> str:

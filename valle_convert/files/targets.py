@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files.paths import describe_os_error, kind_of, os_fault, stat_of
+from valle_convert.files.paths import describe_os_error, kind_of, os_faults, stat_of
 
 #: The inputs of the current work; see `protected`.
 _inputs: ContextVar[tuple[Path, ...]] = ContextVar("inputs", default=())
@@ -66,7 +66,6 @@ def check_outputs(
 
 
 def check_free_space(target: Path, n_bytes: int) -> None:
-    """Reject a file that the disk has no room for."""
     folder = resolve(target).parent
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
@@ -106,25 +105,20 @@ def is_stream(target: Path) -> bool:
 
 def open_stream(target: Path) -> BinaryIO:
     """Open an `is_stream` target for writing piece by piece."""
-    try:
+    with os_faults(f"The output {target} cannot be opened"):
         # If reopened, a file on standard output would be written from its beginning.
         return os.fdopen(os.dup(1), "wb") if _is_stdout(target.stat()) else target.open("wb")
-    except OSError as error:
-        raise os_fault(f"The output {target} cannot be opened", error) from error
 
 
 def resolve(target: Path) -> Path:
     """The file that a symbolic link points to, existing or not; other paths unchanged."""
-    try:
+    with os_faults(f"The output {target} cannot be used"):
         return Path(os.path.realpath(target)) if target.is_symlink() else target
-    except OSError as error:
-        raise os_fault(f"The output {target} cannot be used", error) from error
 
 
 def _check_replaceable(
     target: Path, found: os.stat_result, inputs: list[Path], *, force: bool
 ) -> None:
-    """Refuse to overwrite something."""
     if stat.S_ISDIR(found.st_mode):
         raise InputError(
             f"The output {target} is a directory, expected the name of a file; "

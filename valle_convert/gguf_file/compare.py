@@ -35,18 +35,13 @@ class KeyDifference:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """A tensor that differs.
-
-    Attributes:
-        first, second: type and shape in each file, or None.
-        snr_db: signal of the first over the difference; None if the numbers are equal, or cannot be
-            compared.
-    """
+    """A tensor that differs."""
 
     name: str
-    first: str | None
+    first: str | None  # type and shape in each file, or None
     second: str | None
     equal_numbers: bool = False
+    # Signal of the first over the difference; None if the numbers are equal, or cannot be compared.
     snr_db: float | None = None
     max_error: float | None = None
     note: str = ""
@@ -64,8 +59,6 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The differences of two files."""
-
     first: str
     second: str
     keys_compared: int
@@ -91,7 +84,6 @@ class Comparison:
             yield f"{len(self.keys)} of {keys} and {len(self.tensors)} of {tensors} differ"
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as plain values."""
         return {"schema_version": 1, "same": self.same, **asdict(self)}
 
 

@@ -34,33 +34,23 @@ ALIGNMENT_KEY = "general.alignment"
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of the metadata.
-
-    Attributes:
-        type: `u32`, `f32`, `bool`, `string` and so on, in brackets for an array.
-        deferred: the value is known once the weights are read; `value` is then a
-            placeholder of the same size.
-    """
+    """One entry of the metadata."""
 
     name: str
     value: Any
-    type: str
+    type: str  # `u32`, `f32`, `bool`, `string` and so on, in brackets for an array
+    # The value is known once the weights are read; `value` is then a placeholder of the same size.
     deferred: bool = False
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A row of the table of tensors.
-
-    Attributes:
-        shape: rows first, as in numpy; one number for a vector.
-        offset: from the beginning of the data.
-    """
+    """A row of the table of tensors."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # rows first, as in numpy; one number for a vector
     ggml_type: GgmlType
-    offset: int
+    offset: int  # from the beginning of the data
 
     @property
     def n_elements(self) -> int:
@@ -80,7 +70,6 @@ def weights_by_type(tensors: Iterable[TensorEntry]) -> Counter[GgmlType]:
 
 
 def padded(n_bytes: int, alignment: int = ALIGNMENT) -> int:
-    """The size rounded up to the alignment."""
     return -(-n_bytes // alignment) * alignment
 
 
@@ -138,7 +127,6 @@ def pack_key(key: Key) -> bytes:
 
 
 def pack_tensor(tensor: TensorEntry) -> bytes:
-    """One row of the table of tensors."""
     dimensions = tensor.shape[::-1]
     shape = struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
     place = struct.pack("<IQ", tensor.ggml_type.number, tensor.offset)

@@ -125,25 +125,16 @@ def codec_keys(format_: CodeFormat) -> Iterator[Key]:
     yield Key("valle.codec.frame_rate", format_.codec.frame_rate, "f32")
 
 
-def row_keys(tables: Sequence[Table], heads: Sequence[Head]) -> Iterator[Key]:
+def row_keys(tables: Sequence[Table], heads: Sequence[Head] = ()) -> Iterator[Key]:
     """The rows of each table and head in the token embedding; a `KeyReader` reads them."""
-    yield from table_keys(tables)
-    yield from _range_keys("head", heads)
-
-
-def table_keys(tables: Sequence[Table]) -> Iterator[Key]:
-    """The same without heads."""
-    yield from _range_keys("table", tables)
-
-
-def _range_keys(kind: str, entries: Sequence[Table] | Sequence[Head]) -> Iterator[Key]:
-    yield Key(f"valle.{kind}.names", [entry.name for entry in entries], "[string]")
-    yield Key(f"valle.{kind}.first_rows", [entry.first_row for entry in entries], "[u32]")
-    yield Key(f"valle.{kind}.row_counts", [entry.n_rows for entry in entries], "[u32]")
+    for kind, rows in (("table", tables), ("head", heads)):
+        if rows:
+            yield Key(f"valle.{kind}.names", [one.name for one in rows], "[string]")
+            yield Key(f"valle.{kind}.first_rows", [one.first_row for one in rows], "[u32]")
+            yield Key(f"valle.{kind}.row_counts", [one.n_rows for one in rows], "[u32]")
 
 
 def is_converted(keys: Mapping[str, Any]) -> bool:
-    """Whether this project made a file with these keys."""
     return "valle.format_version" in keys
 
 
@@ -171,7 +162,6 @@ class KeyReader:
         return reader
 
     def finish(self, path: Path) -> None:
-        """Reject a file with faults."""
         if self.faults:
             raise InputError(
                 f"{path}: its keys are inconsistent: {listing(self.faults, separator='; ')}. "

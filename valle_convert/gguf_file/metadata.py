@@ -18,29 +18,14 @@ from valle_convert.gguf_file.header import Key
 from valle_convert.wording import listing
 
 #: Names of the GGUF specification that a user may set, with their type.
-ALLOWED: dict[str, str] = {
-    "name": "string",
-    "author": "string",
-    "version": "string",
-    "organization": "string",
-    "basename": "string",
-    "finetune": "string",
-    "description": "string",
-    "license": "string",
-    "license.name": "string",
-    "license.link": "string",
-    "url": "string",
-    "doi": "string",
-    "uuid": "string",
-    "repo_url": "string",
-    "source.url": "string",
-    "source.doi": "string",
-    "source.uuid": "string",
-    "source.repo_url": "string",
-    "source.huggingface.repository": "string",
-    "tags": "[string]",
-    "languages": "[string]",
-}
+ALLOWED: dict[str, str] = dict.fromkeys(
+    """
+    name author version organization basename finetune description license license.name
+    license.link url doi uuid repo_url source.url source.doi source.uuid source.repo_url
+    source.huggingface.repository
+    """.split(),
+    "string",
+) | {"tags": "[string]", "languages": "[string]"}
 _MAX_BYTES = 1 << 20
 _DEFAULT_TAGS = ["text-to-speech", "vall-e"]
 

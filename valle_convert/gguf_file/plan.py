@@ -19,16 +19,8 @@ from valle_convert.files import valid_utf8
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_key, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
-from valle_convert.gguf_file.types import (
-    BF16,
-    F16,
-    F32,
-    GGML_TYPES,
-    PLAIN_DTYPES,
-    Q8_0,
-    GgmlType,
-)
-from valle_convert.model.description import BiasBlock, Contents
+from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
+from valle_convert.model.description import BiasBlock, Contents, RowBlock
 from valle_convert.model.spec import CODECS, CodeFormat
 from valle_convert.wording import listing, plural
 
@@ -46,64 +38,36 @@ _TYPE_OF = {dtype: ggml_type for ggml_type, dtype in PLAIN_DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Span:
-    """Consecutive rows of a planned tensor from one source tensor.
-
-    Attributes:
-        gather: the source rows, unless they are the first `n_rows` in order.
-    """
-
-    label: str
-    source: str
-    first_row: int
-    n_rows: int
-    gather: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
 class PlannedTensor(TensorEntry):
-    """One tensor of the file.
+    """One tensor of the file."""
 
-    Attributes:
-        spans: its rows in order, without gaps.
-    """
-
-    spans: tuple[Span, ...]
+    spans: tuple[RowBlock, ...]  # its rows in order, without gaps
 
 
 @dataclass(frozen=True)
 class FileKeys:
-    """A family's part of one file.
-
-    Attributes:
-        extra_rows: rows of the first table that are copied after all rows, for the tokenizer.
-        languages: for `general.languages`; None for a file without general keys.
-    """
+    """A family's part of one file."""
 
     architecture: str
     graph: Iterable[Key] = ()
     vocabulary: Iterable[Key] = ()
     model: Iterable[Key] = ()
     tail: Iterable[Key] = ()
+    # Rows of the first table that are copied after all rows, for the tokenizer.
     extra_rows: tuple[int, ...] = ()
+    # For `general.languages`; None for a file without general keys.
     languages: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A GGUF file before it is written.
-
-    Attributes:
-        keys: the metadata in file order, `general.architecture` first.
-        biases: the heads' biases, which are a key.
-        set_salt: hashed with the source to the id of the file's set; None for a file
-            that stands alone.
-    """
+    """A GGUF file before it is written."""
 
     checkpoint: Checkpoint
-    keys: tuple[Key, ...]
+    keys: tuple[Key, ...]  # the metadata in file order, `general.architecture` first
     tensors: tuple[PlannedTensor, ...]
-    biases: tuple[BiasBlock, ...] = ()
+    biases: tuple[BiasBlock, ...] = ()  # the heads' biases, which are a key
+    # Hashed with the source to the id of the file's set; None for a file that stands alone.
     set_salt: tuple[str, str] | None = None
 
     def late_values(self, source_sha256: str) -> dict[str, Any]:
@@ -142,17 +106,19 @@ def lay_out(
 ) -> PlannedFile:
     """Lay out one file, without reading weights."""
     specs = checkpoint.tensors.specs
-    wanted: list[tuple[str, tuple[int, ...], tuple[Span, ...]]] = []
+    wanted: list[tuple[str, tuple[int, ...], tuple[RowBlock, ...]]] = []
     if contents.rows:
-        spans = [Span(b.label, b.source, b.first_row, b.n_rows) for b in contents.rows]
+        spans = list(contents.rows)
         n_rows = spans[-1].first_row + spans[-1].n_rows
         first = contents.rows[0].source
         if keys.extra_rows:
-            spans.append(Span("tokenizer", first, n_rows, len(keys.extra_rows), keys.extra_rows))
+            extra = keys.extra_rows
+            spans.append(RowBlock("tokenizer", first, n_rows, len(extra), extra))
         shape = (n_rows + len(keys.extra_rows), specs[first].shape[-1])
         wanted.append((TOKEN_EMBEDDING, shape, tuple(spans)))
     wanted += [
-        (t.target, t.shape, (Span(t.target, t.source, 0, t.shape[0]),)) for t in contents.backbone
+        (t.target, t.shape, (RowBlock(t.target, t.source, 0, t.shape[0]),))
+        for t in contents.backbone
     ]
     tensors = place_tensors(wanted, specs, forced)
     laid = [Key("general.architecture", keys.architecture, "string")]
@@ -242,7 +208,7 @@ def source_keys(checkpoint: Checkpoint, assumed: tuple[str, ...] = ()) -> list[K
 
 
 def place_tensors(
-    wanted: list[tuple[str, tuple[int, ...], tuple[Span, ...]]],
+    wanted: list[tuple[str, tuple[int, ...], tuple[RowBlock, ...]]],
     specs: Mapping[str, TensorSpec],
     forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:

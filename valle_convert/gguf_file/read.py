@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.files import begins_with, check_input_file, os_fault
+from valle_convert.files import begins_with, check_input_file, os_faults
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
@@ -44,21 +44,15 @@ _SPLIT_NUMBER, _SPLIT_COUNT = "split.no", "split.count"
 
 @dataclass(frozen=True)
 class _Contents:
-    """The bytes of a file, and its name."""
-
     label: str
     buffer: bytes | mmap.mmap
 
 
 @dataclass(frozen=True)
 class TensorInfo(TensorEntry):
-    """One tensor of a GGUF file.
+    """One tensor of a GGUF file."""
 
-    Attributes:
-        start: offset of its data in the file.
-    """
-
-    start: int = field(compare=False)
+    start: int = field(compare=False)  # offset of its data in the file
     _contents: _Contents = field(compare=False, repr=False)
 
     @property
@@ -83,24 +77,10 @@ def is_gguf(path: Path) -> bool:
 
 
 class GgufFile:
-    """A parsed GGUF file. It stays mapped as long as this object or its data exists.
-
-    Attributes:
-        keys: every metadata key, decoded on access; strings and lists as Python's.
-        key_types: the type of each key, as in `header.Key`.
-        tensors: by name, in the order of the file.
-        alignment: of the data of each tensor.
-        data_start: where the data begins in the file.
-        data_bytes: the size of the data, padding included.
-        size: of the file, in bytes.
-    """
+    """A parsed GGUF file. It stays mapped as long as this object or its data exists."""
 
     def __init__(
-        self,
-        path: Path,
-        contents: bytes | BinaryIO | None = None,
-        *,
-        allow_part: bool = False,
+        self, path: Path, contents: bytes | BinaryIO | None = None, *, allow_part: bool = False
     ) -> None:
         self.path = path
         if contents is None:
@@ -138,14 +118,9 @@ class GgufFile:
         self._place(tensors)
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(
-                name=name,
-                shape=tensor.shape,
-                ggml_type=tensor.ggml_type,
-                offset=tensor.offset,
-                start=self.data_start + tensor.offset,
-                _contents=self._contents,
+                **vars(one), start=self.data_start + one.offset, _contents=self._contents
             )
-            for name, tensor in tensors.items()
+            for name, one in tensors.items()
         }
 
     def _read_alignment(self) -> int:
@@ -184,7 +159,7 @@ class GgufFile:
                     f"the data of {name} ends at byte {self.data_start + end:,}, but the file "
                     f"has {self.size:,}"
                 )
-        self.data_bytes = self.padded(end)
+        self.data_bytes = self.padded(end)  # padding included
         n_more = self.size - self.data_start - self.data_bytes
         if n_more > 0:
             raise DamageError(f"{n_more:,} bytes follow the last tensor")
@@ -217,6 +192,7 @@ class GgufFile:
 
     @cached_property
     def key_types(self) -> Mapping[str, str]:
+        """The type of each key, as in `header.Key`."""
         return {name: span.type for name, span in self._spans.items()}
 
     def raw(self, name: str) -> bytes:
@@ -225,7 +201,6 @@ class GgufFile:
         return self._contents.buffer[span.type_at : span.stop]
 
     def padded(self, n_bytes: int) -> int:
-        """The size rounded up to the alignment."""
         return padded(n_bytes, self.alignment)
 
     def changed(self, keys: Sequence[Key], *, drop: Sequence[str] = ()) -> bytes:
@@ -258,11 +233,8 @@ class GgufFile:
 
 def _map_path(path: Path) -> mmap.mmap:
     check_input_file(path, "GGUF file")
-    try:
-        with path.open("rb") as file:
-            return _map(file, str(path))
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
+    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+        return _map(file, str(path))
 
 
 def _map(file: BinaryIO, label: str) -> mmap.mmap:

@@ -12,18 +12,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class GgmlType:
-    """How llama.cpp stores the elements of a tensor.
+    """How llama.cpp stores the elements of a tensor."""
 
-    Attributes:
-        name: in capitals, as in the gguf package.
-        block: the number of elements stored together; rows must be a multiple of it.
-        file_type: llama.cpp's number for files of mostly this type; 1024 if it has to guess.
-    """
-
-    name: str
+    name: str  # in capitals, as in the gguf package
     number: int
-    block: int
+    block: int  # the number of elements stored together; rows must be a multiple of it
     block_bytes: int
+    # The number that llama.cpp gives to files of mostly this type; 1024 if it has to guess.
     file_type: int = 1024
 
     def row_bytes(self, n_columns: int) -> int:

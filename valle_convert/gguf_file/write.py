@@ -24,13 +24,7 @@ from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
-from valle_convert.gguf_file.header import (
-    ALIGNMENT,
-    join_header,
-    pack_key,
-    pack_tensor,
-    padded,
-)
+from valle_convert.gguf_file.header import ALIGNMENT, join_header, pack_key, pack_tensor, padded
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     DATA_DIGEST_KEY,
@@ -38,7 +32,7 @@ from valle_convert.gguf_file.keys import (
     NO_DIGEST,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
+from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
 from valle_convert.progress import Progress, silent
 from valle_convert.threads import made_ahead
@@ -159,23 +153,22 @@ def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
     """The encoded bytes of a planned tensor, in order, a megabyte at a time."""
     tensors = plan.checkpoint.tensors
     for span in tensor.spans:
-        stored = stored_blocks(tensors, span.source, tensor.ggml_type)
-        if stored is not None:
-            yield from _moved(stored, span, tensor.ggml_type)
-            continue
-        source = tensors.read(span.source)
+        blocks = stored_blocks(tensors, span.source, tensor.ggml_type)
+        source = tensors.read(span.source) if blocks is None else blocks
         if len(tensor.shape) == 1:
             yield encode(source, tensor.ggml_type, span.source)
             continue
-        source = source.reshape(-1, tensor.shape[-1])
-        step = max(1, _PIECE_BYTES // (tensor.shape[-1] * source.dtype.itemsize))
+        if blocks is None:
+            source = source.reshape(-1, tensor.shape[-1])
+        step = max(1, _PIECE_BYTES // (source.shape[1] * source.dtype.itemsize))
         for start in range(0, span.n_rows, step):
-            stop = min(start + step, span.n_rows)
-            if span.gather is None:
-                rows = source[start:stop]
+            piece = slice(start, min(start + step, span.n_rows))
+            rows = source[piece if span.gather is None else list(span.gather[piece])]
+            if blocks is None:
+                yield encode(rows, tensor.ggml_type, span.source)
             else:
-                rows = source[np.asarray(span.gather[start:stop])]
-            yield encode(rows, tensor.ggml_type, span.source)
+                check_blocks(rows, tensor.ggml_type, span.source)
+                yield np.ascontiguousarray(rows)
 
 
 def stored_blocks(
@@ -185,20 +178,6 @@ def stored_blocks(
     if not isinstance(tensors, BlockSource) or tensors.specs[name].dtype_name != ggml_type.name:
         return None
     return tensors.read_blocks(name)
-
-
-def _moved(
-    stored: NDArray[np.uint8], span: Span, ggml_type: GgmlType
-) -> Iterator[NDArray[np.uint8]]:
-    """Unchanged quantized rows, with checked scales."""
-    step = max(1, _PIECE_BYTES // stored.shape[1])
-    for start in range(0, span.n_rows, step):
-        stop = min(start + step, span.n_rows)
-        rows = stored[start:stop]
-        if span.gather is not None:
-            rows = stored[np.asarray(span.gather[start:stop])]
-        check_blocks(rows, ggml_type, span.source)
-        yield np.ascontiguousarray(rows)
 
 
 def read_biases(plan: PlannedFile) -> list[float]:

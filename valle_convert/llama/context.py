@@ -43,25 +43,16 @@ CELLS_PER_BLOCK = 256  # llama.cpp rounds a context up to blocks of this many ce
 
 @dataclass(frozen=True)
 class Settings:
-    """How llama.cpp computes: affects only speed, memory and rounding.
+    """How llama.cpp computes: affects only speed, memory and rounding."""
 
-    Attributes:
-        cache_type: number format of cached keys and values.
-        flash_attention: the fused kernel, which computes in f16 for any cache type.
-        repack: copy weights into the order that suits the CPU's kernels best.
-        n_gpu_layers: layers to offload; -1 for all.
-        own_head: multiply only the wanted rows of the output head, outside of llama.cpp.
-        n_threads: None for one per usable core, or one alone for a small model.
-        n_parallel: sequences to have room for; 0 for the number that the search finds, or 1 without
-            a search. From 2 on, a step rounds the same for any number.
-    """
-
-    cache_type: CacheType = "f32"
-    flash_attention: bool = False
-    repack: bool = True
-    n_gpu_layers: int = 0
-    own_head: bool = False
-    n_threads: int | None = None
+    cache_type: CacheType = "f32"  # number format of cached keys and values
+    flash_attention: bool = False  # the fused kernel, which computes in f16 for any cache type
+    repack: bool = True  # copy weights into the order that suits the CPU's kernels best
+    n_gpu_layers: int = 0  # layers to offload; -1 for all
+    own_head: bool = False  # multiply only the wanted rows of the output head, outside of llama.cpp
+    n_threads: int | None = None  # None for one per usable core, or one alone for a small model
+    # Sequences to have room for; 0 for the number that the search finds, or 1 without a search.
+    # From 2 on, a step rounds the same for any number.
     n_parallel: int = 1
 
 
@@ -99,14 +90,10 @@ class LlamaModel(Closing):
         # Repacked weights are copies, which do not follow a mapped file.
         parameters.use_extra_bufts = settings.repack and not further_parts
         mark = library.log.mark()
-        if further_parts:
-            paths = [os.fsencode(part) for part in (opened_as or path, *further_parts)]
-            array = (ctypes.c_char_p * len(paths))(*paths)
-            self._handle = api.llama_model_load_from_splits(array, len(paths), parameters)
-        else:
-            self._handle = api.llama_model_load_from_file(
-                os.fsencode(opened_as or path), parameters
-            )
+        paths = [os.fsencode(part) for part in (opened_as or path, *further_parts)]
+        array = (ctypes.c_char_p * len(paths))(*paths)
+        # Also for a single file: given only its path, llama.cpp would guess the names of parts.
+        self._handle = api.llama_model_load_from_splits(array, len(paths), parameters)
         if not self._handle:
             raise InputError(
                 f"llama.cpp {library.binding_version} does not load {path}."
@@ -125,18 +112,12 @@ class LlamaModel(Closing):
             raise ValueError(f"the model {self.path} is closed")
         return self._handle
 
-    def metadata(self, key: str) -> str | None:
-        """A value of the file's metadata as llama.cpp prints it; None if the key is missing."""
-        api = self.library.api
-        size = 256
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n = api.llama_model_meta_val_str(self.handle, key.encode(), buffer, size)
-            if n < 0:
-                return None
-            if n < size:
-                return buffer.value.decode("utf-8", errors="replace")
-            size = n + 1
+    def architecture(self) -> str:
+        """`general.architecture`, or its beginning; empty if the file has none."""
+        buffer = ctypes.create_string_buffer(256)
+        key = b"general.architecture"
+        self.library.api.llama_model_meta_val_str(self.handle, key, buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
 
     def load_adapter(self, path: Path) -> Any:  # noqa: ANN401 - an opaque pointer
         """A LoRA for contexts of this model; freed with the model."""
@@ -237,31 +218,23 @@ class Context(Closing):
         return self._handle
 
     def close(self) -> None:
-        """Free the cache and the buffers."""
         if self._handle:
             self._api.llama_free(self._handle)
             self._handle = None
 
     def decode(
         self,
-        inputs: FloatArray | IntArray,
-        positions: NDArray[np.integer],
-        sequences: IntArray | int = 0,
-        outputs: BoolArray | bool = True,
+        inputs: FloatArray | IntArray,  # raw embeddings [n, n_embd], or token ids [n]
+        positions: NDArray[np.integer],  # [n], llama.cpp's
+        sequences: IntArray | int = 0,  # of each token [n], or of all
+        outputs: BoolArray | bool = True,  # [n], where logits (or states) are wanted
         *,
         causal: bool,
     ) -> FloatArray:
         """Compute a batch and append it to the cache.
 
-        Args:
-            inputs: raw embeddings, float32 [n, n_embd], or token ids, int32 [n].
-            positions: [n], llama.cpp's.
-            sequences: [n] the sequence of each token, or of all.
-            outputs: [n], true where logits (or states) are wanted.
-
-        Returns:
-            [outputs.sum(), n_vocab] logits, or [outputs.sum(), n_embd], in batch order: a view of
-            llama.cpp's memory, valid until the next call.
+        Gives logits [n_out, n_vocab], or states [n_out, n_embd], in batch order: a view of
+        llama.cpp's memory, valid until the next call.
         """
         n = len(positions)
         if not causal and n > self.n_ubatch:
@@ -332,7 +305,6 @@ class Context(Closing):
             raise EnvironmentFault("llama.cpp cannot switch adapters.")
 
     def clear(self) -> None:
-        """Empty the cache of every sequence."""
         self._api.llama_memory_clear(self._memory, False)
 
     def remove(self, sequence: int, start: int = 0) -> None:

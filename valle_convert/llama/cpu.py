@@ -38,11 +38,14 @@ OFF_UNLESS_NAMED = {
 
 def cpu_features() -> tuple[str, ...]:
     """The CPU's features by their names in Linux, sorted; empty if unknown."""
+    return parse_cpuinfo(_cpuinfo())
+
+
+def _cpuinfo() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ()
-    return parse_cpuinfo(text)
+        return ""
 
 
 def parse_cpuinfo(text: str) -> tuple[str, ...]:
@@ -52,17 +55,12 @@ def parse_cpuinfo(text: str) -> tuple[str, ...]:
 
 
 def features_of_interest(features: tuple[str, ...]) -> tuple[str, ...]:
-    """The features that llama.cpp has kernels for."""
     return tuple(feature for feature in features if OF_INTEREST.match(feature))
 
 
 def cpu_name() -> str:
     """The CPU's model name, or the machine type if there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 

@@ -48,20 +48,12 @@ LOG_LINES = 1000  # loading a model writes about 150
 LINES_IN_A_MESSAGE = 8
 
 
-@dataclass(frozen=True)
-class LogLine:
-    """One line of llama.cpp's log: its number since the start, its level, its text."""
-
-    number: int
-    level: int
-    text: str
-
-
 class Log:
     """The last lines that llama.cpp wrote, oldest first."""
 
     def __init__(self) -> None:
-        self._lines: deque[LogLine] = deque(maxlen=LOG_LINES)
+        #: Each line's number since the start, its level, and its text.
+        self._lines: deque[tuple[int, int, str]] = deque(maxlen=LOG_LINES)
         self._count = 0
         self._level = 0
         self._unfinished = ""
@@ -86,21 +78,16 @@ class Log:
         """The texts of warnings and errors after a mark, without repetitions."""
         self._finish()
         texts = [
-            line.text.strip()
-            for line in self._lines
-            if line.number >= since and line.level in {LEVEL_WARN, LEVEL_ERROR}
+            text.strip()
+            for number, level, text in self._lines
+            if number >= since and level in {LEVEL_WARN, LEVEL_ERROR}
         ]
-        return list(dict.fromkeys(text for text in texts if text))
+        return list(dict.fromkeys(filter(None, texts)))
 
     def explain(self, since: int) -> str:
         """` llama.cpp says: ...` with the last complaints after a mark; empty if none came."""
         complaints = self.complaints(since)[-LINES_IN_A_MESSAGE:]
         return f" llama.cpp says: {' | '.join(complaints)}." if complaints else ""
-
-    def lines(self) -> list[LogLine]:
-        """Everything still in the buffer."""
-        self._finish()
-        return list(self._lines)
 
     def _finish(self) -> None:
         if self._unfinished:
@@ -108,7 +95,7 @@ class Log:
             self._unfinished = ""
 
     def _append(self, text: str) -> None:
-        self._lines.append(LogLine(self._count, self._level, text))
+        self._lines.append((self._count, self._level, text))
         self._count += 1
 
 

@@ -41,11 +41,7 @@ _PROVEN_FACTOR = 256  # of files that are not f32
 
 
 class MptSession(Session):
-    """A model and its sequences.
-
-    Args:
-        probe_rows: token id -> its row in `token_embd.weight` [n_embd]; at least three.
-    """
+    """A model and its sequences."""
 
     architecture = "mpt"
 
@@ -54,7 +50,7 @@ class MptSession(Session):
         path: Path,
         further_parts: Sequence[Path] = (),
         *,
-        probe_rows: Mapping[int, FloatArray],
+        probe_rows: Mapping[int, FloatArray],  # of token ids, at least three
         activation_factor: int,
         n_threads: int | None = None,
         settings: Settings = EXACT,
@@ -105,11 +101,7 @@ class MptSession(Session):
         return self.decode_steps(rows, positions, sequences, columns)
 
     def both_ways(self, rows: FloatArray, n_outputs: int, columns: slice) -> FloatArray:
-        """Rows that all see each other, [n, n_embd], and stand alone.
-
-        Returns:
-            Logits of the last rows, [n_outputs, n_columns].
-        """
+        """Rows [n, n_embd] that all see each other and stand alone; the last ones' logits."""
         alone = object()
         try:
             return self._run(alone, rows, n_outputs, columns, causal=False)
@@ -117,11 +109,7 @@ class MptSession(Session):
             self.forget(alone)
 
     def exchange(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
-        """Compute with other values of the first part's tensors; empties every sequence.
-
-        Args:
-                pieces: their offsets in the file, and their bytes.
-        """
+        """Compute with other bytes at offsets of the first part; empties every sequence."""
         if self._copy is None:
             raise ValueError(f"{self.path} was not opened to be exchanged")
         self.forget_all()
@@ -132,13 +120,7 @@ class MptSession(Session):
             raise _no_copy(self.path, error) from error
 
     def _run(
-        self,
-        sequence: Hashable,
-        rows: FloatArray,
-        n_outputs: int,
-        columns: slice,
-        *,
-        causal: bool,
+        self, sequence: Hashable, rows: FloatArray, n_outputs: int, columns: slice, *, causal: bool
     ) -> FloatArray:
         n, start = len(rows), self.length(sequence)
         positions = np.arange(start, start + n, dtype=np.int32)
@@ -211,13 +193,7 @@ def prove_relu(factor: int) -> None:
         (path,) = write_mpt(Path(folder), weights, factor)
         with (
             LlamaModel(library, path) as model,
-            Context(
-                model,
-                n_ctx=16,
-                n_ubatch=16,
-                n_seq=1,
-                n_threads=1,
-            ) as context,
+            Context(model, n_ctx=16, n_ubatch=16, n_seq=1, n_threads=1) as context,
         ):
             found = context.decode(inputs, np.arange(16), causal=False).copy()
     up, down = weights["blk.0.ffn_up.weight"], weights["blk.0.ffn_down.weight"]
@@ -239,11 +215,7 @@ def prove_mpt() -> None:
         first, *others = write_mpt(Path(folder), weights, _PROVEN_FACTOR, split=True)
         try:
             MptSession(
-                first,
-                others,
-                probe_rows=rows,
-                activation_factor=_PROVEN_FACTOR,
-                n_threads=1,
+                first, others, probe_rows=rows, activation_factor=_PROVEN_FACTOR, n_threads=1
             ).close()
         except InputError as error:  # in our own file
             raise EnvironmentFault(str(error)) from error

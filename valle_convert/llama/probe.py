@@ -38,15 +38,10 @@ TIMEOUT = 300.0  # seconds; it takes one to three
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The library works.
+    """The library works."""
 
-    Attributes:
-        remembered: whether an earlier probe of the same library on the same CPU is trusted.
-        seconds: the time of this probe; 0 if it is remembered.
-    """
-
-    remembered: bool
-    seconds: float
+    remembered: bool  # whether an earlier probe of the same library on the same CPU is trusted
+    seconds: float  # the time of this probe; 0 if it is remembered
 
 
 @functools.cache
@@ -78,11 +73,7 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
 
 
 def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT) -> None:
-    """Run the self-test in a child process.
-
-    Args:
-        timeout: seconds after which the child is stopped.
-    """
+    """Run the self-test in a child process."""
     given = [sys.executable, "-m", SELFTEST] if command is None else list(command)
     try:
         child = subprocess.run(  # noqa: S603 - our own interpreter and module

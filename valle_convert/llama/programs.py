@@ -32,7 +32,6 @@ def variable_of(name: str) -> str:
 
 
 def find_program(name: str, *, checkout: Path | None = None) -> Program:
-    """Find one of llama.cpp's programs."""
     variable = variable_of(name)
     given = os.environ.get(variable)
     if given:

@@ -75,7 +75,6 @@ def run(folder: Path) -> None:
 
 
 def quantize_file(library: Library, source: Path, target: Path, kind: str) -> None:
-    """Quantize a GGUF file with llama.cpp's own function."""
     api = library.api
     parameters = api.llama_model_quantize_default_params()
     words = "ALL" if kind == "F32" else "MOSTLY"

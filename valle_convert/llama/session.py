@@ -119,11 +119,9 @@ class Session(Closing):
 
     @property
     def n_layer(self) -> int:
-        """The number of transformer layers."""
         return self._model.n_layer
 
     def length(self, sequence: Hashable = 0) -> int:
-        """The number of positions in a sequence."""
         return self._lengths.get(sequence, 0)
 
     def use_adapters(self, scales: Sequence[float]) -> None:
@@ -153,15 +151,9 @@ class Session(Closing):
         causal: bool,
         columns: slice = ALL_COLUMNS,
     ) -> FloatArray:
-        """Append rows to a sequence.
+        """Append rows [n, n_embd], the inputs of the first layer, to a sequence.
 
-        Args:
-            rows: [n, n_embd], the inputs of the first layer.
-            positions: [n], llama.cpp's.
-            outputs: [n], true where logits are wanted.
-
-        Returns:
-            [n_out, n_columns].
+        `positions` are llama.cpp's. Gives the logits of the wanted `outputs`, [n_out, n_columns].
         """
         context = self._room_for({sequence: len(rows)}, n_ubatch=1 if causal else len(rows))
         inputs, place = rows / np.float32(self.input_scale), self._places.index(sequence)
@@ -176,11 +168,7 @@ class Session(Closing):
         return self._of_head(found, columns)
 
     def decode_steps(
-        self,
-        rows: FloatArray,
-        positions: IntArray,
-        sequences: Sequence[Hashable],
-        columns: slice,
+        self, rows: FloatArray, positions: IntArray, sequences: Sequence[Hashable], columns: slice
     ) -> FloatArray:
         """Append a row to each of several sequences, in one batch; the logits, [n, n_columns]."""
         if len(rows) == 1 and self._needs_pair(rows):
@@ -227,7 +215,6 @@ class Session(Closing):
             self._places[place] = moved
 
     def forget_all(self) -> None:
-        """Empty every sequence."""
         if self._context is not None:
             self._context.clear()
         self._lengths, self._places = {}, []
@@ -249,7 +236,6 @@ class Session(Closing):
             self._drop_context()
 
     def close(self) -> None:
-        """Free everything; closing twice is harmless."""
         self._drop_context()
         self._held.close()
 
@@ -272,7 +258,6 @@ class Session(Closing):
         output: Output | None = None,
         watched: Collection[str] = (),
     ) -> Context:
-        """A context with the session's options."""
         return Context(
             self._model,
             n_ctx=n_ctx,
@@ -338,12 +323,11 @@ class Session(Closing):
     # -- proofs on the loaded model ----------------------------------------------------------
 
     def _check_architecture(self) -> None:
-        found = self._model.metadata("general.architecture")
+        found = self._model.architecture()
         if found != self.architecture:
             raise InputError(
-                f"{self.path} has the architecture {found!r}, expected "
-                f"{self.architecture!r}; convert the checkpoint "
-                "again."
+                f"{self.path} has the architecture {found!r}, expected {self.architecture!r}; "
+                "convert the checkpoint again."
             )
 
     def _needs_pair(self, row: FloatArray) -> bool:
@@ -370,11 +354,7 @@ class Session(Closing):
         """The factor that the graph multiplies raw embeddings by.
 
         A token is decoded by its id, by its row, and by its row times sqrt(n_embd); one of the
-        latter two gives the same logits.
-
-        Args:
-            probe_rows: token id -> its row in `token_embd.weight` [n_embd]; the likeliest to show
-                it first.
+        latter two gives the same logits. `probe_rows` begins with the token likeliest to show it.
         """
         root = float(np.sqrt(self.n_embd))
         with self._new_context(n_ctx=1, n_ubatch=1) as context:

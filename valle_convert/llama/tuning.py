@@ -32,13 +32,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.llama.context import (
-    CacheType,
-    Context,
-    FloatArray,
-    LlamaModel,
-    Settings,
-)
+from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel, Settings
 from valle_convert.llama.cpu import busy_seconds, cpu_name, usable_cores
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import cache_folder, fingerprint, prove_library
@@ -84,36 +78,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class Fastest:
-    """The answer of a search.
-
-    Attributes:
-        passes: over a sentence, in both directions.
-        steps: of one sequence.
-        n_parallel: the number of sequences with the fastest steps for each.
-    """
+    """The answer of a search."""
 
     file: FileFacts
-    passes: Choice
-    steps: Choice
-    n_parallel: int
+    passes: Choice  # over a sentence, in both directions
+    steps: Choice  # of one sequence
+    n_parallel: int  # the number of sequences with the fastest steps for each
 
 
 def tuned_settings(
     paths: Sequence[Path],
     file: FileFacts,
     base: Settings,
-    rows: FloatArray,
-    rounding: float,
+    rows: FloatArray,  # [n, n_embd], likely inputs
+    rounding: float,  # the normalized mean square error of a weight in the file's type
     mode: Tune,
     others: float = _OTHERS,
 ) -> Fastest | None:
     """The fastest settings for a file; searched once, then kept in the cache folder.
 
-    Args:
-        paths: the file, or the parts of a split one.
-        rows: [n, n_embd], likely inputs.
-        rounding: the normalized mean square error of a weight in the file's type.
-        others: the part of the machine that other processes may take; beyond it, None.
+    None if other processes take more than `others` of the machine.
     """
     machine = _machine()
     facts = json.dumps([machine, asdict(file), asdict(base)])

@@ -22,12 +22,13 @@ M = TypeVar("M")
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of one source tensor that become rows of the token embedding."""
+    """Rows of one source tensor that become rows of the token embedding, or a whole tensor."""
 
     label: str  # the table, or `head.<name>`, that they belong to
     source: str
     first_row: int  # the first row in the token embedding
-    n_rows: int  # their number, from row 0 of the source on
+    n_rows: int
+    gather: tuple[int, ...] | None = None  # the source rows, if not the first `n_rows` in order
 
 
 class RowBlocks(list[RowBlock]):

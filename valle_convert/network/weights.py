@@ -19,16 +19,10 @@ from valle_convert.checkpoint.source import BlockSource, NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import nominal_decibels, roundings
 from valle_convert.gguf_file.keys import BIAS_KEY, OLD_TYPES_KEY
-from valle_convert.gguf_file.plan import (
-    TOKEN_EMBEDDING,
-    PlannedFile,
-    PlannedTensor,
-    Span,
-    stored_type,
-)
+from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, PlannedFile, PlannedTensor, stored_type
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
-from valle_convert.model.description import Recovered
+from valle_convert.model.description import Recovered, RowBlock
 
 
 class BundleTensors:
@@ -75,7 +69,7 @@ class ConvertedTensors:
 
     def __init__(self, plan: PlannedFile, file: GgufFile) -> None:
         self._file = file
-        self._spans: dict[str, tuple[PlannedTensor, Span]] = {}
+        self._spans: dict[str, tuple[PlannedTensor, RowBlock]] = {}
         for tensor in plan.tensors:
             for span in tensor.spans:
                 # Copies of rows, such as those of the tokenizer's aliases, come last.

@@ -18,15 +18,13 @@ from valle_convert.model.spec import LANGUAGES, CodeFormat, Codes
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
-from valle_convert.text import (
+from valle_convert.text.folding import listed, unsaid_notice
+from valle_convert.text.languages import known_language, sentences_of
+from valle_convert.text.phonemes import (
     check_phonemes,
-    known_language,
-    listed,
-    sentences_of,
     to_phonemes,
     unknown_phonemes,
     unsaid_characters,
-    unsaid_notice,
 )
 from valle_convert.tokenizer.compiled import TRUE_IDS_KEY
 

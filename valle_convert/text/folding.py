@@ -146,7 +146,6 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
 
 
 def unsaid_notice(characters: Iterable[str], language: str) -> str:
-    """Name the characters that are skipped."""
     return (
         f"these characters cannot be read in {_NAMES[language]} and are skipped: "
         f"{listed(characters)}"
@@ -154,7 +153,6 @@ def unsaid_notice(characters: Iterable[str], language: str) -> str:
 
 
 def listed(characters: Iterable[str]) -> str:
-    """List characters with their code points."""
     return " ".join(f"{one} (U+{ord(one):04X})" for one in characters)
 
 

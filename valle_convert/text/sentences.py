@@ -164,7 +164,6 @@ def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) ->
 
 
 def _fitting(sentence: str, max_size: int) -> list[str]:
-    """Split a sentence into pieces that fit."""
     pieces: list[str] = []
     start = 0
     while start < len(sentence):

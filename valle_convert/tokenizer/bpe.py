@@ -17,8 +17,8 @@ long as the order of the copies of a merge cannot matter, which the rules in `_c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -57,26 +57,21 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class PhonemeBpe:
-    """A BPE that has passed all checks.
+    """A BPE that has passed all checks."""
 
-    Attributes:
-        vocab: string -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
-        merges: pairs of strings by rank, as written in the file.
-        strings: the strings of each id, first those of the file in its order, then those that
-            merges make of strings that share ids. No string has two ids.
-        add_bos, add_eos: whether the post-processor puts them around a text.
-        left_out: settings of the file that shape batches but change no id.
-    """
-
+    # String -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
     vocab: Mapping[str, int]
-    merges: tuple[tuple[str, str], ...]
-    strings: tuple[tuple[str, ...], ...]
+    merges: tuple[tuple[str, str], ...]  # pairs of strings by rank, as written in the file
     added_tokens: tuple[AddedToken, ...]
     unk_id: int
     bos_id: int
     eos_id: int
-    add_bos: bool
-    add_eos: bool
+    add_bos: bool  # whether the post-processor puts it before a text
+    add_eos: bool  # whether it puts this one after it
+    # The strings of each id, first those of the file in its order, then those that merges make of
+    # strings that share ids. No string has two ids.
+    strings: tuple[tuple[str, ...], ...] = ()
+    # Settings of the file that shape batches but change no id.
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -91,7 +86,6 @@ class PhonemeBpe:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a tokenizer's file as a whole."""
     data = read_small_file(path, "tokenizer", MAX_FILE_BYTES)
     if not data:
         raise InputError(f"The tokenizer {path} is empty (0 bytes); copy it again.")
@@ -101,29 +95,16 @@ def read_file(path: Path) -> bytes:
 def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
     """Check the bytes of a tokenizer.json."""
     document = _load_json(data, source)
-    what = f"The tokenizer {source} cannot be converted"
     problems: list[str] = []
-    parts = _read_parts(document, problems)
-    if problems or parts is None:
-        raise refusal(what, problems, _REMEDY)
-    problems.extend(_check_order(parts))
-    if problems:
-        raise refusal(what, problems, _REMEDY)
-    strings = _close(parts, problems)
-    if problems:
-        raise refusal(what, problems, _REMEDY)
-    return PhonemeBpe(
-        vocab=parts.vocab,
-        merges=tuple(parts.merges),
-        strings=strings,
-        added_tokens=tuple(sorted(parts.added_tokens, key=lambda token: token.id)),
-        unk_id=parts.unk_id,
-        bos_id=parts.bos_id,
-        eos_id=parts.eos_id,
-        add_bos=parts.add_bos,
-        add_eos=parts.add_eos,
-        left_out=tuple(key for key in _OF_BATCHES if not _is_absent(document.get(key))),
-    )
+    bpe = _read_bpe(document, problems)
+    # Each check relies on the ones before.
+    if bpe is not None and not problems:
+        problems.extend(_check_order(bpe))
+    if bpe is not None and not problems:
+        bpe = replace(bpe, strings=_close(bpe, problems))
+    if bpe is None or problems:
+        raise refusal(f"The tokenizer {source} cannot be converted", problems, _REMEDY)
+    return bpe
 
 
 # --- the file's own form ------------------------------------------------------------------
@@ -146,20 +127,6 @@ def _load_json(data: bytes, source: str) -> dict[str, Json]:
             'the key "model"; give a Hugging Face tokenizer.json.'
         )
     return document
-
-
-@dataclass(slots=True)
-class _Parts:
-    """The file's contents with checked types, before their consistency is checked."""
-
-    vocab: dict[str, int]
-    merges: list[tuple[str, str]]
-    added_tokens: list[AddedToken]
-    unk_id: int
-    bos_id: int = -1
-    eos_id: int = -1
-    add_bos: bool = False
-    add_eos: bool = False
 
 
 # What must be absent (or have the value that means absent), and what it would do.
@@ -193,7 +160,8 @@ def _is_absent(value: Json) -> bool:
     return value is None or value in ("", 0)
 
 
-def _read_parts(document: dict[str, Json], problems: list[str]) -> _Parts | None:
+def _read_bpe(document: dict[str, Json], problems: list[str]) -> PhonemeBpe | None:
+    """The file's contents with checked types, without `strings`."""
     for key, effect in _ABSENT_AT_TOP.items():
         if not _is_absent(document.get(key)):
             problems.append(f'"{key}" is {short(document[key])}, expected null: it {effect}')
@@ -217,15 +185,18 @@ def _read_parts(document: dict[str, Json], problems: list[str]) -> _Parts | None
             "unknown characters vanish"
         )
         return None
-    parts = _Parts(
-        vocab=vocab,
-        merges=merges,
-        added_tokens=_read_added_tokens(document.get("added_tokens"), vocab, problems),
-        unk_id=vocab[unk],
+    added = _read_added_tokens(document.get("added_tokens"), vocab, problems)
+    around = _read_post_processor(document.get("post_processor"), added, problems)
+    bpe = PhonemeBpe(
+        vocab,
+        tuple(merges),
+        tuple(sorted(added, key=lambda token: token.id)),
+        vocab[unk],
+        *around,
+        left_out=tuple(key for key in _OF_BATCHES if not _is_absent(document.get(key))),
     )
-    _read_post_processor(document.get("post_processor"), parts, problems)
-    _check_merge_strings(parts, problems)
-    return parts
+    _check_merge_strings(bpe, problems)
+    return bpe
 
 
 def _check_model_options(model: dict[str, Json], problems: list[str]) -> None:
@@ -353,30 +324,30 @@ def can_overlap(a: str, b: str) -> bool:
     )
 
 
-def _read_post_processor(value: Json, parts: _Parts, problems: list[str]) -> None:
-    """Find the tokens around a text, `<bos> $A </eos>` for a published model."""
-    for name, text in (("bos_id", "<bos>"), ("eos_id", "</eos>")):
-        setattr(parts, name, next((t.id for t in parts.added_tokens if t.text == text), -1))
-    if value is not None:
-        around = _read_template(value)
-        if around is None:
-            problems.append(
-                f'"post_processor" is {short(value)}, expected null or a TemplateProcessing of at '
-                "most one token before and one after the text"
-            )
-            return
-        before, after = around
-        parts.add_bos, parts.add_eos = before is not None, after is not None
-        parts.bos_id = parts.bos_id if before is None else before
-        parts.eos_id = parts.eos_id if after is None else after
-    known = {token.id for token in parts.added_tokens if token.special}
-    for name, id_ in (("begin", parts.bos_id), ("end", parts.eos_id)):
+def _read_post_processor(
+    value: Json, added: list[AddedToken], problems: list[str]
+) -> tuple[int, int, bool, bool]:
+    """The ids of the tokens around a text, `<bos> $A </eos>` for a published model, and whether
+    they are put there.
+    """
+    around = (None, None) if value is None else _read_template(value)
+    if around is None:
+        problems.append(
+            f'"post_processor" is {short(value)}, expected null or a TemplateProcessing of at '
+            "most one token before and one after the text"
+        )
+        return -1, -1, False, False
+    named = (next((t.id for t in added if t.text == text), -1) for text in ("<bos>", "</eos>"))
+    bos, eos = (id_ if id_ is not None else own for id_, own in zip(around, named, strict=True))
+    known = {token.id for token in added if token.special}
+    for name, id_ in (("begin", bos), ("end", eos)):
         if id_ not in known:
             problems.append(
                 f"no special token marks the {name} of a text (found the id "
                 f"{id_ if id_ >= 0 else 'none'}): expected <bos> and </eos> among the added "
                 "tokens, which surround the phonemes of every VALL-E input"
             )
+    return bos, eos, around[0] is not None, around[1] is not None
 
 
 def _read_template(value: Json) -> tuple[int | None, int | None] | None:
@@ -412,30 +383,26 @@ def _read_template(value: Json) -> tuple[int | None, int | None] | None:
     return next(iter(before), None), next(iter(after), None)
 
 
-def _check_merge_strings(parts: _Parts, problems: list[str]) -> None:
-    for rank, (left, right) in enumerate(parts.merges):
+def _check_merge_strings(bpe: PhonemeBpe, problems: list[str]) -> None:
+    for rank, (left, right) in enumerate(bpe.merges):
         problems.extend(
             f"the merge of rank {rank}, {short(left)} + {short(right)}, {role} "
             f"{short(string)}, which the vocabulary lacks"
             for role, string in (("uses", left), ("uses", right), ("makes", left + right))
-            if string not in parts.vocab
+            if string not in bpe.vocab
         )
 
 
 # --- conditions under which llama.cpp gives the same ids ------------------------------------
 
 
-def _check_order(parts: _Parts) -> Iterator[str]:
+def _check_order(bpe: PhonemeBpe) -> Iterator[str]:
     """The rules in the module's docstring that follow from ids alone."""
-    special = {token.id for token in parts.added_tokens} | {parts.unk_id}
+    special = {token.id for token in bpe.added_tokens} | {bpe.unk_id}
     rank_of_pair: dict[tuple[int, int], int] = {}
     rank_of_result: dict[int, int] = {}
-    table = [
-        (parts.vocab[left], parts.vocab[right], parts.vocab[left + right])
-        for left, right in parts.merges
-    ]
-    for rank, (left, right, result) in enumerate(table):
-        name = " + ".join(map(short, parts.merges[rank]))
+    for rank, (left, right, result) in enumerate(bpe.merges_by_id()):
+        name = " + ".join(map(short, bpe.merges[rank]))
         if (left, right) in rank_of_pair:
             yield (
                 f"the merges of rank {rank_of_pair[left, right]} and {rank} ({name}) are on the "
@@ -458,35 +425,34 @@ def _check_order(parts: _Parts) -> Iterator[str]:
             )
         rank_of_pair.setdefault((left, right), rank)
         rank_of_result.setdefault(result, rank)
-    for rank, (left, right, _) in enumerate(table):
+    for rank, (left, right, _) in enumerate(bpe.merges_by_id()):
         for used in (left, right):
             if rank_of_result.get(used, -1) >= rank:
                 yield (
-                    f"the merge of rank {rank} ({' + '.join(map(short, parts.merges[rank]))}) uses "
+                    f"the merge of rank {rank} ({' + '.join(map(short, bpe.merges[rank]))}) uses "
                     f"the id {used}, which is made by the later rank {rank_of_result[used]}"
                 )
 
 
-def _close(parts: _Parts, problems: list[str]) -> tuple[tuple[str, ...], ...]:
+def _close(bpe: PhonemeBpe, problems: list[str]) -> tuple[tuple[str, ...], ...]:
     """The strings of every id, with those that a merge makes of other strings of its halves.
 
     One pass by rank is enough, since a merge uses results of lower ranks only.
     """
-    strings: list[dict[str, None]] = [{} for _ in range(max(parts.vocab.values()) + 1)]
+    strings: list[dict[str, None]] = [{} for _ in range(max(bpe.vocab.values()) + 1)]
     # The text of a special token comes first, before others with its id.
-    for token in parts.added_tokens:
+    for token in bpe.added_tokens:
         strings[token.id][token.text] = None
-    owner = dict(parts.vocab)
-    for string, id_ in parts.vocab.items():
+    owner = dict(bpe.vocab)
+    for string, id_ in bpe.vocab.items():
         strings[id_][string] = None
-    for left, right in parts.merges:
-        a, b, result = parts.vocab[left], parts.vocab[right], parts.vocab[left + right]
+    for (left, right), (a, b, result) in zip(bpe.merges, bpe.merges_by_id(), strict=True):
         if len(owner) + len(strings[a]) * len(strings[b]) > MAX_STRINGS:
             problems.append(
                 f"strings that share ids make more than {MAX_STRINGS:,} strings through the merges"
             )
             break
-        for string in _joined(strings[a], strings[b]):
+        for string in ["".join(pair) for pair in product(strings[a], strings[b])]:
             if owner.setdefault(string, result) != result:
                 problems.append(
                     f"the text {short(string)} has the id {owner[string]}, but the merge "
@@ -495,7 +461,3 @@ def _close(parts: _Parts, problems: list[str]) -> tuple[tuple[str, ...], ...]:
             else:
                 strings[result][string] = None
     return tuple(tuple(group) for group in strings)
-
-
-def _joined(lefts: Iterable[str], rights: Iterable[str]) -> list[str]:
-    return [left + right for left, right in product(lefts, rights)]

@@ -7,19 +7,14 @@ stand for their own byte, and the other 68 bytes (controls, space, 7F to A0, AD)
 
 from __future__ import annotations
 
+from itertools import count
+
 
 def _alphabet() -> tuple[str, ...]:
     """The character for each of the 256 bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    n_other = 0
-    characters = []
-    for byte in range(256):
-        if byte in printable:
-            characters.append(chr(byte))
-        else:
-            characters.append(chr(0x100 + n_other))
-            n_other += 1
-    return tuple(characters)
+    others = map(chr, count(0x100))
+    return tuple(chr(byte) if byte in printable else next(others) for byte in range(256))
 
 
 BYTE_TO_CHARACTER = _alphabet()

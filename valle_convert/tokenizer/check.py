@@ -22,32 +22,22 @@ MAX_SHOWN_DIFFERENCES = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A text with different ids.
-
-    Attributes:
-        expected: the ids of the tokenizer's own library.
-        found: llama.cpp's tokens as true ids (-1 for a token that is not text).
-    """
+    """A text with different ids."""
 
     text: str
     setting: Setting
-    expected: tuple[int, ...]
-    found: tuple[int, ...]
+    expected: tuple[int, ...]  # the ids of the tokenizer's own library
+    found: tuple[int, ...]  # llama.cpp's tokens as true ids (-1 for a token that is not text)
     pieces: str
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
-    """The verdict.
-
-    Attributes:
-        settings: the settings of each comparison.
-        n_differences: pairs of text and setting with different ids.
-    """
+    """The verdict."""
 
     n_texts: int
     settings: tuple[Setting, ...]
-    n_differences: int
+    n_differences: int  # pairs of text and setting with different ids
     n_tokens: int
     first: tuple[Difference, ...]
 

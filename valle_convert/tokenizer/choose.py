@@ -9,14 +9,15 @@ number of rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.compile import compile_bpe
-from valle_convert.tokenizer.compiled import CompiledTokenizer
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Oracle, SentencePieceOracle
 from valle_convert.tokenizer.problems import refusal, short
 from valle_convert.tokenizer.sentencepiece import (
@@ -36,15 +37,11 @@ BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """A tokenizer that was read and checked.
-
-    Attributes:
-        data: the bytes of the file, for the oracle.
-    """
+    """A tokenizer that was read and checked."""
 
     path: Path
     tokenizer: PhonemeBpe | SentencePieceBpe
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False)  # the bytes of the file, for the oracle
     sha256: str
 
     @property
@@ -72,24 +69,23 @@ class TokenizerFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerChoice:
-    """A tokenizer that fits a checkpoint, and why it was chosen.
-
-    Attributes:
-        source: a file's name, or `built-in`.
-        reason: why this one was chosen, as the second half of a sentence.
-        agreement: what it agrees with, as the second half of a sentence.
-    """
+    """A tokenizer that fits a checkpoint, and why it was chosen."""
 
     file: TokenizerFile
-    source: str
-    reason: str
-    agreement: str
+    source: str  # a file's name, or `built-in`
+    reason: str  # why this one was chosen, as the second half of a sentence
+    agreement: str  # what it agrees with, as the second half of a sentence
 
 
 def open_tokenizer(path: Path) -> TokenizerFile:
     """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model."""
     data = read_file(path)
-    parse = parse_sentencepiece if path.suffix == ".model" else parse_bpe
+    return _parsed(path, data, parse_sentencepiece if path.suffix == ".model" else parse_bpe)
+
+
+def _parsed(
+    path: Path, data: bytes, parse: Callable[[bytes, str], PhonemeBpe | SentencePieceBpe]
+) -> TokenizerFile:
     return TokenizerFile(path, parse(data, str(path)), data, hashlib.sha256(data).hexdigest())
 
 
@@ -116,15 +112,12 @@ def choose_tokenizer(
         file, source = open_tokenizer(BUILT_IN), "built-in"
         reason = f"no {FILE_NAME} lies beside the checkpoint"
         if carried is not None:
-            strings, merges = carried.strings, carried.merges
             if _differences(file.tokenizer, carried):
-                document = carried.document
-                own = parse_bpe(document, str(checkpoint))
-                digest = hashlib.sha256(document).hexdigest()
-                file, source = TokenizerFile(checkpoint, own, document, digest), "carried"
+                file, source = _parsed(checkpoint, carried.document, parse_bpe), "carried"
                 reason = "the built-in one differs from what the file carries"
             else:
-                reason = f"the file's {len(strings)} strings and {len(merges)} merges are in it"
+                n_strings, n_merges = len(carried.strings), len(carried.merges)
+                reason = f"the file's {n_strings} strings and {n_merges} merges are in it"
     if isinstance(file.tokenizer, PhonemeBpe) and file.tokenizer.left_out:
         reason += f", without its {' and '.join(file.tokenizer.left_out)}"
     problems = _disagreements(file.tokenizer, symmap, n_text_rows)
@@ -146,6 +139,29 @@ def choose_tokenizer(
     return TokenizerChoice(file, source, reason, agreement)
 
 
+def recorded_tokenizer(
+    keys: Mapping[str, Any], gguf: Path, explicit: Path | None = None
+) -> TokenizerFile:
+    """Open the file that the vocabulary of a converted file was compiled from."""
+    recorded = keys.get(TOKENIZER_SHA256_KEY)
+    if not isinstance(recorded, str):
+        raise InputError(
+            f"{gguf} does not record its tokenizer, so it is not a converted checkpoint; convert "
+            "one with `valle-convert CHECKPOINT OUT.gguf`."
+        )
+    beside = gguf.with_name(FILE_NAME)
+    candidates = [explicit] if explicit else [BUILT_IN, *([beside] if beside.is_file() else [])]
+    for path in candidates:
+        found = open_tokenizer(path)
+        if found.sha256 == recorded:
+            return found
+    tried = str(explicit) if explicit else "the built-in one"
+    raise InputError(
+        f"{gguf} was converted with the tokenizer {keys.get('valle.tokenizer.source')!r} "
+        f"(SHA-256 {recorded[:16]}...), not {tried}; give that file with --tokenizer."
+    )
+
+
 def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocabulary) -> list[str]:
     """Differences from an export's tokenizer; more strings for some ids are allowed."""
     if not isinstance(tokenizer, PhonemeBpe):
@@ -161,19 +177,14 @@ def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocab
     return problems
 
 
-def _row_problem(tokenizer: PhonemeBpe | SentencePieceBpe, n_text_rows: int) -> str | None:
-    if tokenizer.n_ids == n_text_rows:
-        return None
-    return f"it has {n_text_rows} phoneme rows, but the tokenizer has {tokenizer.n_ids} ids"
-
-
 def _disagreements(
     tokenizer: PhonemeBpe | SentencePieceBpe, symmap: Mapping[str, int] | None, n_text_rows: int
 ) -> list[str]:
     problems = []
-    rows = _row_problem(tokenizer, n_text_rows)
-    if rows is not None:
-        problems.append(rows)
+    if tokenizer.n_ids != n_text_rows:
+        problems.append(
+            f"it has {n_text_rows} phoneme rows, but the tokenizer has {tokenizer.n_ids} ids"
+        )
     if symmap is None:
         return problems
     if "<unk>" not in symmap and any("ˈ" in string[1:] or "ː" in string[1:] for string in symmap):

@@ -43,7 +43,6 @@ APOSTROPHE = "'"
 
 
 def compile_bpe(bpe: PhonemeBpe, placeholders: Sequence[str]) -> CompiledTokenizer:
-    """Compile a BPE for stock llama.cpp."""
     _check_splitting(bpe)
     byte_merges = list(_byte_merges(bpe))
     aliases = [(string, id_) for id_, strings in enumerate(bpe.strings) for string in strings[1:]]

@@ -34,21 +34,12 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledTokenizer:
-    """A vocabulary for stock llama.cpp, with a map to the original ids.
+    """A vocabulary for stock llama.cpp, with a map to the original ids."""
 
-    Attributes:
-        model: `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
-        pre: `tokenizer.ggml.pre`, the splitter before the merges.
-        tokens: the text of every token; for `gpt2` in byte-level form. All different.
-        add_bos, add_eos: whether they are put around a text.
-        add_space_prefix: for `llama`, whether a space is put before a text.
-        true_ids: the original tokenizer's id of every token; -1 for a row that is not text.
-        extra_rows: for every token after the model's own rows, the true id whose embedding row
-            it copies. Row `len(tokens) - len(extra_rows) + i` copies row `extra_rows[i]`.
-    """
-
+    # `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
     model: Literal["gpt2", "llama"]
-    pre: str
+    pre: str  # `tokenizer.ggml.pre`, the splitter before the merges
+    # The text of every token; for `gpt2` in byte-level form. All different.
     tokens: tuple[str, ...]
     token_types: tuple[TokenType, ...]
     merges: tuple[str, ...] = ()
@@ -56,10 +47,13 @@ class CompiledTokenizer:
     bos_id: int
     eos_id: int
     unk_id: int
-    add_bos: bool
-    add_eos: bool
-    add_space_prefix: bool = False
+    add_bos: bool  # whether <bos> is put before a text
+    add_eos: bool  # whether </eos> is put after it
+    add_space_prefix: bool = False  # for `llama`, whether a space is put before a text
+    # The original tokenizer's id of every token; -1 for a row that is not text.
     true_ids: tuple[int, ...]
+    # For every token after the model's own rows, the true id whose embedding row it copies. Row
+    # `len(tokens) - len(extra_rows) + i` copies row `extra_rows[i]`.
     extra_rows: tuple[int, ...] = ()
 
     def metadata(self) -> Iterator[tuple[str, MetadataValue, MetadataType]]:

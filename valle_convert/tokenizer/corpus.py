@@ -99,7 +99,7 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
     known: set[str] = set()
     sources = [ipa_lines(), AWKWARD]
     if len(vocabulary) <= MAX_STRINGS_FOR_PAIRS:
-        sources.append(pairs(vocabulary))
+        sources.append([left + right for left, right in product(vocabulary, vocabulary)])
     for source in sources:
         for text in source:
             if len(known) >= n:
@@ -108,7 +108,7 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
                 known.add(text)
                 yield text
     n_left = n - len(known)
-    for text in random_texts(vocabulary, seed=seed):
+    for text in _random_texts(vocabulary, seed):
         if n_left <= 0:
             return
         if text not in known:
@@ -116,11 +116,7 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
             yield text
 
 
-def pairs(strings: Sequence[str]) -> list[str]:
-    return [left + right for left, right in product(strings, strings)]
-
-
-def random_texts(strings: Sequence[str], *, seed: int = 0) -> Iterator[str]:
+def _random_texts(strings: Sequence[str], seed: int) -> Iterator[str]:
     """Yield a hundred million different random texts of up to some forty parts."""
     draw = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
     digits = sorted({string for string in strings if len(string) == 1} | {"a", "b"})

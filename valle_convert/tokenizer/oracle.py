@@ -83,7 +83,6 @@ class SentencePieceOracle:
     settings = tuple(setting for setting in ALL_SETTINGS if not setting.parse_special)
 
     def __init__(self, data: bytes) -> None:
-        """Load the model."""
         import sentencepiece
 
         try:
@@ -110,7 +109,6 @@ class LlamaTokenizer(Closing):
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Open a GGUF file."""
         self._model: int | None = None
         from valle_convert.llama.library import load_library
 
@@ -185,7 +183,6 @@ class LlamaTokenizer(Closing):
         return " ".join(f"[{readable(piece) if is_bpe else piece}]" for piece in pieces)
 
     def close(self) -> None:
-        """Free the vocabulary; closing twice is harmless."""
         if self._model:
             self.library.llama_model_free(self._model)
             self._model = None

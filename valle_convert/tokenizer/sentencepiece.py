@@ -34,21 +34,15 @@ _REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceBpe:
-    """A SentencePiece model that has passed all checks.
+    """A SentencePiece model that has passed all checks."""
 
-    Attributes:
-        pieces: the text of every id, with U+2581 for a space.
-        scores: one per piece; higher ones are merged earlier.
-        add_space_prefix: whether a space is put before a text (`add_dummy_prefix`).
-    """
-
-    pieces: tuple[str, ...]
-    scores: tuple[float, ...]
+    pieces: tuple[str, ...]  # the text of every id, with U+2581 for a space
+    scores: tuple[float, ...]  # one per piece; higher ones are merged earlier
     types: tuple[TokenType, ...]
     unk_id: int
     bos_id: int
     eos_id: int
-    add_space_prefix: bool
+    add_space_prefix: bool  # whether a space is put before a text (`add_dummy_prefix`)
 
     @property
     def n_ids(self) -> int:
@@ -82,7 +76,6 @@ def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
 def compile_sentencepiece(
     model: SentencePieceBpe, placeholders: Sequence[str]
 ) -> CompiledTokenizer:
-    """Compile a SentencePiece model for stock llama.cpp."""
     check_placeholders(placeholders, model.pieces)
     whole = {*model.pieces, *placeholders}
     for text in placeholders:

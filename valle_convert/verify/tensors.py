@@ -25,12 +25,13 @@ from valle_convert.gguf_file.encode import (
     least_decibels,
     roundings,
 )
-from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor, Span
+from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import stored_blocks
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.llama.half import rounded_by_ggml
+from valle_convert.model.description import RowBlock
 from valle_convert.network.weights import rounded_types
 from valle_convert.verify.report import Check
 from valle_convert.wording import listing
@@ -282,7 +283,7 @@ def _badness(tally: _Tally, least: float, most: float) -> float:
 
 def _rows(
     plan: PlannedFile, planned: PlannedTensor, found: TensorInfo
-) -> Iterator[tuple[Span, NDArray[Any], NDArray[Any]]]:
+) -> Iterator[tuple[RowBlock, NDArray[Any], NDArray[Any]]]:
     """Rows of the checkpoint with the same rows of the file, a few thousand at a time."""
     if len(planned.shape) == 1:
         span = planned.spans[0]

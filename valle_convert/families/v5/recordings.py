@@ -25,7 +25,7 @@ from valle_convert.progress import Progress, silent
 from valle_convert.speech.phonemes import Tokenize, line_of, phoneme_tokenizer
 from valle_convert.speech.recordings import Recordings
 from valle_convert.speech.speaker import Line
-from valle_convert.text import detect_language, known_language
+from valle_convert.text.languages import detect_language, known_language
 
 #: The part of a recording's name in the name of its utterance, in case of a long one.
 _MAX_STEM_BYTES = 200

@@ -33,7 +33,6 @@ from valle_convert.gguf_file.keys import (
     config_keys,
     name_keys,
     row_keys,
-    table_keys,
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
@@ -73,7 +72,7 @@ def file_keys(
         *who,
         *config_keys(config),
         *name_keys(model.languages, model.tasks, model.tones),
-        *table_keys(model.tables),
+        *row_keys(model.tables),
     ]
     return main_keys(checkpoint, description, tokenizer, keys)
 

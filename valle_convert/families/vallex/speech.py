@@ -40,7 +40,7 @@ from valle_convert.model.spec import Codes
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, SentenceInputs, Speaker, sayable
-from valle_convert.text import known_language
+from valle_convert.text.languages import known_language
 
 #: A voice, or a recording or codes of one, or a file of any of them.
 VoiceSource = Recording | VallexVoice
