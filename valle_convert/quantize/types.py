@@ -104,7 +104,7 @@ def ggml_type(name: str) -> GgmlType:
     found = made.get(name.strip().upper())
     if found is None:
         raise InputError(
-            f"There is no tensor type {name.strip()!r:.14}; "
+            f"No tensor type {name.strip()!r:.14}; "
             + _advice(name, made, f"expected one of {' '.join(made)}.")
         )
     return found

@@ -95,8 +95,13 @@ class References:
     meant: Logits  # with the checkpoint's weights, in float32
     degraded: Logits  # the same, with the expected noise of the file's types
 
-    def judge(self, found: Logits) -> Judged:
-        """Judge the same numbers by llama.cpp."""
+    @property
+    def cost(self) -> float:
+        """What the file's types should cost, as an NMSE."""
+        return nmse(self.meant, self.degraded)
+
+    def judge(self, found: Logits, least_cost: float = 0.0) -> Judged:
+        """Judge the same numbers by llama.cpp; the types are allowed `least_cost` in any case."""
         if self.exact.shape != found.shape:
             words = f"llama.cpp gives {list(found.shape)} numbers, not {list(self.exact.shape)}"
             return Judged(None, math.inf, 0.0, words)
@@ -108,7 +113,7 @@ class References:
             if not np.isfinite(numbers).all():
                 return Judged(None, math.inf, 0.0, words)
         result = deviation_of(self.exact, self.emulated, found)
-        allowed = COST_FACTOR * nmse(self.meant, self.degraded) + result.allowed
+        allowed = COST_FACTOR * max(self.cost, least_cost) + result.allowed
         return Judged(result, nmse(self.meant, found), allowed)
 
 
@@ -189,12 +194,16 @@ class Yardstick:
 def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
     """One check for each head and task."""
     found = yardstick.run(network)
+    # By chance, noise may cost the few predictions of `len` little (Q2_0, measured: 0.24, other
+    # heads 0.8, and the file's own 0.98).
+    costs = [one.cost for one in yardstick.numbers.values()]
+    usual = float(np.median([cost for cost in costs if np.isfinite(cost)] or [0.0]))
     for name, numbers in yardstick.numbers.items():
         label, logits = f"logits {name}", found.get(name)
         if logits is None:
             yield Check.failure(label, "the file lacks this head or task")
             continue
-        judged = numbers.judge(logits)
+        judged = numbers.judge(logits, usual)
         result = judged.deviation
         if result is None:
             yield Check.failure(label, judged.problem)
