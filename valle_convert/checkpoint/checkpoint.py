@@ -26,7 +26,7 @@ class Checkpoint:
     symmap: Mapping[str, int] | None  # phoneme string to id, if the file has it
     stats: Mapping[str, Any]  # training counters, if the file has them
     lora: str | None = None  # which LoRAs were merged, in words, or None
-    # Further input files (config, LoRA) that no output may replace.
+    #: Further input files (config, LoRA) that no output may replace.
     companions: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()  # what was chosen on the way to the weights
     given: Path | None = None  # the file or folder as the user named it, or None if it is `path`
@@ -35,12 +35,12 @@ class Checkpoint:
     vocabulary: CarriedVocabulary | None = None  # strings and merges, if an export has them
     assumed: tuple[str, ...] = ()  # values that the file lacks, assumed as in the published models
     lost: tuple[str, ...] = ()  # parts of the training project's checkpoint that the file lacks
-    # The names of the rows, by table, if they have names.
+    #: The names of the rows, by table, if they have names.
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # More on where the weights come from; the converted file stores it as `valle.source.*` under
-    # these names.
+    #: More on where the weights come from; the converted file stores it as `valle.source.*` under
+    #: these names.
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    # The repository and commit on the Hugging Face hub, if the files come from there.
+    #: The repository and commit on the Hugging Face hub, if the files come from there.
     hub: HubOrigin | None = None
 
     @property

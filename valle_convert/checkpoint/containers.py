@@ -39,7 +39,7 @@ class Container:
     container: str  # how the weights are stored, in words
     tensors: TensorSource
     extras: Mapping[str, Any]  # what is stored beside them: config, userdata, stats
-    # All plain values of the container itself.
+    #: All plain values of the container itself.
     plain: Mapping[str, Any] = field(default_factory=dict)
     lora: TensorSource | None = None
     shards: tuple[Path, ...] = ()  # the files of the weights, if there are several

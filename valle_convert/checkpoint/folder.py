@@ -150,7 +150,7 @@ class Found:
 
     weights: PurePath  # the file, or the index of several
     title: str  # the model's name, if its config does not have one
-    # Whether they are a training state, whose config is in a folder above.
+    #: Whether they are a training state, whose config is in a folder above.
     is_training: bool = False
     notes: tuple[str, ...] = ()  # what was chosen on the way, in words
 

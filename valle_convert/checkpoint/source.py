@@ -83,7 +83,7 @@ class TensorSource(NamedTensors, Protocol):
 class CarriedVocabulary:
     """The tokenizer in an export."""
 
-    # Of the phonemes, with their ids; possibly only one of several with the same id.
+    #: Of the phonemes, with their ids; possibly only one of several with the same id.
     strings: Mapping[str, int]
     merges: tuple[tuple[str, ...], ...]
     document: bytes  # a tokenizer.json of the two, invalid if strings are missing

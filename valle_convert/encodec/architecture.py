@@ -68,7 +68,7 @@ class EncodecSpec:
     use_conv_shortcut: bool = True  # whether the shortcut of a residual block is a convolution
     norm_type: Word = "weight_norm"  # `weight_norm`, or a norm with a layer of its own
     normalize: bool = False
-    # Length of chunks in seconds; None if audio is coded at once.
+    #: Length of chunks in seconds; None if audio is coded at once.
     chunk_length_s: Positive | None = None
 
     @property

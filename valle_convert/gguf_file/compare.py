@@ -41,7 +41,7 @@ class TensorDifference:
     first: str | None  # type and shape in each file, or None
     second: str | None
     equal_numbers: bool = False
-    # Signal of the first over the difference; None if the numbers are equal, or cannot be compared.
+    #: Signal of the first over the difference; None if the numbers are equal or incomparable.
     snr_db: float | None = None
     max_error: float | None = None
     note: str = ""

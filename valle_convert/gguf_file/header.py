@@ -39,7 +39,7 @@ class Key:
     name: str
     value: Any
     type: str  # `u32`, `f32`, `bool`, `string` and so on, in brackets for an array
-    # The value is known once the weights are read; `value` is then a placeholder of the same size.
+    #: The value is known once the weights are read; `value` is then a placeholder of the same size.
     deferred: bool = False
 
 

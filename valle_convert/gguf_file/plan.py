@@ -53,9 +53,9 @@ class FileKeys:
     vocabulary: Iterable[Key] = ()
     model: Iterable[Key] = ()
     tail: Iterable[Key] = ()
-    # Rows of the first table that are copied after all rows, for the tokenizer.
+    #: Rows of the first table that are copied after all rows, for the tokenizer.
     extra_rows: tuple[int, ...] = ()
-    # For `general.languages`; None for a file without general keys.
+    #: For `general.languages`; None for a file without general keys.
     languages: Sequence[str] | None = None
 
 
@@ -67,7 +67,7 @@ class PlannedFile:
     keys: tuple[Key, ...]  # the metadata in file order, `general.architecture` first
     tensors: tuple[PlannedTensor, ...]
     biases: tuple[BiasBlock, ...] = ()  # the heads' biases, which are a key
-    # Hashed with the source to the id of the file's set; None for a file that stands alone.
+    #: Hashed with the source to the id of the file's set; None for a file that stands alone.
     set_salt: tuple[str, str] | None = None
 
     def late_values(self, source_sha256: str) -> dict[str, Any]:

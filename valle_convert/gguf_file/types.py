@@ -18,7 +18,7 @@ class GgmlType:
     number: int
     block: int  # the number of elements stored together; rows must be a multiple of it
     block_bytes: int
-    # The number that llama.cpp gives to files of mostly this type; 1024 if it has to guess.
+    #: The number that llama.cpp gives to files of mostly this type; 1024 if it has to guess.
     file_type: int = 1024
 
     def row_bytes(self, n_columns: int) -> int:

@@ -51,8 +51,8 @@ class Settings:
     n_gpu_layers: int = 0  # layers to offload; -1 for all
     own_head: bool = False  # multiply only the wanted rows of the output head, outside of llama.cpp
     n_threads: int | None = None  # None for one per usable core, or one alone for a small model
-    # Sequences to have room for; 0 for the number that the search finds, or 1 without a search.
-    # From 2 on, a step rounds the same for any number.
+    #: Sequences to have room for; 0 for the number that the search finds, or 1 without a search.
+    #: From 2 on, a step rounds the same for any number.
     n_parallel: int = 1
 
 

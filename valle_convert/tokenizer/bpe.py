@@ -59,7 +59,7 @@ class AddedToken:
 class PhonemeBpe:
     """A BPE that has passed all checks."""
 
-    # String -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
+    #: String -> id; ids are 0 to `n_ids - 1` without a gap, strings may share one.
     vocab: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]  # pairs of strings by rank, as written in the file
     added_tokens: tuple[AddedToken, ...]
@@ -68,10 +68,10 @@ class PhonemeBpe:
     eos_id: int
     add_bos: bool  # whether the post-processor puts it before a text
     add_eos: bool  # whether it puts this one after it
-    # The strings of each id, first those of the file in its order, then those that merges make of
-    # strings that share ids. No string has two ids.
+    #: The strings of each id, first those of the file in its order, then those that merges make of
+    #: strings that share ids. No string has two ids.
     strings: tuple[tuple[str, ...], ...] = ()
-    # Settings of the file that shape batches but change no id.
+    #: Settings of the file that shape batches but change no id.
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property

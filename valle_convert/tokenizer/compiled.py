@@ -36,10 +36,10 @@ class TokenType(IntEnum):
 class CompiledTokenizer:
     """A vocabulary for stock llama.cpp, with a map to the original ids."""
 
-    # `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
+    #: `tokenizer.ggml.model`, `gpt2` (byte-level BPE) or `llama` (merges by score).
     model: Literal["gpt2", "llama"]
     pre: str  # `tokenizer.ggml.pre`, the splitter before the merges
-    # The text of every token; for `gpt2` in byte-level form. All different.
+    #: The text of every token; for `gpt2` in byte-level form. All different.
     tokens: tuple[str, ...]
     token_types: tuple[TokenType, ...]
     merges: tuple[str, ...] = ()
@@ -50,10 +50,10 @@ class CompiledTokenizer:
     add_bos: bool  # whether <bos> is put before a text
     add_eos: bool  # whether </eos> is put after it
     add_space_prefix: bool = False  # for `llama`, whether a space is put before a text
-    # The original tokenizer's id of every token; -1 for a row that is not text.
+    #: The original tokenizer's id of every token; -1 for a row that is not text.
     true_ids: tuple[int, ...]
-    # For every token after the model's own rows, the true id whose embedding row it copies. Row
-    # `len(tokens) - len(extra_rows) + i` copies row `extra_rows[i]`.
+    #: For every token after the model's own rows, the true id whose embedding row it copies. Row
+    #: `len(tokens) - len(extra_rows) + i` copies row `extra_rows[i]`.
     extra_rows: tuple[int, ...] = ()
 
     def metadata(self) -> Iterator[tuple[str, MetadataValue, MetadataType]]:
