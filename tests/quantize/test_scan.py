@@ -151,7 +151,7 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
         (["t.txt", "--target-bits", "5", "--max-kl", "1"], "cannot be combined"),
         (
             ["t.txt", "--target-bits", "5", "--types", "Q9"],
-            "no tensor type 'Q9'; expected",
+            "No tensor type 'Q9'; expected",
         ),
         (["t.txt", "--target-bits", "5"], "give --checkpoint"),
         (["--imatrix", "."], "is a directory"),
