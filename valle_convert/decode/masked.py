@@ -49,7 +49,7 @@ class MaskedOptions:
     vc_mask_p: float = 0.25  # the part of the shown codes that is masked at random
 
     def __post_init__(self) -> None:
-        check_range("steps", self.max_steps, 1, math.inf)
+        check_range("max_steps", self.max_steps, 1, math.inf)
 
 
 def demask(

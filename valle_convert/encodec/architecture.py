@@ -24,6 +24,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from valle_convert.errors import InputError
+from valle_convert.wording import listing
 
 #: Numbers outside of these ranges mean a damaged config.
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
@@ -103,7 +104,7 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
             problems.append(f"{name} is {config[name]!r:.40}: {error}")
     if problems:
         raise InputError(
-            f"{where} does not describe an EnCodec: {'; '.join(problems)}; download it again."
+            f"{where} does not describe an EnCodec: {listing(problems, 2)}; download it again."
         )
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))

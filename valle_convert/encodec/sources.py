@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from valle_convert.checkpoint.containers import read_container
+from valle_convert.checkpoint.containers import Container, read_container
 from valle_convert.checkpoint.folder import DiskTree
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
@@ -239,8 +239,8 @@ def _count_codebooks(names: Iterable[str]) -> int:
 
 def _open_folder(folder: Path, source: str) -> EncodecWeights:
     config = _read_config(folder)
-    tensors, files = _folder_tensors(folder)
-    n_codebooks = max(1, _count_codebooks(tensors.specs))
+    weights, found = _folder_weights(folder)
+    n_codebooks = max(1, _count_codebooks(found.tensors.specs))
     spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(folder / _CONFIG))
     if spec.norm_type != EncodecSpec.norm_type:
         raise InputError(
@@ -251,14 +251,15 @@ def _open_folder(folder: Path, source: str) -> EncodecWeights:
     n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
     names = [entry.transformers_name for entry in tensor_table(spec)]
-    reader = _FoldingReader(source, tensors, spec, names)
+    reader = _FoldingReader(source, found.tensors, spec, names)
     return EncodecWeights(
         spec,
         source,
         "a folder of transformers",
         reader,
-        (folder / _CONFIG, *files),
+        (folder / _CONFIG, weights, *found.shards),
         license=_license_in_card(folder / "README.md"),
+        notes=found.notes,
     )
 
 
@@ -279,12 +280,11 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     )
 
 
-def _folder_tensors(folder: Path) -> tuple[TensorSource, tuple[Path, ...]]:
+def _folder_weights(folder: Path) -> tuple[Path, Container]:
     for name in _WEIGHT_FILES:
         path = folder / name
         if path.is_file():
-            found = read_container(path, DiskTree(), path)
-            return found.tensors, (path, *found.shards)
+            return path, read_container(path, DiskTree(), path)
     raise InputError(
         f"The codec folder {folder} has no weights, expected {' or '.join(_WEIGHT_FILES)}; "
         "download it again."

@@ -45,6 +45,7 @@ from valle_convert.listening.measures import (
     plain_words,
 )
 from valle_convert.listening.recogniser import Recogniser
+from valle_convert.llama.context import Settings
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
@@ -53,8 +54,9 @@ from valle_convert.progress import Advance, Progress, silent
 #: The place of tallies over all heads, or all ways of speaking.
 EVERYWHERE = "all"
 AR_TEMPERATURE = 0.6
-#: Sentences in a batch; with 8, Q4_K_M gains no more.
-_TOGETHER = 4
+#: How networks that listen are opened: exact, with room for the sentences of a batch. With 8,
+#: Q4_K_M gains no more.
+LISTENING = Settings(n_parallel=4)
 #: The limit of a way's frames: this many times the recording's, and a second more.
 _MOST_FRAMES = 2
 #: Heads without codes, which are not in the mean over all codes.
@@ -288,8 +290,8 @@ class ListeningTest:
         self, network: Network, way: Way, seed: tuple[int, ...], advance: Advance
     ) -> list[Audio | None]:
         """All sentences, some side by side; each has its own random generator."""
-        network.make_room(_TOGETHER)
-        batch = Batch(partial(append_codes, network), _TOGETHER)
+        network.make_room(LISTENING.n_parallel)
+        batch = Batch(partial(append_codes, network), LISTENING.n_parallel)
         rate = self.codec.description.frame_rate
         decodings = []
         for n, one in enumerate(self.sentences):

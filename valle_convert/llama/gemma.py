@@ -70,11 +70,11 @@ class GemmaSession(Session):
         self,
         path: Path,
         *,
-        probe_rows: Mapping[int, FloatArray],  # of token ids, to find the input scale
+        probe_rows: Mapping[int, FloatArray],  # id -> row of token_embd.weight, for the scale
         n_ctx: int = 512,  # positions that a sequence has room for at once
         n_threads: int | None = None,
         settings: Settings = EXACT,
-        head_rows: Callable[[slice], FloatArray] | None = None,  # for `Settings.own_head`
+        head_rows: Callable[[slice], FloatArray] | None = None,  # of token_embd.weight
         adapters: Sequence[Path] = (),
         last_norm: FloatArray | None = None,
         library: Library | None = None,

@@ -14,6 +14,7 @@ from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import prove_library
 
+#: `functools.cache` alone would let every thread of a pool load and prove the library.
 _LOADING = threading.Lock()
 
 

@@ -50,7 +50,7 @@ class MptSession(Session):
         path: Path,
         further_parts: Sequence[Path] = (),
         *,
-        probe_rows: Mapping[int, FloatArray],  # of token ids, at least three
+        probe_rows: Mapping[int, FloatArray],  # id -> row of token_embd.weight; at least three
         activation_factor: int,
         n_threads: int | None = None,
         settings: Settings = EXACT,

@@ -47,7 +47,7 @@ SAME_NMSE = 1e-4
 CONTRAST = 100.0
 #: A wrong head gives 1 and more; Q4_0 rows against rounded states 1e-3.
 _ROUNDED_HEAD = 1e-2
-#: The head is proved on so many rows; each takes 10 ms, three times for each session.
+#: Rows that the own head is proved on; each takes 10 ms and is decoded three times per session.
 _FEW_ROWS = 4
 #: So many states are multiplied without BLAS, whose threads spin afterwards on the cores that
 #: llama.cpp needs for the next step.
@@ -328,7 +328,7 @@ class Session(Closing):
         found = self._model.architecture()
         if found != self.architecture:
             raise InputError(
-                f"{self.path} has the architecture {found!r}, expected {self.architecture!r}; "
+                f"{self.path} has the architecture {found!r:.40}, expected {self.architecture!r}; "
                 "convert the checkpoint again."
             )
 

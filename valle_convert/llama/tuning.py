@@ -8,7 +8,7 @@ would take seconds for each setting:
 * attention at the length of a sentence, in one random layer of the same width: the type of the
   cache, and flash attention.
 
-At last, steps of several sequences are timed with the settings found.
+Finally, steps of several sequences are timed with the settings found.
 
 A setting that rounds more than the exact ones must cost less precision than the file's type.
 
@@ -83,7 +83,7 @@ class Fastest:
     file: FileFacts
     passes: Choice  # over a sentence, in both directions
     steps: Choice  # of one sequence
-    n_parallel: int  # the number of sequences with the fastest steps for each
+    n_parallel: int  # the number of sequences whose joint step takes the least time for each
 
 
 def tuned_settings(
@@ -180,9 +180,7 @@ def search(
         passes, steps = (choose(times, which, is_exact_enough) for which in (0, 1))
         neighbors = _Neighbors()
         how = steps.settings
-        n_parallel = fastest_number(
-            {n: _time_together(models[how.repack], how, rows, n) for n in _NUMBERS}
-        )
+        n_parallel = fastest_number(_time_together(models[how.repack], how, rows))
         return None if neighbors.take() > others else (passes, steps, n_parallel)
 
 
@@ -238,7 +236,7 @@ def _time_products(
 
 
 def fastest_number(seconds: Mapping[int, float]) -> int:
-    """The number of sequences, given the seconds of a step of all, with the least for each."""
+    """The number of sequences with the least time for each, given the seconds of joint steps."""
     best = 1
     for n in sorted(seconds):
         if seconds[n] / n < _GAIN * seconds[best] / best:
@@ -246,15 +244,17 @@ def fastest_number(seconds: Mapping[int, float]) -> int:
     return best
 
 
-def _time_together(model: LlamaModel, settings: Settings, rows: FloatArray, n: int) -> float:
-    """Seconds of a step of `n` sequences; attention, the same for each, is left out."""
-    ids, found = np.arange(n, dtype=np.int32), []
-    with _open(model, settings, _STEPS, n) as context:
+def _time_together(model: LlamaModel, settings: Settings, rows: FloatArray) -> dict[int, float]:
+    """Seconds of a joint step by the number of sequences, at their start; all take turns."""
+    found: dict[int, list[float]] = {n: [] for n in _NUMBERS}
+    with ExitStack() as held:
+        contexts = {n: held.enter_context(_open(model, settings, _STEPS, n)) for n in _NUMBERS}
         for place in np.arange(_STEPS, dtype=np.int32):
-            start = time.perf_counter()
-            context.decode(rows[:n], np.repeat(place, n), ids, causal=True)
-            found.append(time.perf_counter() - start)
-    return min(found)
+            for n, context in contexts.items():
+                ids, start = np.arange(n, dtype=np.int32), time.perf_counter()
+                context.decode(rows[:n], np.repeat(place, n), ids, causal=True)
+                found[n].append(time.perf_counter() - start)
+    return {n: min(seconds) for n, seconds in found.items()}
 
 
 def _halves(n: int) -> Iterator[int]:
@@ -338,6 +338,7 @@ def _read(path: Path, machine: list[object]) -> Fastest | None:
         passes, steps = (
             Choice(**one | {"settings": Settings(**one["settings"])}) for one in choices
         )
-        return Fastest(FileFacts(**kept["file"]), passes, steps, int(kept["n_parallel"]))
+        n_parallel = _NUMBERS[_NUMBERS.index(kept["n_parallel"])]
+        return Fastest(FileFacts(**kept["file"]), passes, steps, n_parallel)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -16,7 +16,7 @@ from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of, valid_utf8
-from valle_convert.listening.listen import ListeningTest, Sentence
+from valle_convert.listening.listen import LISTENING, ListeningTest, Sentence
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.model.spec import Model
@@ -109,7 +109,9 @@ class Audience:
         audience, seed = self, self.measuring.seed
         n_threads = self.measuring.threads or usable_cores()
         adapters = self.measuring.adapters
-        with bundle.family.open(bundle, n_threads=n_threads, adapters=adapters) as network:
+        with bundle.family.open(
+            bundle, n_threads=n_threads, settings=LISTENING, adapters=adapters
+        ) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
                 spoken = listen.speak_references(
@@ -124,7 +126,9 @@ class Audience:
             test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
-        with bundle.family.open(bundle, n_threads=n_others, adapters=adapters) as network:
+        with bundle.family.open(
+            bundle, n_threads=n_others, settings=LISTENING, adapters=adapters
+        ) as network:
             again = audience.test(network.model, seed=seed + 1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(

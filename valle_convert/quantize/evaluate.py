@@ -243,8 +243,8 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
     base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
         raise InputError(
-            f"There is nothing to compare {bundles[0].path} with. Give --checkpoint, or a second "
-            "file, in F16, BF16 or F32."
+            f"There is nothing to compare {bundles[0].path} with. Give --checkpoint, or add a file "
+            "in F16, BF16 or F32."
         )
     bundles.remove(base)
     for one in bundles:

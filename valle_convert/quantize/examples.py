@@ -1,6 +1,6 @@
 """The examples that importance and quality are measured on: given ones, or seeded ones.
 
-What a given file holds is the family's to say (`Family.trials`, docs/quantize.md).
+Each family defines the contents of a given file (`Family.example_arrays`, docs/quantize.md).
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def convention_name(source: Mapping[str, Any], kind: str) -> str:
 
 
 def _version(source: Mapping[str, Any]) -> str | None:
-    """The file's version, else that of the training project's checkpoints: `v5.0`."""
+    """The file's version, or that of the training project's checkpoint as `vN.0`."""
     said, number = source.get("general.version"), source.get("valle.checkpoint_version")
     if isinstance(said, str) and said:
         words = _clean(said)

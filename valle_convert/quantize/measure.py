@@ -1,8 +1,8 @@
-"""The quality of quantized files, compared with their checkpoint, or with a file in F16.
+"""Measure quantized files against their checkpoint, or against a file in F16.
 
-expected   the results of the reference, computed once
-baseline   the F16 files for comparing sizes and speeds
-files      quality, speed, speech, and whether they are correct
+reference  the expected results, computed once
+baseline   the F16 files, for sizes and speeds
+files      quality, speed, speech and the verdict of `verify`
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.listening.listen import LISTENING
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.make import unread_types
@@ -54,20 +55,19 @@ from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import ListeningTest
+    from valle_convert.llama.context import Settings
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Measured
 
-#: The time of an utterance on llama.cpp, and of a file's verdict, relative to an utterance on the
-#: reference: measured on small models, within a factor of two.
+#: Time of an utterance on llama.cpp and of verifying a file, in utterances of the reference;
+#: measured on small models, within a factor of two.
 _MEASURING, _VERIFYING = 1.5, 12.0
 
 
 @dataclass
 class Measurer:
-    """Measures files of one model, all in the same way; the reference is computed when it is first
-    needed.
-    """
+    """Measures files of one model. The reference is computed on first use."""
 
     source: SourceBundle
     examples: Examples
@@ -101,7 +101,7 @@ class Measurer:
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         (expected, compared), start = self.reference, time.perf_counter()
         verified, is_sound = self._verify(bundle)
-        measured, note = None, "not measured, since its structure is wrong"
+        measured, note = None, "not measured because its structure is wrong"
         if is_sound:
             measured, note = self._measure(bundle, name, expected)
         if measured is not None:
@@ -126,12 +126,12 @@ class Measurer:
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
         listening, test = self._listening
         network: Any
-        with self._open(bundle) as network:
+        with self._open(bundle, LISTENING) as network:
             listened = test.listen(network, self.log.progress, f"listening to {name}")
         return SpeechMeasured(self.speech_key, listened, listening)
 
     def tensor_reports(self, bundle: Bundle) -> Iterator[TensorReport]:
-        """Every matrix that llama-quantize made, with its type and error."""
+        """The type and error of every quantized matrix."""
         several = len(self.source.units) > 1
         for unit in self.source.units:
             before = self._completed.bundle.files[unit.part].tensors
@@ -149,15 +149,18 @@ class Measurer:
         self.source.complete(self.log.progress)
         return self.source
 
-    def _open(self, bundle: Bundle) -> Computing:
-        """Files on llama.cpp, with their adapters."""
+    def _open(self, bundle: Bundle, settings: Settings | None = None) -> Computing:
+        """Open files on llama.cpp, with the adapters."""
         network: Computing = bundle.family.open(
-            bundle, n_threads=self.options.threads or None, adapters=self.options.adapters
+            bundle,
+            n_threads=self.options.threads or None,
+            settings=settings,
+            adapters=self.options.adapters,
         )
         return network
 
     def _verify(self, bundle: Bundle) -> tuple[Verified | None, bool]:
-        """The verdict on files, and whether their structure is right."""
+        """Verify files; also returns whether their structure passed."""
         from valle_convert.verify.run import verify
 
         if self.source.reference is None:
@@ -174,7 +177,7 @@ class Measurer:
             adapters=self.options.adapters,
             progress=self.log.progress,
         )
-        names = (self.source.reference.checkpoint.path.name, bundle.path.name)  # and no paths
+        names = (self.source.reference.checkpoint.path.name, bundle.path.name)
         checkpoint, file = map(valid_utf8, names)
         verdict = replace(report, checkpoint=checkpoint, file=file).verdict()
         is_sound = not any(one.failed for one in report.levels[:1])
@@ -182,7 +185,7 @@ class Measurer:
 
     @cached_property
     def reference(self) -> tuple[Expected, Compared]:
-        """The reference, from a file of `--save-reference` or computed."""
+        """The reference: read from a `--save-reference` file, or computed."""
         if self.options.reference is not None:
             return read_reference(self.options.reference, self.inputs, self.examples)
         plan, checkpoint, expected = self.source.reference, None, self._expected
@@ -266,7 +269,7 @@ class Measurer:
 
     @cached_property
     def _baseline_files(self) -> tuple[Bundle, str]:
-        """The F16 files for comparing sizes and speeds; made unless the source is one."""
+        """The F16 files: the source, or made from it."""
         source = self._completed
         main = next(iter(weights_of(quantized_tensors(source.bundle))["weights"]))
         if main not in ("F32", "BF16"):
@@ -283,7 +286,7 @@ class Measurer:
     def _measure(
         self, bundle: Bundle, kind: str, expected: Expected
     ) -> tuple[Measured | None, str]:
-        """Quality and speed, or why they could not be measured."""
+        """Measure quality and speed; if that is impossible, return the reason."""
         for file in bundle.files.values():
             table = file.tensors.get(TOKEN_EMBEDDING)
             if table is not None and not can_decode(table.ggml_type):
@@ -299,17 +302,17 @@ class Measurer:
 def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any]:
     """Open the LoRAs that are not merged."""
     base = source.reference.checkpoint if source.is_converted_here and source.reference else None
-    # The header of a file that is converted during the run has no digest of its checkpoint.
+    # A file converted during this run has no checkpoint digest in its header.
     return source.family.open_adapters(options.adapters, base or source.bundle)
 
 
 # ------------------------------------------------------------- the file of --save-reference
 #
 #   metadata    valle-convert: JSON of a `Compared` and a digest
-#   logits.N    of each case, in the order of `Family.cases` over all utterances
+#   logits.N    of each case, in the order of `trials.cases` over all utterances
 #   spoken.N    the codes of each utterance
 #
-# A safetensors file, since the arrays are nearly all of it.
+# It is a safetensors file because it consists almost entirely of arrays.
 
 _KEY = "valle-convert"
 
@@ -321,7 +324,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def save_reference(path: Path, expected: Expected, compared: Compared) -> None:
-    """Write the file; whether it may be replaced was checked at the start."""
+    """Write the file. The command has already checked that it may be overwritten."""
     arrays = {f"logits.{i:06}": logits for i, (_, logits) in enumerate(expected.cases)}
     arrays |= {f"spoken.{i:06}": np.asarray(one, np.int64) for i, one in enumerate(expected.spoken)}
     header = _Header(1, compared, _digest(arrays))

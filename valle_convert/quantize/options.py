@@ -57,7 +57,7 @@ class MeasureOptions:
     n_utterances: int | None = None  # the maximum; None for all given ones, or two seeded ones
     seed: int = 0
     adapters: tuple[LoraFile, ...] = ()  # LoRAs kept apart, applied to the files
-    threads: int = 0  # 0 for llama.cpp's choice
+    threads: int = 0  # 0 for all usable cores, or one for a small model
     reference: Path | None = None  # a file of the reference's results to read
     save_reference: Path | None = None  # the same, to write
 

@@ -369,15 +369,13 @@ class Judge:
         first = found[0].predictions
         if first is None:
             raise AssertionError("an evaluated file has been measured")
-        heard = [one.speech for one in found if one.speech] if self.hears else []
+        heard = [one.speech.listening for one in found if one.speech and self.hears]
         return EvaluationReport(
             first.compared,
             tuple(map(self._file, models)),
             notes=() if first.compared.checkpoint else (_UNVERIFIED,),
-            # Stored speech has no sound.
-            listening=max(heard, key=lambda one: len(one.listening.sounds)).listening
-            if heard
-            else None,
+            # Stored speech has no sound, so what was heard in this run is preferred.
+            listening=max(heard, key=lambda one: len(one.sounds), default=None),
             command=command,
         )
 

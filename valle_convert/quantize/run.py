@@ -56,7 +56,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     name: str
     kind: str
     status: str  # "planned" (dry run), "made" or "kept" (by --resume)
-    n_bytes: int | None  # of all files; predicted if they are only planned, None if that failed
+    n_bytes: int | None  # of all files; None if a planned size could not be predicted
     bits_per_weight: float | None
     weights: dict[str, int]
     fallbacks: tuple[Fallback, ...] = ()
@@ -68,7 +68,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
     @classmethod
     def planned(cls, plan: BundlePlan) -> MadeFile:
-        """The entry of files that are not made yet."""
+        """The entry of files before they are made."""
         n_files = len(plan.paths)
         return cls(
             name=valid_utf8(plan.path.name),
@@ -83,10 +83,10 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 
 class MakeReport(msgspec.Struct, frozen=True):
-    """The result of a run; `source_sha256` is that of the main file, None in a dry run."""
+    """The result of a run."""
 
     source: str
-    source_sha256: str | None
+    source_sha256: str | None  # of the main file; None in a dry run
     tool: dict[str, str]
     files: tuple[MadeFile, ...]
     notes: tuple[str, ...] = ()
@@ -198,8 +198,8 @@ def quantize(
             plans = [plan.with_imatrices(real) for plan in plans]
             if folder is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
-                write_manifest(folder, listed.values())  # files may be rejected now
-        # Again: the source and the matrices are real now.
+                write_manifest(folder, listed.values())  # without files that have become invalid
+        # Compare again, because the source and the matrices now exist.
         made = []
         for one in (with_kept(plan, source, listed, existing) for plan in plans):
             made.append(_make_or_keep(one, source, listed, existing, scratch, log))
@@ -248,7 +248,7 @@ def _make_or_keep(
         log.talk(f"kept {name}{others}: source, type, tool and options are the same")
     else:
         if plan.reason:
-            log.talk(f"{name} is made again: {plan.reason}")
+            log.talk(f"making {name} again: {plan.reason}")
         entries, lines = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
         listed |= {entry.name: entry for entry in entries}
     files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
@@ -301,9 +301,7 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
 
 
 def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path) -> None:
-    """Every output and temporary file: the tool's largest result, and the conversion of a
-    checkpoint.
-    """
+    """Check the space for the outputs and for temporary files."""
     new = [plan for plan in plans if not plan.kept]
     sizes = [source.n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)

@@ -47,16 +47,12 @@ VoiceT = TypeVar("VoiceT")
 class Watch(Callbacks):
     """Callbacks to follow and stop the work.
 
-    Attributes:
-        progress: shows what is being decoded.
-        should_stop: called between steps; if true, the part of the sentence that is done is
-            returned as the last piece.
-        on_sentences: called once, before the first sentence, with the phonemes of all.
-        on_piece: called with each sentence when it is done.
+    If `should_stop` gives true, the finished part of the sentence is returned as the last piece.
     """
 
+    #: Called once, before the first sentence, with the phonemes of all.
     on_sentences: Callable[[Sequence[str]], object] = lambda _phonemes: None
-    on_piece: Callable[[Piece], object] = lambda _piece: None
+    on_piece: Callable[[Piece], object] = lambda _piece: None  # called with each finished sentence
 
 
 UNWATCHED = Watch()

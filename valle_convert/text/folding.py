@@ -50,8 +50,7 @@ SIGNS: dict[str, dict[str, str]] = {
     "zh": {
         "&": "和", "+": "加", "=": "等于", "@": "艾特", "$": "美元", "€": "欧元", "£": "英镑",
         "¥": "元", "₩": "韩元", "°C": "摄氏度", "°": "度", "#": "井号", "№": "号", "×": "乘",
-        "§": "节",
-        "÷": "除以", "±": "正负", "<": "小于", ">": "大于",
+        "÷": "除以", "±": "正负", "<": "小于", ">": "大于", "§": "节",
     },
     "ko": {
         "$": "달러", "€": "유로", "£": "파운드", "¥": "엔", "₩": "원", "°C": "도", "°": "도",
@@ -68,8 +67,8 @@ _MINUS = {
     "zh": "负",
     "ko": "마이너스",
 }
-#: It is not within a range, a date or a word. Chinese and Japanese have no space before it, but a
-#: range may have a unit there: 5月-7月.
+#: A minus, unless it is in a range, a date or a word. Chinese and Japanese have no space before it,
+#: but a range may have a unit there: 5月-7月.
 _UNSPACED = rf"ぁ-ヺー{HAN}"
 _NEGATIVE = re.compile(
     rf"(?<![^\W{_UNSPACED}])(?<!\d[.,])(?<!\dつ)"
@@ -78,7 +77,7 @@ _NEGATIVE = re.compile(
 )
 #: A fraction, but not a part of a date.
 _FRACTION = re.compile(r"(?<![\d/.,])(\d+)/(\d+)(?![\d/])")
-_AS_WORDS = {
+_FRACTIONS = {
     "en": r"\1 over \2",
     "de": r"\1 durch \2",
     "fr": r"\1 sur \2",
@@ -140,7 +139,7 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
         text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
     text = _NEGATIVE.sub(f"{_MINUS[language]}{space}", text)
     if not said("/"):
-        text = _FRACTION.sub(_AS_WORDS[language], text)
+        text = _FRACTION.sub(_FRACTIONS[language], text)
     written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
     return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
 

@@ -66,8 +66,8 @@ class PhonemeBpe:
     unk_id: int
     bos_id: int
     eos_id: int
-    add_bos: bool  # whether the post-processor puts it before a text
-    add_eos: bool  # whether it puts this one after it
+    add_bos: bool  # whether the post-processor puts <bos> before a text
+    add_eos: bool  # whether it puts </eos> after it
     #: The strings of each id, first those of the file in its order, then those that merges make of
     #: strings that share ids. No string has two ids.
     strings: tuple[tuple[str, ...], ...] = ()

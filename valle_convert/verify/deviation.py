@@ -30,11 +30,11 @@ class Deviation:
 
     n_rows: int
     nmse: float  # squared error over the energy of the exact logits
-    noise: float
-    noise_outlier: float  # the largest of one prediction or code of the emulation, in the same unit
+    noise: float  # the same of the emulation
+    noise_outlier: float  # the emulation's largest error of one prediction or code, in this unit
     #: The largest mean square error of one prediction, over the exact logits' mean square.
     worst_row: float
-    worst_code: float  # the same of one code, over all predictions
+    worst_code: float  # the largest one of one code over all predictions
     best_code: float  # the part of the predictions with the same most likely code (top-1 agreement)
     #: How many predictions have another best code although the exact logits of the two differ by
     #: more than any allowed error. The others are ties, not faults.

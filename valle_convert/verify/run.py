@@ -174,7 +174,7 @@ class _Run:
         from valle_convert.verify.logits import Yardstick, check_logits, n_passes
         from valle_convert.verify.trace import trace
 
-        plan, bundle, seed, opened = self._opened()
+        plan, bundle, seed, opened = self.plan, self.bundle, self.seed, self._open_adapters()
         is_rounded = self._is_rounded()
         total = n_passes(plan, is_rounded=is_rounded)
         with self.progress("comparing logits", total, "passes") as advance:
@@ -206,11 +206,11 @@ class _Run:
         named_at = replace(worst, summary=f"{worst.summary}; {words}")
         return [named_at if check is worst else check for check in checks]
 
-    def _opened(self) -> tuple[Plan, Bundle, int, Sequence[Any]]:
-        """Both sides, the seed, and the adapters."""
-        prove_library()  # so that later failures are not this machine's llama.cpp
+    def _open_adapters(self) -> Sequence[Any]:
+        """The adapters; llama.cpp is proved, so that later failures are the file's."""
         opened = self.plan.family.open_adapters(self.adapters, self.bundle)
-        return self.plan, self.bundle, self.seed, opened
+        prove_library()
+        return opened
 
     def _is_rounded(self) -> bool:
         """Whether the files are known to hold the checkpoint's weights, exactly rounded."""
@@ -225,7 +225,7 @@ class _Run:
         from valle_convert.verify.logits import N_NETWORKS
         from valle_convert.verify.trace import trace, traced_cases
 
-        plan, bundle, seed, opened = self._opened()
+        plan, bundle, seed, opened = self.plan, self.bundle, self.seed, self._open_adapters()
         total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
         with self.progress("comparing layers", total, "passes") as advance:
             try:

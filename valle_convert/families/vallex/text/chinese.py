@@ -56,7 +56,7 @@ _SYLLABLE = re.compile(
 
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols; also returns the unreadable characters."""
+    """Convert text to symbols. Also return the characters that were skipped."""
     symbols, unsaid = put_together(_pieces(_expanded(plain(text, "zh"))))
     return re.sub(r" (?=[~-])", "", symbols), unsaid
 

@@ -108,7 +108,7 @@ _ONSETS = frozenset(
 
 
 def english_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols; also returns the unreadable characters."""
+    """Convert text to symbols. Also return the characters that were skipped."""
     tokens = _TOKEN.findall(_expanded(plain(text, "en")))
     said = _pronounced(token for token in tokens if _WORD.fullmatch(token))
     symbols, unsaid = put_together((token, said.get(token) or None) for token in tokens)

@@ -24,7 +24,7 @@ from valle_convert.extras import require
 from valle_convert.families.vallex.text.plain import plain, put_together, table
 from valle_convert.text.folding import HAN, shortened, signs_in_words
 
-#: Symbols for phones that OpenJTalk writes differently; capitals are devoiced vowels.
+#: Symbols that differ from OpenJTalk's names of phones. Capitals are devoiced vowels.
 PHONES = table(
     """
     u=ɯ U=ɯ* I=i* A=a E=e O=o r=ɾ ry=ɾj f=ɸ fy=ɸj y=j ky=kj gy=gj by=bj py=pj my=mj ty=tj
@@ -34,14 +34,14 @@ PHONES = table(
 #: Consonants that change before i.
 _BEFORE_I = {"n": "n^", "h": "ç"}
 _I = ("i", "I")
-#: First half of a double consonant, by the next phone; otherwise Q.
+#: The first half of a geminate by the phone that follows; Q if it is not listed.
 _DOUBLED = {
     **dict.fromkeys(("k", "ky", "g", "gy"), "k#"),
     **dict.fromkeys(("t", "ty", "ts", "d", "dy", "j", "ch"), "t#"),
     **dict.fromkeys(("p", "py", "b", "by"), "p#"),
     **dict.fromkeys(("s", "sh"), "s"),
 }
-#: Syllabic nasal, by the next phone; otherwise N.
+#: The moraic nasal by the phone that follows; N if it is not listed.
 _NASALS = {
     **dict.fromkeys(("m", "my", "p", "py", "b", "by"), "m"),
     **dict.fromkeys(("ch", "j"), "n^"),
@@ -50,9 +50,9 @@ _NASALS = {
 }
 
 _KANA = "ぁ-ゖゝゞァ-ヺヽヾー"
-#: Readable runs of at most 500 characters; OpenJTalk's buffer holds 8 kB.
+#: Text for OpenJTalk, split every 500 characters because its buffer holds 8 kB.
 _READABLE = re.compile(rf"(?:[A-Za-z0-9{_KANA}{HAN}々〆]|(?<=\d)\.(?=\d)){{1,500}}")
-#: Characters that OpenJTalk keeps; it rewrites numbers, and kana such as いち as 一.
+#: Characters that OpenJTalk leaves unchanged, except for numbers and kana such as いち (一).
 _WRITTEN = re.compile(rf"[{_KANA}{HAN}々〆]")
 _NUMERALS = re.compile("[〇一二三四五六七八九十百千万億兆]")
 _TO_KATAKANA = {code: code + 0x60 for code in range(ord("ぁ"), ord("ゖ") + 1)}
@@ -60,16 +60,16 @@ _TO_KATAKANA = {code: code + 0x60 for code in range(ord("ぁ"), ord("ゖ") + 1)}
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone, and the position of its mora in the accent phrase."""
+    """A phone and the position of its mora in the accent phrase."""
 
     name: str
-    to_accent: int = 1  # moras since the accented one (0 on it)
-    place: int = 0  # position of the mora in its phrase, counted from 1
-    left: int = 0  # moras left in the phrase, including this one
+    to_accent: int = 1  # moras after the accented one, which has 0
+    place: int = 0  # index of the mora in its phrase, from 1
+    left: int = 0  # moras to the end of the phrase, including this one
 
 
 def japanese_symbols(text: str) -> tuple[str, list[str]]:
-    """Convert text to symbols; also returns the unreadable characters.
+    """Convert text to symbols. Also return the characters that were skipped.
 
     Raises InputError if OpenJTalk drops part of the text.
     """
@@ -113,7 +113,7 @@ def _letter(phone: str, following: str) -> str:
 
 
 def _stretches(text: str) -> Iterator[tuple[bool, str]]:
-    """Split text into readable (True) and unreadable parts."""
+    """Split text into parts, each with whether OpenJTalk can read it."""
     start = 0
     for stretch in _READABLE.finditer(text):
         if between := text[start : stretch.start()]:
@@ -125,7 +125,7 @@ def _stretches(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _phrases(text: str) -> tuple[str, str]:
-    """Convert a readable part to symbols, and list its characters without a reading."""
+    """Convert a part to symbols. Also return the characters that have no reading."""
     openjtalk = _openjtalk()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it calls a deprecated function of sudachipy
