@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         checkpoint, old, out = (folder / one for one in ("p.sft", "old.gguf", "out.gguf"))
-        # In a process of its own: what a child used is counted from its parent's size on.
+        # A child's peak memory starts at its parent's size, so this process must stay small.
         in_own_process(make_checkpoint, checkpoint, PRODUCTION, dtype="f16")
         for kind in arguments.types.split(","):
             in_own_process(make_old, checkpoint, old, kind)

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from shared import ROOT, print_numbers
+from shared import print_numbers
 
-sys.path.insert(0, str(ROOT / "fixtures"))
-
+# isort: split
 from make_vallex import PUBLISHED, make_vallex
 
 from valle_convert import open_network, plan_conversion, write_gguf

@@ -5,9 +5,10 @@
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
 process of its own with one thread, for random weights of some sizes. DIR keeps files and
 results.csv; a run measures what is missing there, in this order, until `--minutes` are over.
-`--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints docs/jobs.csv, and the table of
-docs/scale.md. What was not measured is computed: `evaluate` from the mean of the measured types,
-another size by the number of weights. Seconds are of the CPU, the same on a busy machine.
+`--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints every job, and the times of
+docs/scale.md; `--write` writes docs/jobs.csv. What was not measured is computed: `evaluate` from
+the mean of the measured types, another size by the number of weights. Seconds are of the CPU, the
+same on a busy machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 from bench_quantize import measure
-from shared import PRODUCTION, PROGRAM, make_checkpoint, print_rows
+from shared import DOCS, PRODUCTION, PROGRAM, make_checkpoint, print_rows
 
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.wording import markdown_table
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default="12x1024")
     parser.add_argument("--jobs", default="", help="such as convert,evaluate:Q8_0")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--write", action="store_true", help="write docs/jobs.csv")
     given = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
     end = time.monotonic() + 60 * given.minutes
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 writer.writerows(map(asdict, found))
             if time.monotonic() > end:
                 return
-    print_tables(found)
+    print_tables(found, DOCS / "jobs.csv" if given.write else None)
 
 
 def read_results(folder: Path) -> list[Cost]:
@@ -170,7 +172,7 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
     return sizes
 
 
-def print_tables(found: Sequence[Cost]) -> None:
+def print_tables(found: Sequence[Cost], path: Path | None) -> None:
     """Every job, and many machines."""
     sizes = completed(found)
     header = "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured"
@@ -183,7 +185,7 @@ def print_tables(found: Sequence[Cost]) -> None:
         for costs in sizes.values()
         for one in costs.values()
     ]
-    print_rows([header.split(","), *jobs], None)
+    print_rows([header.split(","), *jobs], path)
     whole = {name for costs in sizes.values() for name in costs}
     rows = []
     for costs in sizes.values():

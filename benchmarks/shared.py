@@ -96,7 +96,7 @@ def in_turns(repeat: int, **tasks: Callable[[], object]) -> dict[str, float]:
 
 
 def print_numbers(results: Mapping[str, float]) -> None:
-    """Aligned, with the load of the machine, and as JSON."""
+    """Print a table, the machine's load, and the same as JSON."""
     shown = {**results, "load average at the end": os.getloadavg()[0]}
     width = max(map(len, shown))
     for key, value in shown.items():

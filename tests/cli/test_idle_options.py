@@ -33,6 +33,7 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("verify GGUF --level logits", "--level"),
         ("verify GGUF --trace", "--trace"),
         ("inspect GGUF --config x.yaml", "--config"),
+        ("lora GGUF x.sft OUT --config x.yaml", "--config"),
         ("inspect SET --lora x.sft", "--lora"),
         ("inspect FOLDER --lora x.sft", "--lora"),
         ("verify GGUF --tokenizer x.json", "--tokenizer"),

@@ -128,7 +128,7 @@ class _Commands(TyperGroup):
 
 def _refuse_misspelt(word: str, commands: list[str]) -> None:
     """Reject a misspelt command instead of reading it as a checkpoint."""
-    if word.startswith("-") or {*word} & {*"./:"} or os.path.lexists(word):
+    if word.startswith("-") or any(c in word for c in "./:\\") or os.path.lexists(word):
         return
     near = difflib.get_close_matches(word.lower(), commands, n=1, cutoff=0.6)
     advice = f"Did you mean {near[0]}?" if near else "valle-convert --help lists the commands."

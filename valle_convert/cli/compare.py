@@ -13,8 +13,8 @@ from valle_convert.errors import EXIT_FAILED_CHECK
 
 
 def compare(
-    first: Path = arg("A.gguf"),
-    second: Path = arg("B.gguf"),
+    first: Path = arg("A.gguf", "A GGUF file, or hf:OWNER/REPO:NAME.gguf on the hub."),
+    second: Path = arg("B.gguf", "The file to compare it with."),
     exit_code: bool = flag("End with exit code 1 if the files differ."),
     json_: bool = JSON,
 ) -> None:

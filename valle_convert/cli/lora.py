@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CONFIG, FORCE, JSON, OUTPUT, arg, opt
+from valle_convert.cli.options import CONFIG, FORCE, JSON, OUTPUT, arg, opt, refuse_idle
 from valle_convert.cli.remote import local_gguf
 from valle_convert.wording import plural
 
@@ -34,12 +34,16 @@ def lora(
     from valle_convert.api import write_lora
     from valle_convert.checkpoint.lora import LoraFile
     from valle_convert.files import check_outputs
+    from valle_convert.gguf_file.read import is_gguf
 
     check_outputs(
         {"OUT.gguf": out}, inputs=[base, LoraFile.parse(source).path, config], force=force
     )
+    base = local_gguf(base, or_checkpoint=True)
+    if is_gguf(base):
+        refuse_idle("BASE is a converted file", {"--config": config})
     written = write_lora(
-        local_gguf(base, or_checkpoint=True),
+        base,
         source,
         out,
         out_type=outtype,

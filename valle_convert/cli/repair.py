@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from valle_convert.cli.convert import VERIFY, VerifyChoice, carry_out
-from valle_convert.cli.options import BIASES, CONFIG, FORCE, JSON, TOKENIZER, arg
+from valle_convert.cli.options import BIASES, FORCE, JSON, MODEL, TOKENIZER, arg, opt
 from valle_convert.cli.remote import local_gguf
 
 
@@ -16,7 +16,12 @@ def repair(
         "A VALL-E that llama.cpp's converter wrote as a `llama` model, quantized or not.",
     ),
     out: Path = arg("NEW.gguf", "Output file."),
-    config: Path | None = CONFIG,
+    config: Path | None = opt(
+        "YAML or JSON that overrides the config. Default: the file's own values, else those of the "
+        "published models.",
+        "FILE",
+        MODEL,
+    ),
     biases: Path | None = BIASES,
     tokenizer: Path | None = TOKENIZER,
     verify: VerifyChoice | None = VERIFY,

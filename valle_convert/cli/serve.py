@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import GGUF, LANGUAGE, flag, opt
+from valle_convert.cli.options import GGUF, VOICE, flag, opt
 from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.speaking import DecodingOptions, EngineOptions
 
@@ -46,7 +46,9 @@ def serve(
     queue: int = opt("Simultaneous requests; further ones get 429.", "N", default=8, min=1),
     timeout: float = opt("Seconds for a request and its answer.", "N", default=900.0, min=1),
     max_characters: int = opt("Longest text.", "N", default=4096, min=1, max=1 << 20),
-    language: str | None = LANGUAGE,
+    language: str | None = opt(
+        "en, de, fr, ja, zh or ko. Default: detected from the text.", "CODE", VOICE
+    ),
     decoding: DecodingOptions,
     engine: EngineOptions,
 ) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, DECODING, MODEL, THREADS, opt
+from valle_convert.cli.options import CODEC, DECODING, MODEL, opt
 from valle_convert.errors import InputError
 from valle_convert.wording import plural
 
@@ -24,7 +24,14 @@ class EngineOptions:
     """The codec, and how llama.cpp runs the model."""
 
     codec: str | None = CODEC
-    threads: int | None = THREADS
+    threads: int | None = opt(
+        "Threads for llama.cpp. Default: the fastest number that --tune finds, else one per usable "
+        "core; one for small models.",
+        "N",
+        MODEL,
+        min=1,
+        max=1024,
+    )
     tune: Literal["auto", "off", "again"] = opt(
         "auto finds the fastest settings of llama.cpp for this file and CPU once, and keeps them; "
         "off computes exactly as verify does; again repeats the search.",
@@ -42,7 +49,7 @@ class EngineOptions:
     parallel: int = opt(
         "Sentences to decode side by side in one batch of llama.cpp; needs a model with an AR. "
         "With guidance or best_of, a sentence takes several places. 0 takes the fastest number, "
-        "which --tune finds.",
+        "which --tune finds (1 with --tune off and for small models).",
         "N",
         MODEL,
         default=1,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, GGUF, JSON, LANGUAGE, THREADS, arg, opt
+from valle_convert.cli.options import CODEC, GGUF, JSON, THREADS, arg, opt
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ def transcribe(
         "path, a tab and the phonemes; with --json, a list.",
     ),
     codec: str | None = CODEC,
-    language: str | None = LANGUAGE,
+    language: str | None = opt(
+        "en, de, fr, ja, zh or ko. Default: the model's first language.", "CODE"
+    ),
     max_phonemes: int = opt("Longest transcript.", "N", default=900, min=1, max=20_000),
     threads: int | None = THREADS,
     json_: bool = JSON,

@@ -77,9 +77,9 @@ def verify(
     own library. Logits: llama.cpp computes what PyTorch computes, for every head and task, within
     rounding.
 
-    Use the same --config, --lora, --tokenizer and --codec-name as for the conversion. For models of
-    several files, name the first one. Checks that cannot run here give NOT VERIFIED and exit code
-    3.
+    Use the same --config, --lora, --tokenizer and --codec-name as for the conversion. For a model
+    of several files, give the main file. Checks that cannot run here give NOT VERIFIED and exit
+    code 3.
 
     CHECKPOINT may also be a GGUF file of llama.cpp's LLaMA converter, if GGUF was repaired from it,
     or an EnCodec, if GGUF is its .bin or .gguf.

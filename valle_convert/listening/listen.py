@@ -87,7 +87,7 @@ PHONEMES = Measure(
 RETRIEVAL = Measure(
     "retrieval",
     "said right",
-    "part of the sentences whose own recording is the nearest of all to what was said "
+    "share of the sentences whose own recording is the nearest of all to what was said "
     "(dynamic time warping over normalized mel cepstra)",
     is_better_high=True,
 )
@@ -102,9 +102,9 @@ DURATION = Measure(
     "duration",
     "difference of the duration from the recording's, relative to it",
 )
-WORDS = Measure("word_error_rate", "WER", "edits per word of what the recogniser hears in it")
+WORDS = Measure("word_error_rate", "WER", "edits per word of what the recognizer hears in it")
 CHARACTERS = Measure(
-    "character_error_rate", "CER", "edits per letter of what the recogniser hears in it"
+    "character_error_rate", "CER", "edits per letter of what the recognizer hears in it"
 )
 MEASURES: Mapping[str, Measure] = {
     one.name: one for one in (NLL, PHONEMES, RETRIEVAL, DISTANCE, DURATION, WORDS, CHARACTERS)

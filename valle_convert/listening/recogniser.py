@@ -48,12 +48,12 @@ class Recogniser:
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise EnvironmentFault(
-                    f"The recogniser {self.command!r} failed: {error}."
+                    f"The recognizer {self.command!r} failed: {error}."
                 ) from error
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())[-_SHOWN:]
             raise EnvironmentFault(
-                f"The recogniser {self.command!r} ended with exit code {done.returncode}"
+                f"The recognizer {self.command!r} ended with exit code {done.returncode}"
                 + (f": {said}" if said else "")
                 + "; it must print what it hears in the wav whose path it gets."
             )

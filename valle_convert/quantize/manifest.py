@@ -3,8 +3,7 @@
     manifest.json   every file: how it was made, its digest, and one digest for each tensor
     SHA256SUMS      the digests once more, for `sha256sum --check`
 
-Neither holds times or paths, so two runs give the same bytes. docs/quantize.md describes
-the fields.
+Neither holds times or paths, so two runs give the same bytes.
 """
 
 from __future__ import annotations

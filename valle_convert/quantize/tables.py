@@ -189,4 +189,4 @@ def heard_legend(report: EvaluationReport) -> Iterator[str]:
     )
     yield f"recordings: {listening.references}; codec: {listening.codec}"
     if listening.recogniser:
-        yield f"recogniser: {listening.recogniser}"
+        yield f"recognizer: {listening.recogniser}"
