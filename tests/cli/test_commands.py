@@ -282,3 +282,10 @@ def test_a_command_with_a_typing_error_is_guessed(word: str, advice: str, cli: C
     assert result.code == 2
     assert f"No command or checkpoint named {word!r}. " in result.err
     assert advice in result.err
+
+
+@pytest.mark.parametrize("path", ["folder/model", "folder\\model", "C:model", "model.sft"])
+def test_a_missing_path_is_no_typing_error(path: str, cli: Cli) -> None:
+    result = cli(path, "model.gguf")
+    assert result.code == 2
+    assert "No command" not in result.err
