@@ -183,7 +183,7 @@ def test_a_file_of_a_wrong_structure_is_not_given_to_llama_cpp(
     result = cli("evaluate", path, "--checkpoint", checkpoint_256, *QUICK)
     assert result.code == 1, result
     assert "valle.strange is unexpected" in result.out
-    assert "not measured, since its structure is wrong" in result.err
+    assert "not measured because its structure is wrong" in result.err
 
 
 def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(
