@@ -29,6 +29,7 @@ _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/(.+)")
 _WRITE = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit|paths-info)/(.+)")
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_PIECE = 1 << 16
 
 
 @dataclass
@@ -41,13 +42,13 @@ class Repository:
     is_gated: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     method: str
     path: str
     range: str | None
     authorization: str | None
-    sent: int
+    sent: int = 0  # bytes so far
 
 
 @dataclass
@@ -341,29 +342,29 @@ class _Handler(BaseHTTPRequestHandler):
         may_be_cut: bool = False,
     ) -> None:
         hub = self.hub
+        # Remembered before it is answered: whoever has the answer looks at once.
+        request = Request(
+            self.command,
+            unquote(self.path),
+            self.headers.get("Range"),
+            self.headers.get("Authorization"),
+        )
+        hub.requests.append(request)
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        sent = 0
         cut = may_be_cut and hub.cuts_left > 0 and hub.cut_after is not None
         if self.command != "HEAD":
             part = body[: hub.cut_after] if cut else body
             try:
-                self.wfile.write(part)
-                sent = len(part)
+                for start in range(0, len(part), _PIECE):
+                    piece = part[start : start + _PIECE]
+                    request.sent += len(piece)
+                    self.wfile.write(piece)
             except OSError:
                 self.close_connection = True  # whoever asked has enough
-        hub.requests.append(
-            Request(
-                self.command,
-                unquote(self.path),
-                self.headers.get("Range"),
-                self.headers.get("Authorization"),
-                sent,
-            )
-        )
         if cut:
             hub.cuts_left -= 1
             self.close_connection = True

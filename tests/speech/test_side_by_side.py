@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -218,16 +219,19 @@ def test_the_number_is_that_of_the_search(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A search that a busy machine disturbs finds none."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # Other processes take nothing: a search that a busy machine disturbs finds none.
+    monkeypatch.setattr("valle_convert.llama.tuning.busy_seconds", time.process_time)
     bundle, found = open_bundle(converted(folder, "q8_0")), Settings(n_parallel=0)
     with bundle.family.speaker(bundle, n_threads=1, settings=found, tune="auto") as speaker:
         assert speaker.batch.width == 1  # so small a model is not searched
     monkeypatch.setattr("valle_convert.network.tuned.SMALL_MODEL", 0)
     with bundle.family.speaker(bundle, n_threads=1, settings=found, tune="auto") as speaker:
-        kept = {one.file.n_weights: one for one in kept_settings()}
-        assert speaker.batch.width in ({one.n_parallel for one in kept.values()} or {1})
-        assert speaker.pieces("One. Two.", voice_of(speaker), request_of(speaker, 0)[2])
+        kept = kept_settings()
+        assert kept
+        assert speaker.batch.width in {one.n_parallel for one in kept}
+        pieces = speaker.pieces("One. Two.", voice_of(speaker), request_of(speaker, 0)[2])
+        assert len([*pieces]) == 2
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_refused(
