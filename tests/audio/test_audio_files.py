@@ -168,6 +168,13 @@ def test_a_pipe_gets_each_piece_at_once_and_never_a_clipped_one(
     assert writer.written.gain == pytest.approx(1.0 if sample_format == "float32" else quieter)
 
 
+def test_pieces_at_different_rates_are_a_mistake(tmp_path: Path) -> None:
+    with AudioWriter(tmp_path / "a.wav") as writer:
+        writer.add(Audio(tone(RATE), RATE))
+        with pytest.raises(ValueError, match="16000 Hz, after 24000 Hz"):
+            writer.add(Audio(tone(RATE), 16_000))
+
+
 def test_silence_and_nothing_can_be_written(tmp_path: Path) -> None:
     for n in (0, 100):
         written = write_wav(tmp_path / f"{n}.wav", Audio(np.zeros(n, np.float32), RATE))

@@ -374,6 +374,7 @@ def test_no_network_but_in_the_cache(
         assert "using the cached" in result.err
         assert "the hub cannot be reached" in result.err
         assert out.read_bytes() == (tmp_path / "a.gguf").read_bytes()
+    point_to(hub.url, monkeypatch)  # it could be reached, and is not asked
     offline(hub, monkeypatch)
     result = cli(f"hf:{REPO}/{NAME}", tmp_path / "c.gguf", "--verify", "none")
     assert result.code == 0, result.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,7 +235,10 @@ def test_a_wrong_adapter_fails_the_verdict(kept: Kept) -> None:
 def test_what_does_not_fit_is_refused(
     kept: Kept, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
-    lora, adapter, base = kept.lora, kept.adapter, kept.base
+    # Copies, since --force would write over what other tests read.
+    lora, adapter, base = (
+        Path(shutil.copy(path, tmp_path)) for path in (kept.lora, kept.adapter, kept.base)
+    )
     other = converted_to(
         tmp_path / "other.gguf", small_checkpoint("o.sft", heads=4, kv_heads=2, seed=3)
     )

@@ -25,7 +25,7 @@ from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.encodec import open_encodec, write_cpp_file
-from valle_convert.encodec.cpp_file import plan_cpp_file, read_cpp_layout
+from valle_convert.encodec.cpp_file import CppHeader, plan_cpp_file, read_cpp_layout
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.errors import InputError
 from valle_convert.metrics import nmse
@@ -81,6 +81,13 @@ def test_a_file_gives_the_codes_and_the_sound_that_encodec_cpp_gave(tmp_path: Pa
     assert nmse(decoded, golden("decoded.encodec_cpp")) < MAX_CPP_NMSE
     # And the check can fail: without the rounding it is another program's.
     assert nmse(decoder.decode(codes), golden("decoded.encodec_cpp")) > MAX_CPP_NMSE
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "levels"), [(0, 1), (1, 1), (2, 2), (3, 4), (6, 8), (12, 16), (24, 32)]
+)
+def test_levels_are_counted_as_encodec_cpp_does(bandwidth: int, levels: int) -> None:
+    assert CppHeader(1, 128, 32, 7, 3, 1024, bandwidth, 24_000, 1).n_levels == levels
 
 
 def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
@@ -264,3 +271,6 @@ def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(result.out)["tensors"] == 96
     assert "96 tensors, 658,018 bytes" in result.err
     assert "exists" in error_of(cli("codec", GOLDEN_FOLDER, out), 2)
+    warned = cli("codec", GOLDEN_FOLDER, out, "--outtype", "f32", "--force")
+    assert warned.code == 0, warned
+    assert "aborts on float32 files at its first convolution" in warned.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from encodec_files import GOLDEN_ENCODEC, golden_tensors
 from gguf import GGUFReader
 from safetensors.torch import save_file
-from support import Cli, error_of
+from support import PROJECT, Cli, error_of
 
 from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
 from valle_convert.encodec.gguf_codec import plan_gguf_codec
@@ -44,6 +45,18 @@ def test_what_goes_in_comes_out(codec: EncodecWeights, tmp_path: Path, out_type:
         if out_type == "f16" and entry.is_weight:
             value = value.astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(read.read(entry.name), value)
+
+
+def test_the_keys_are_the_documented_ones(codec: EncodecWeights) -> None:
+    page = (PROJECT / "docs" / "codec.md").read_text(encoding="utf-8")
+    # The page writes some after another of the same beginning.
+    documented = set(re.findall(r"`([\w.]+)`", page))
+    keys, _ = plan_gguf_codec(codec)
+    names = [key.name for key in keys]
+    assert len(names) > 20
+    for name in names:
+        last = name.rpartition(".")[2]
+        assert documented & {name, last, f".{last}"}, name
 
 
 def test_the_gguf_package_reads_the_same(codec: EncodecWeights, tmp_path: Path) -> None:

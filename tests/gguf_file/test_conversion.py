@@ -9,14 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import GOLDEN_NAMES, PROJECT, golden_checkpoint
+from support import GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, PROJECT, golden_checkpoint
 
 from valle_convert import plan_conversion, verify_gguf, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
 
 Convert = Callable[[str, str], Path]
+#: The keys of every model, whatever its family; of those about its source, what all sources have.
+ALWAYS = re.compile(
+    r"valle\.(format_version|languages|tokenizer\.true_ids|converter\.version"
+    r"|(codec|table|digest)\..+|head\.(names|first_rows|row_counts)|source\.(name|sha256))"
+)
 
 
 def documented_types() -> dict[str, str]:
@@ -27,16 +33,18 @@ def documented_types() -> dict[str, str]:
         first, *others = re.findall(r"`(.+?)`", first_cell)
         names = [first, *(first.rpartition(".")[0] + other for other in others)]
         types = second_cell.split(", ")
-        found |= dict(zip(names, types * len(names) if len(types) == 1 else types, strict=False))
+        found |= dict(zip(names, types * len(names) if len(types) == 1 else types, strict=True))
     return found
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7])
 def test_every_key_has_its_documented_type(name: str, converted: Convert) -> None:
-    file, documented = GgufFile(converted(name, "f32")), documented_types()
-    found = {key: kind for key, kind in file.key_types.items() if key.startswith("valle.")}
+    documented, found = documented_types(), {}
+    for file in open_files(converted(name, "f32")).files.values():
+        found |= {key: kind for key, kind in file.key_types.items() if key.startswith("valle.")}
     assert len(found) > 20
     assert found == {key: documented.get(key) for key in found}
+    assert {key for key in documented if ALWAYS.fullmatch(key)} <= found.keys()
 
 
 @pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])

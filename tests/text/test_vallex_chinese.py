@@ -66,6 +66,12 @@ def test_syllables_are_spelled_by_the_table(pinyin: str, bopomofo: str, symbols:
     assert spell_syllable(bopomofo) == symbols, pinyin
 
 
+@pytest.mark.parametrize("bopomofo", ["", "ㄅ", "ㄅㄚㄚ", "A", "ㄚㄅ", "ˋ"])
+def test_what_is_no_syllable_is_refused(bopomofo: str) -> None:
+    with pytest.raises(ValueError, match=f"^{bopomofo}$"):
+        spell_syllable(bopomofo)
+
+
 def test_every_character_that_pypinyin_reads_is_spelled_and_syllables_stay_apart() -> None:
     readings = {
         reading for code in pinyin_dict for reading in lazy_pinyin(chr(code), style=Style.BOPOMOFO)
