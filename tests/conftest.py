@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
-from support import Cli, Result, golden_checkpoint
+from support import Cli, Convert, Result, golden_checkpoint
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
@@ -49,6 +49,8 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
+    assert names.issuperset(LONGEST), names
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
@@ -97,14 +99,13 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path, str], Path]:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     """`converted(path or golden name, out type)`: a converted checkpoint, made once a session."""
     from valle_convert import Choices, plan_conversion, write_gguf
 
-    folder = tmp_path_factory.mktemp("converted")
-
     @cache
     def convert(checkpoint: str | Path, out_type: str) -> Path:
+        folder = tmp_path_factory.mktemp("converted")
         path = folder / f"{Path(checkpoint).stem}-{out_type}.gguf"
         if isinstance(checkpoint, str):
             checkpoint = golden_checkpoint(checkpoint)
@@ -112,6 +113,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path,
         return path
 
     return convert
+
+
+@pytest.fixture
+def gguf(converted: Convert) -> Path:
+    """The golden checkpoint that is like the published reference model, in Q8_0."""
+    return converted("ar-nar-len", "q8_0")
 
 
 @pytest.fixture(scope="session")

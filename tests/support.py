@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from valle_convert.checkpoint import Checkpoint
+from valle_convert.decode import Callbacks
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
 from valle_convert.model.description import Description
@@ -73,6 +77,27 @@ class Result:
 
 
 Cli = Callable[..., Result]
+#: `converted(path or golden name, out type)`.
+Convert = Callable[[str | Path, str], Path]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def after(n: int) -> Callbacks:
+    """Says stop at the question after the n-th."""
+    left = iter(range(n))
+    return Callbacks(should_stop=lambda: next(left, None) is None)
 
 
 def run_without(module: str, *arguments: object) -> Result:

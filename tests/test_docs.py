@@ -24,9 +24,9 @@ import soundfile
 from make_checkpoint import Shape, make_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support import GOLDEN, PROJECT
+from support import GOLDEN, PROJECT, describe
 
-from valle_convert import Choices, plan_conversion, write_gguf
+from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families import FOLDERS
 
 PAGES = ["README.md", *sorted(str(one.relative_to(PROJECT)) for one in PROJECT.glob("docs/*.md"))]
@@ -204,7 +204,10 @@ def say_little(checkpoint: Path) -> None:
     with safe_open(checkpoint, "np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors["classifiers.proj.10.bias"][10] += 100
+    (bias,) = [
+        one.source for one in describe(read_checkpoint(checkpoint)).biases if one.head == "len"
+    ]
+    tensors[bias][10] += 100
     save_file(tensors, checkpoint, metadata)
 
 

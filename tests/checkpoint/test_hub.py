@@ -27,7 +27,7 @@ from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from safetensors.numpy import load_file
-from support import PROJECT, Cli, error_of
+from support import PROJECT, Cli, Convert, error_of
 from verify.old_files import make_old
 
 from valle_convert import read_checkpoint
@@ -249,9 +249,7 @@ def test_where_a_header_does_not_tell_it_the_weights_do(
     assert found["rows"] == local["rows"]
 
 
-def test_a_gguf_file_on_the_hub_is_looked_into(
-    hub: SmallHub, converted: Callable[[str, str], Path], cli: Cli
-) -> None:
+def test_a_gguf_file_on_the_hub_is_looked_into(hub: SmallHub, converted: Convert, cli: Cli) -> None:
     path = converted("ar-nar-len", "f16")
     hub.add("me/files", {"VALL-E-F16.gguf": path.read_bytes(), "README.md": b"hello"})
     result = cli("inspect", "hf:me/files:VALL-E-F16.gguf", "--json")

@@ -27,16 +27,13 @@ from checkpoint.containers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, config_of, userdata
-from support import Cli, error_of
+from support import Cli, describe, error_of
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.plain_values import load_yaml, to_plain
 from valle_convert.errors import InputError
-from valle_convert.families import family_of
-from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.model.description import Description
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
 WEIGHTS = arrays_of(SHAPE)
@@ -336,10 +333,6 @@ def test_a_value_is_what_it_says(form: str, tmp_path: Path) -> None:
 
     plain = described(told(config_of(SHAPE), tmp_path))
     assert described(told(formed(config_of(SHAPE)), tmp_path)) == plain
-
-
-def describe(checkpoint: Checkpoint) -> Description[Any]:
-    return family_of(checkpoint).describe(checkpoint, Choices())
 
 
 def described(checkpoint: Checkpoint) -> tuple[object, object]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support import GOLDEN_VALLEX
+from support import GOLDEN_VALLEX, Convert
 
 
 @pytest.fixture(scope="session")
-def vallex(converted: Callable[[str, str], Path]) -> Path:
+def vallex(converted: Convert) -> Path:
     """The golden VALL-E X as a set of files."""
     return converted(GOLDEN_VALLEX, "auto")
 

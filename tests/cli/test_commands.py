@@ -10,16 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from make_checkpoint import Shape, config_of, make_checkpoint, tensor_shapes, userdata
-from support import GOLDEN_NAMES, PROJECT, Cli, error_of, golden_checkpoint
+from support import GOLDEN_NAMES, PROJECT, Cli, Convert, error_of, golden_checkpoint
 
-Convert = Callable[[str, str], Path]
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
 
@@ -34,8 +32,8 @@ def wait_until_writing(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the process has a file open in a folder, with or without a name."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for opened in Path(f"/proc/{process.pid}/fd").iterdir():
-            with suppress(OSError):
+        with suppress(OSError):  # it closes files, and may end
+            for opened in Path(f"/proc/{process.pid}/fd").iterdir():
                 if str(opened.readlink()).startswith(str(folder)):
                     return
         time.sleep(0.001)
@@ -273,11 +271,13 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("word", "advice"),
     [
-        *dict.fromkeys(("inspekt", "verfiy", "speek"), "Did you mean").items(),
+        ("inspekt", "Did you mean"),
+        ("verfiy", "Did you mean"),
+        ("speek", "Did you mean"),
         ("list", "--help lists the commands"),
     ],
 )
-def test_a_command_with_a_typing_error_is_guessed(word: str, advice: str, cli: Cli) -> None:
+def test_an_unknown_command_is_answered_with_advice(word: str, advice: str, cli: Cli) -> None:
     result = cli(word, "model.gguf")
     assert result.code == 2
     assert f"No command or checkpoint named {word!r}. " in result.err

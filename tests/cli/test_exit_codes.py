@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Cli, error_of, golden_checkpoint
+from support import Cli, Convert, error_of, golden_checkpoint
 from typer.models import TyperPath
 
 from valle_convert.cli.app import every_command
@@ -50,7 +50,7 @@ READERS = {
 
 
 @pytest.fixture
-def arguments(converted: Callable[[str, str], Path], tmp_path: Path) -> Callable[..., list[str]]:
+def arguments(converted: Convert, tmp_path: Path) -> Callable[..., list[str]]:
     """`arguments(command, file)`: the words of a line of READERS."""
     gguf = converted("ar-nar-len", "q8_0")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from make_checkpoint import Shape, make_checkpoint
-from support import GOLDEN, Cli, error_of, golden_checkpoint
+from support import GOLDEN, Cli, Convert, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import write_lora
@@ -60,7 +60,7 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
 def test_options_without_effect_are_refused(
     arguments: str,
     option: str,
-    converted: Callable[[str, str], Path],
+    converted: Convert,
     vallex: Path,
     tmp_path: Path,
     cli: Cli,
@@ -90,9 +90,7 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_measured(
     assert cli(*run, adapters[other]).code == 0
 
 
-def test_a_tensor_type_for_nothing_is_told(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
-) -> None:
+def test_a_tensor_type_for_nothing_is_told(converted: Convert, tmp_path: Path, cli: Cli) -> None:
     run = ("quantize", converted("ar-nar-len", "f16"), tmp_path / "o.gguf", "Q8_0")
     patterns = (
         "--tensor-type",

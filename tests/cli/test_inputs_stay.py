@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Cli, error_of, golden_checkpoint
+from support import Cli, Convert, error_of, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, write_gguf
@@ -28,7 +28,7 @@ def copied(vallex: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def quantized(tmp_path: Path, converted: Callable[[str, str], Path], cli: Cli) -> Path:
+def quantized(tmp_path: Path, converted: Convert, cli: Cli) -> Path:
     """A folder of quantized files."""
     folder = tmp_path / "set"
     source = converted("ar-nar-len", "f16")
@@ -124,9 +124,7 @@ def test_a_tokenizer_beside_a_checkpoint_stays(tmp_path: Path, cli: Cli) -> None
     assert tokenizer.read_bytes() == BUILT_IN.read_bytes()
 
 
-def test_an_export_goes_into_a_folder_only(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
-) -> None:
+def test_an_export_goes_into_a_folder_only(converted: Convert, tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     source = converted("ar-nar-len", "f16")
@@ -154,7 +152,7 @@ def test_an_export_goes_into_a_folder_only(
     ],
 )
 def test_values_that_mean_nothing_are_refused(
-    arguments: str, words: str, converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+    arguments: str, words: str, converted: Convert, tmp_path: Path, cli: Cli
 ) -> None:
     known = {"GGUF": str(converted("ar-nar-len", "f16")), "EMPTY": "", "OUT": f"{tmp_path}/o.gguf"}
     known["CHECKPOINT"] = str(CHECKPOINT)

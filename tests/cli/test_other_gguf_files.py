@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Cli, error_of, golden_checkpoint
+from support import Cli, Convert, error_of, golden_checkpoint
 
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.read import GgufFile
@@ -42,7 +41,7 @@ def test_verify_says_that_they_are_not_the_checkpoint(
 
 
 def test_a_converted_file_is_no_checkpoint_and_one_part_no_model(
-    converted: Callable[[str, str], Path], vallex: Path, tmp_path: Path, cli: Cli
+    converted: Convert, vallex: Path, tmp_path: Path, cli: Cli
 ) -> None:
     body = vallex.with_name(f"{vallex.stem}-nar.gguf")
     assert "give the main file" in error_of(cli("codec", body, tmp_path / "o.gguf"), 2)
@@ -89,7 +88,7 @@ def test_inspect_names_what_other_programs_would_run_or_load(tmp_path: Path, cli
 
 
 def test_a_file_of_another_alignment_is_quantized_like_any(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+    converted: Convert, tmp_path: Path, cli: Cli
 ) -> None:
     plain = converted("ar-nar-len", "f16")
     source = GgufFile(plain)

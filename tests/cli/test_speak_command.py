@@ -18,27 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 import tqdm
-from support import Cli, Result, error_of, golden_checkpoint, run_without
+from support import Cli, Convert, Result, error_of, golden_checkpoint, run_without
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
 from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.families.family import Choices
 
-Convert = Callable[[str, str], Path]
-
 CODES = 64  # a codebook, in the golden checkpoints
 RATE = 24_000
 FRAMES = 15  # of the 0.2 seconds below
 QUICK = "--set max_seconds=0.2,prompt_seconds=0.4,max_steps=2 --temperature 0 --threads 1".split()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models are slower on several threads, and very slow where workers share the cores."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +38,6 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("voice") / "prompt.flac"
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((22_050, 2)), 44_100)
     return path
-
-
-@pytest.fixture
-def gguf(converted: Convert) -> Path:
-    return converted("ar-nar-len", "q8_0")
 
 
 @pytest.fixture

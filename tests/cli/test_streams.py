@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import PROJECT, golden_checkpoint
+from support import PROJECT, Convert, golden_checkpoint
 
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 CHECKPOINT = str(golden_checkpoint("ar-nar-len"))
@@ -20,7 +19,7 @@ TO_F32 = ("--outtype", "f32", "--verify", "none")
 
 
 @pytest.fixture
-def damaged(converted: Callable[[str, str], Path], tmp_path: Path) -> Path:
+def damaged(converted: Convert, tmp_path: Path) -> Path:
     """A converted file with one weight changed."""
     path = tmp_path / "damaged.gguf"
     data = bytearray(converted("ar-nar-len", "f32").read_bytes())
@@ -70,7 +69,7 @@ def test_no_reader_turns_a_failed_verdict_into_another(
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_the_work_is_done_whichever_streams_are_closed(
-    closed: tuple[int, ...], tmp_path: Path, converted: Callable[[str, str], Path]
+    closed: tuple[int, ...], tmp_path: Path, converted: Convert
 ) -> None:
     out = tmp_path / "o.gguf"
     code, err = run_with(dict.fromkeys(closed), CHECKPOINT, str(out), *TO_F32)
@@ -89,7 +88,7 @@ def test_data_that_a_full_disk_does_not_take_are_told(arguments: list[str]) -> N
     assert run_with({1: GONE}, *arguments)[0] == 0
 
 
-def test_any_encoding_of_the_terminal_will_do(converted: Callable[[str, str], Path]) -> None:
+def test_any_encoding_of_the_terminal_will_do(converted: Convert) -> None:
     for encoding in ("ascii", "latin-1", "utf-16"):
         done = subprocess.run(
             [*PROGRAM, "tokenize", str(converted("ar-nar-len", "f32")), "həlˈoʊ", "--json"],

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from support import Cli, error_of
+from support import Cli, Convert, error_of
 from vallex_golden import CHECKPOINT, golden
 
 from valle_convert.audio import read_codes
@@ -131,7 +130,7 @@ def test_what_it_cannot_do_is_refused_in_one_sentence(
 
 
 def test_its_options_are_refused_for_other_models(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+    converted: Convert, tmp_path: Path, cli: Cli
 ) -> None:
     path = converted("ar-nar-len", "f32")
     voice = ["--voice", "a.npz", "--voice-text", "Hi"]

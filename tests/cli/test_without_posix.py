@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import PROJECT, golden_checkpoint
+from support import PROJECT, Convert, golden_checkpoint
 
 AS_ON_WINDOWS = """
 import os, signal, sys
@@ -27,7 +26,7 @@ main()
 
 @pytest.mark.parametrize("command", ["inspect", "dry run", "convert", "verify", "quantize"])
 def test_a_checkpoint_is_converted_without_posix(
-    command: str, converted: Callable[[str, str], Path], tmp_path: Path
+    command: str, converted: Convert, tmp_path: Path
 ) -> None:
     checkpoint, out = golden_checkpoint("ar-nar-len"), tmp_path / "o.gguf"
     arguments = {

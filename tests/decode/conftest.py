@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from golden_models import OpenNetwork
-from support import golden_checkpoint, open_reference
+from support import Convert, golden_checkpoint, open_reference
 
 import valle_convert
 
 
 @pytest.fixture(scope="session")
-def open_network(
-    request: pytest.FixtureRequest, converted: Callable[[str, str], Path]
-) -> Iterator[OpenNetwork]:
+def open_network(request: pytest.FixtureRequest, converted: Convert) -> Iterator[OpenNetwork]:
     """Opens the network of a golden folder; on PyTorch, unless a test is parametrized."""
     back_end = getattr(request, "param", "pytorch")
     opened: dict[str, Any] = {}
@@ -34,9 +30,3 @@ def open_network(
             return opened[folder]
 
         yield open_once
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models are slower on several threads, and very slow where workers share the cores."""
-    torch.set_num_threads(1)

@@ -13,6 +13,7 @@ import pytest
 from golden_models import SPEAKING, Golden, OpenNetwork, read_golden
 from hypothesis import given
 from hypothesis import strategies as st
+from support import after, rng
 
 from valle_convert.decode import (
     GREEDY,
@@ -59,16 +60,6 @@ def network(open_network: OpenNetwork) -> Network:
 @pytest.fixture(scope="module")
 def golden() -> Golden:
     return read_golden(FOLDER)
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def after(n: int) -> Callbacks:
-    """Says stop at the question after the n-th."""
-    left = iter(range(n))
-    return Callbacks(should_stop=lambda: next(left, None) is None)
 
 
 class Watcher:

@@ -9,9 +9,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support import after, rng
 from vallex_golden import decode_vallex
 
-from valle_convert.decode import GREEDY, Callbacks, SamplingOptions
+from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.decode.batch import Element
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import VallexText
@@ -85,15 +86,6 @@ class Chain:
         logits = np.zeros((len(codes), N_CODES), np.float32)
         logits[np.arange(len(codes)), wanted] = 1.0
         return logits
-
-
-def after(n: int) -> Callbacks:
-    left = iter(range(n))
-    return Callbacks(should_stop=lambda: next(left, None) is None)
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 @pytest.mark.parametrize("n_prompt", [0, 3])

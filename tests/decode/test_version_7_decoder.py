@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support import GOLDEN_VERSION_7, golden_checkpoint, open_reference
+from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network
 from valle_convert.decode import (
@@ -77,7 +75,7 @@ def test_greedy_codes_are_those_of_the_description(
 
 
 def test_greedy_codes_on_llama_are_those_of_the_reference(
-    reference: AllLevelsNetwork, converted: Callable[[str, str], Path]
+    reference: AllLevelsNetwork, converted: Convert
 ) -> None:
     """In one step: a net of random weights has so many ties that later ones part ways."""
     (one,) = utterances(reference.model, 1)

@@ -15,7 +15,7 @@ import torch
 from encodec_files import GOLDEN_ENCODEC, golden_tensors
 from gguf import GGUFReader
 from safetensors.torch import save_file
-from support import PROJECT, Cli, error_of
+from support import PROJECT, Cli, Convert, error_of
 
 from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
 from valle_convert.encodec.gguf_codec import plan_gguf_codec
@@ -213,7 +213,7 @@ def test_a_codec_of_other_sizes_is_compared_where_it_can_be(
 
 
 def test_a_codec_that_does_not_fit_the_model_is_refused(
-    cli: Cli, tmp_path: Path, converted: Callable[[str, str], Path], codec: EncodecWeights
+    cli: Cli, tmp_path: Path, converted: Convert, codec: EncodecWeights
 ) -> None:
     write_gguf_codec(codec, tmp_path / "codec.gguf")
     model = converted("ar-nar-len", "f32")  # 64 codes a codebook

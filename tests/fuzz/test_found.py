@@ -1,4 +1,4 @@
-"""What fuzzing found, each as the smallest input that shows it; docs/security.md lists them."""
+"""What fuzzing found, each as the smallest input that shows it."""
 
 from __future__ import annotations
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_bytes import entry, whole
-from support import GOLDEN_VERSION_7, Cli, error_of
+from support import GOLDEN_VERSION_7, Cli, Convert, error_of
 
 from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.compare import Comparison, compare_files
@@ -22,7 +21,7 @@ def compared(first: Path, second: Path) -> Comparison:
 
 
 @pytest.fixture
-def golden(converted: Callable[[str, str], Path]) -> Path:
+def golden(converted: Convert) -> Path:
     return converted("ar-nar-len", "f16")
 
 
@@ -69,9 +68,7 @@ def test_numbers_of_every_size_are_measured(size: float, tmp_path: Path) -> None
     assert found.snr_db == pytest.approx(10 * math.log10(2 / 4), rel=1e-12)
 
 
-def test_another_number_format_is_told_with_its_noise(
-    cli: Cli, converted: Callable[[str, str], Path]
-) -> None:
+def test_another_number_format_is_told_with_its_noise(cli: Cli, converted: Convert) -> None:
     f32, f16, q8 = (converted("ar-nar-len", kind) for kind in ("f32", "f16", "q8_0"))
     noise = {
         kind: [tensor.snr_db for tensor in compared(f32, path).tensors if tensor.snr_db is not None]
@@ -86,16 +83,14 @@ def test_another_number_format_is_told_with_its_noise(
     assert cli("compare", f32, q8).code == 0
 
 
-def test_tensors_of_other_shapes_are_named(converted: Callable[[str, str], Path]) -> None:
+def test_tensors_of_other_shapes_are_named(converted: Convert) -> None:
     found = compared(converted("ar-nar-len", "f16"), converted("v6-text-head", "f16"))
     (one,) = [tensor for tensor in found.tensors if tensor.name == "token_embd.weight"]
     assert one.first != one.second
     assert (one.first or "").startswith("F16 [")
 
 
-def test_sets_are_compared_part_by_part(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
-) -> None:
+def test_sets_are_compared_part_by_part(converted: Convert, tmp_path: Path, cli: Cli) -> None:
     model = converted(GOLDEN_VERSION_7, "f16")
     for path in open_files(model).paths:
         shutil.copy(path, tmp_path)

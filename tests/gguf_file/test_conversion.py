@@ -9,7 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, PROJECT, golden_checkpoint
+from support import (
+    GOLDEN_NAMES,
+    GOLDEN_VALLEX,
+    GOLDEN_VERSION_7,
+    PROJECT,
+    Convert,
+    golden_checkpoint,
+)
 
 from valle_convert import plan_conversion, verify_gguf, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
@@ -17,7 +24,6 @@ from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.read import GgufFile
 
-Convert = Callable[[str, str], Path]
 #: The keys of every model, whatever its family; of those about its source, what all sources have.
 ALWAYS = re.compile(
     r"valle\.(format_version|languages|tokenizer\.true_ids|converter\.version"

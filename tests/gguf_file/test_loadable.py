@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Cli, error_of, golden_checkpoint
+from support import Cli, Convert, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
@@ -115,7 +115,7 @@ def test_what_kills_llama_cpp_is_refused_before(
     keys: Callable[[Path], dict[str, Any]],
     types: dict[str, GgmlType],
     words: str,
-    converted: Callable[[str, str], Path],
+    converted: Convert,
     tmp_path: Path,
     cli: Cli,
 ) -> None:
@@ -130,9 +130,7 @@ def test_what_kills_llama_cpp_is_refused_before(
     assert ended.returncode < 0, (ended.returncode, ended.stderr[-500:])
 
 
-def test_a_right_file_is_loadable_and_loaded(
-    converted: Callable[[str, str], Path], tmp_path: Path
-) -> None:
+def test_a_right_file_is_loadable_and_loaded(converted: Convert, tmp_path: Path) -> None:
     path = converted("ar-nar-len", "f32")
     assert list(dangers(GgufFile(path))) == []
     ended = run_llama_cpp(path)

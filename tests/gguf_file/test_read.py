@@ -7,13 +7,13 @@ import re
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_bytes import array, entry, key, string, whole
+from support import Convert
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key
@@ -288,9 +288,7 @@ def test_numbers_of_a_type_that_nobody_can_read_name_file_and_tensor() -> None:
         later.rows()
 
 
-def test_it_stays_mapped_as_long_as_its_data_lives(
-    converted: Callable[[str, str], Path],
-) -> None:
+def test_it_stays_mapped_as_long_as_its_data_lives(converted: Convert) -> None:
     path = converted("ar-nar-len", "q8_0")
     data = GgufFile(path).tensors["token_embd.weight"].data
     tensor = GgufFile(path).tensors["token_embd.weight"]

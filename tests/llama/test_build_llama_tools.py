@@ -20,7 +20,7 @@ SAPPHIRE = SKYLAKE | {"avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_tile", "a
 
 
 def switches(**changed: str) -> list[str]:
-    """Each set named: what llama.cpp takes without a name hangs on the environment."""
+    """All sets before AVX-512, "ON" unless changed: none is left to the default of llama.cpp."""
     names = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
     return [f"-DGGML_{name}={changed.get(name, 'ON')}" for name in names]
 

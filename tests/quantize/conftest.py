@@ -27,14 +27,6 @@ from valle_convert.quantize.types import parse_types
 WIDE = Shape(dim=256, heads=4, layers=2, levels=3, seed=1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Tests run beside each other; threads of PyTorch that wait for a core wait by spinning."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def checkpoint_256(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("wide") / "wide.sft"

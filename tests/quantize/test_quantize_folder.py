@@ -17,10 +17,9 @@ from quantize.making import (
     contents,
     planner,
     script,
-    wait_for,
     write_utterance,
 )
-from support import Cli, error_of
+from support import Cli, error_of, wait_for
 
 from valle_convert.quantize.manifest import check_manifest
 from valle_convert.quantize.source import Scratch

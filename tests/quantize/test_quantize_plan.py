@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from quantize.making import make_one, source_of
+from support import Convert
 
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
@@ -24,7 +24,7 @@ NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 
 @pytest.fixture
-def narrow(converted: Callable[[str, str], Path]) -> Source:
+def narrow(converted: Convert) -> Source:
     return source_of(converted(NARROW, "f16"))
 
 
@@ -148,7 +148,7 @@ def test_a_type_that_needs_an_importance_matrix_says_so(
 
 
 def test_a_quantized_input_is_refused_unless_it_is_allowed(
-    program: Quantizer, converted: Callable[[str, str], Path]
+    program: Quantizer, converted: Convert
 ) -> None:
     source = source_of(converted(NARROW, "q8_0"))
     with pytest.raises(InputError, match=r"already quantized .* --allow-requantize"):

@@ -270,10 +270,11 @@ def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
 
 
 @pytest.mark.parametrize(
-    ("given", "types"), [("checkpoint", "Q8_0,Q4_0"), ("source", "Q5_1,Q2_K_S")]
+    ("given", "types", "needs_matrix"),
+    [("checkpoint", "Q8_0,Q4_0", False), ("source", "Q5_1,Q2_K_S", True)],
 )
 def test_a_dry_run_predicts_sizes_and_writes_nothing(
-    cli: Cli, family: Family, given: str, types: str, tmp_path: Path
+    cli: Cli, family: Family, given: str, types: str, needs_matrix: bool, tmp_path: Path
 ) -> None:
     """Also of a checkpoint, and with an importance matrix that is not made yet."""
     compared = ("--checkpoint", family.checkpoint) if given == "source" else ()
@@ -284,7 +285,7 @@ def test_a_dry_run_predicts_sizes_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     made = files_of(cli(*run, *QUICK, "--json"))
     assert planned == {file["name"]: file["bytes"] for file in made}
-    assert made[1]["imatrix"] == (f"{family.stem}-imatrix.gguf" if "_S" in types else None)
+    assert made[1]["imatrix"] == (f"{family.stem}-imatrix.gguf" if needs_matrix else None)
 
 
 def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(

@@ -43,11 +43,6 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def gguf(converted: Callable[[str, str], Path]) -> Path:
-    return converted("ar-nar-len", "q8_0")
-
-
-@pytest.fixture
 def model(gguf: Path) -> Model:
     return read_model(GgufFile(gguf))
 

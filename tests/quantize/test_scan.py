@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GOLDEN_VALLEX, GOLDEN_VERSION_7, Cli, error_of, golden_checkpoint
+from support import GOLDEN_VALLEX, GOLDEN_VERSION_7, Cli, Convert, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
@@ -183,9 +182,7 @@ def test_a_set_is_scanned_with_the_factor_that_its_files_show(tmp_path: Path) ->
         assert all(one.kl > 0 for one in scanned)
 
 
-def test_a_scan_of_version_7_sees_every_level(
-    converted: Callable[[str, str], Path],
-) -> None:
+def test_a_scan_of_version_7_sees_every_level(converted: Convert) -> None:
     checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VERSION_7))
     scanned = scan_all(converted(GOLDEN_VERSION_7, "f16"), checkpoint, ("Q4_0",))
     by_name = {one.tensor: one.kl for one in scanned}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import soundfile
-from support import PROJECT
+from support import PROJECT, wait_for
 
 from miniature.world import WorldCodec
 from valle_convert.audio import AudioCodec
@@ -67,8 +66,7 @@ def serving(
         running = thread.submit(server.run, listening)
         try:
             with httpx2.Client(base_url=address, timeout=120) as client:
-                while client.get("/health").status_code == 503:
-                    time.sleep(0.05)
+                wait_until_loaded(client)
                 yield client
         finally:
             server.stop()
@@ -86,6 +84,18 @@ def metric(client: httpx2.Client, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
+def wait_until_loaded(client: httpx2.Client) -> None:
+    assert wait_for(lambda: client.get("/health").status_code != 503, seconds=120)
+
+
 def wait_until_idle(client: httpx2.Client) -> None:
-    while metric(client, "valle_queue"):
-        time.sleep(0.02)
+    assert wait_for(lambda: not metric(client, "valle_queue"), seconds=120)
+
+
+def takes_no_more(address: str) -> bool:
+    """Whether a server that ends has closed its door: refused, or cut off at any point."""
+    try:
+        httpx2.get(f"{address}/health")
+    except (httpx2.ConnectError, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+        return True
+    return False

@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
-from serve.servers import CODEC, SPEECH
-from support import PROJECT, Cli, error_of
+from serve.servers import CODEC, SPEECH, takes_no_more, wait_until_loaded
+from support import PROJECT, Cli, error_of, wait_for
 
 import miniature.world  # noqa: F401 - registers the codec
 from valle_convert.families.bundle import Bundle
@@ -49,8 +49,7 @@ def test_a_signal_lets_what_was_begun_end(miniature: Bundle) -> None:
     with running(miniature.path, VALLE_API_KEY="key") as (process, address):
         headers = {"Authorization": "Bearer key"}
         with httpx2.Client(base_url=address, timeout=120, headers=headers) as client:
-            while client.get("/health").status_code == 503:
-                pass
+            wait_until_loaded(client)
             assert client.get("/v1/models", headers={"Authorization": ""}).status_code == 401
             text = "The old man sees the river. " * 4
             wanted = {"input": text, "response_format": "wav", "seed": 1}
@@ -67,16 +66,13 @@ def test_a_signal_lets_what_was_begun_end(miniature: Bundle) -> None:
 
 def test_two_signals_end_it_at_once(miniature: Bundle) -> None:
     with running(miniature.path) as (process, address), httpx2.Client(base_url=address) as client:
-        while client.get("/health").status_code == 503:
-            pass
+        wait_until_loaded(client)
         wanted = {"input": "The old man sees the river. " * 100, "response_format": "wav"}
         with client.stream("POST", SPEECH, json=wanted, timeout=120) as answer:
             sound = answer.iter_raw()
             next(sound)
             process.send_signal(signal.SIGINT)
-            with suppress(httpx2.TransportError):
-                while True:  # until it takes no more
-                    httpx2.get(f"{address}/health")
+            assert wait_for(lambda: takes_no_more(address))
             process.send_signal(signal.SIGINT)
             with pytest.raises(httpx2.TransportError):
                 b"".join(sound)

@@ -8,13 +8,12 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx2
 import pytest
 from serve.servers import samples_of
-from support import PROJECT
+from support import PROJECT, wait_for
 from test_docs import blocks
 
 
@@ -30,6 +29,13 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def is_ready(address: str) -> bool:
+    try:
+        return httpx2.get(f"{address}/health").status_code == 200
+    except httpx2.ConnectError:
+        return False
+
+
 def test_the_page_leads_to_sound(clone: Path) -> None:
     start, ask = (block.text for block in blocks("docs/serve.md") if block.language == "sh")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -40,19 +46,15 @@ def test_the_page_leads_to_sound(clone: Path) -> None:
         "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
     }
     how = {"cwd": clone, "env": environment}
-    _, _, *prepare, serve = start.replace("\\\n", " ").splitlines()
+    # The tools and the program are installed here.
+    *prepare, serve = start.replace("\\\n", " ").splitlines()[2:]
     subprocess.run(["bash", "-euc", "\n".join(prepare)], check=True, **how)
     command = [*shlex.split(serve), "--port", str(port), "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **how) as process:
         try:
             address = f"http://127.0.0.1:{port}"
-            while True:
-                try:
-                    if httpx2.get(f"{address}/health").status_code == 200:
-                        break
-                except httpx2.ConnectError:
-                    assert process.poll() is None
-                time.sleep(0.05)
+            assert wait_for(lambda: process.poll() is not None or is_ready(address), seconds=120)
+            assert process.poll() is None
             voices = httpx2.get(f"{address}/v1/voices").json()["voices"]
             assert [one["id"] for one in voices] == [
                 f"voice-{name}" for name in ("deep", "female", "plain")

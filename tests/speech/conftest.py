@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 from make_checkpoint import Shape, make_checkpoint
-from support import GOLDEN_VALLEX
+from support import GOLDEN_VALLEX, Convert
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
@@ -48,7 +47,7 @@ class Talking:
 
 
 @pytest.fixture(scope="session")
-def codec(codec: Path) -> EncodecCodec:
+def encodec(codec: Path) -> EncodecCodec:
     """EnCodec of the real architecture with random weights, whose codes are the golden models'."""
     return EncodecCodec(codec)
 
@@ -63,14 +62,14 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(converted: Callable[[str, str], Path]) -> Bundle:
+def bundle(converted: Convert) -> Bundle:
     """The golden checkpoint that is like the published reference model, in Q8_0."""
     return open_bundle(converted("ar-nar-len", "q8_0"))
 
 
 @pytest.fixture(scope="session")
-def speaker(bundle: Bundle, codec: EncodecCodec) -> Iterator[VersionFiveSpeaker]:
-    with bundle.family.speaker(bundle, codec=codec, n_threads=1) as opened:
+def speaker(bundle: Bundle, encodec: EncodecCodec) -> Iterator[VersionFiveSpeaker]:
+    with bundle.family.speaker(bundle, codec=encodec, n_threads=1) as opened:
         assert isinstance(opened, VersionFiveSpeaker)
         yield opened
 
@@ -110,7 +109,7 @@ class VallexStopsAtOnce(VallexGguf):
 
 
 @pytest.fixture(scope="session")
-def version_five(bundle: Bundle, speaker: AnySpeaker, codec: EncodecCodec) -> Iterator[Talking]:
+def version_five(bundle: Bundle, speaker: AnySpeaker, encodec: EncodecCodec) -> Iterator[Talking]:
     quick = SpeakOptions(
         mode="ar", language="en", sampling=GREEDY, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
@@ -118,31 +117,31 @@ def version_five(bundle: Bundle, speaker: AnySpeaker, codec: EncodecCodec) -> It
 
         def stopping(n: int) -> AnySpeaker:
             network.n = n
-            return VersionFiveSpeaker(network, tokenize=lambda _text: [1, 20, 30, 2], codec=codec)
+            return VersionFiveSpeaker(network, tokenize=lambda _text: [1, 20, 30, 2], codec=encodec)
 
         yield Talking(bundle, speaker, quick, quick, "həlˈoʊ.", stopping)
 
 
 @pytest.fixture(scope="session")
-def vall_e_x(converted: Callable[[str, str], Path], codec: EncodecCodec) -> Iterator[Talking]:
+def vall_e_x(converted: Convert, encodec: EncodecCodec) -> Iterator[Talking]:
     files = open_bundle(converted(GOLDEN_VALLEX, "auto"))
     quick = SpeakOptions(language="en", sampling=GREEDY, max_seconds=0.2, seed=1)
     heard = SpeakOptions(**{**vars(quick), "voice_text": "Hi there."})
     with (
-        files.family.speaker(files, codec=codec, n_threads=1) as opened,
+        files.family.speaker(files, codec=encodec, n_threads=1) as opened,
         VallexStopsAtOnce(files.files, files.model, n_threads=1) as network,
     ):
 
         def stopping(n: int) -> AnySpeaker:
             network.n = n
-            return VallexSpeaker(network, codec=codec)
+            return VallexSpeaker(network, codec=encodec)
 
         yield Talking(files, opened, quick, heard, "hɛˈloʊ.", stopping)
 
 
 @pytest.fixture(scope="session")
 def version_seven(
-    tmp_path_factory: pytest.TempPathFactory, codec: EncodecCodec
+    tmp_path_factory: pytest.TempPathFactory, encodec: EncodecCodec
 ) -> Iterator[Talking]:
     folder = tmp_path_factory.mktemp("version-7")
     shape = Shape(version=7, audio_tokens=CODES, capabilities=("nar", "len"))
@@ -152,7 +151,7 @@ def version_seven(
     quick = SpeakOptions(
         language="en", sampling=GREEDY, max_steps=3, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
-    with files.family.speaker(files, codec=codec, n_threads=1) as opened:
+    with files.family.speaker(files, codec=encodec, n_threads=1) as opened:
         yield Talking(files, opened, quick, quick, "həlˈoʊ.")
 
 
@@ -168,9 +167,3 @@ def causal(request: pytest.FixtureRequest) -> Talking:
     """Each of those that speak level 0 from left to right."""
     found: Talking = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models are slower on several threads, and very slow where workers share the cores."""
-    torch.set_num_threads(1)

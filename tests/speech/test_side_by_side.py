@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import GOLDEN_VALLEX
+from support import GOLDEN_VALLEX, Convert
 
 from valle_convert.decode import GREEDY, Guidance, SamplingOptions
 from valle_convert.errors import InputError
@@ -36,7 +36,7 @@ FAMILIES = [
 
 @pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
 def opened(
-    request: pytest.FixtureRequest, converted: Callable[[str, str], Path]
+    request: pytest.FixtureRequest, converted: Convert
 ) -> Iterator[tuple[str, AnySpeaker, AnySpeaker]]:
     """The type, a speaker of one sentence at a time, and one of several."""
     folder, out_type = request.param
@@ -180,9 +180,7 @@ def test_sentences_that_go_on_from_earlier_ones_wait_for_them(
     assert several.batch.width == ROOM
 
 
-def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(
-    converted: Callable[[str, str], Path],
-) -> None:
+def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(converted: Convert) -> None:
     bundle, options = (
         open_bundle(converted("ar-nar-len", "q8_0")),
         SpeakOptions(max_steps=2, seed=1),
@@ -197,9 +195,7 @@ def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(
     assert [sum(one) for one in heard] == [0, 1, 1, 1]
 
 
-def test_models_that_decode_all_frames_at_once_refuse_it(
-    converted: Callable[[str, str], Path],
-) -> None:
+def test_models_that_decode_all_frames_at_once_refuse_it(converted: Convert) -> None:
     for folder, options in (
         ("v7-nemo", SpeakOptions()),
         ("ar-nar-len", SpeakOptions(mode="nar-len")),
@@ -214,7 +210,7 @@ def test_models_that_decode_all_frames_at_once_refuse_it(
 
 @pytest.mark.parametrize("folder", ["ar-nar-len", GOLDEN_VALLEX])
 def test_the_number_is_that_of_the_search(
-    converted: Callable[[str, str], Path],
+    converted: Convert,
     folder: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -234,9 +230,7 @@ def test_the_number_is_that_of_the_search(
         assert len([*pieces]) == 2
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_refused(
-    converted: Callable[[str, str], Path],
-) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_refused(converted: Convert) -> None:
     bundle = open_bundle(converted("ar-nar-len", "auto"))
     for n in (257, 1 << 22):
         with pytest.raises(InputError, match=f"{n} sequences of .* Give a smaller --parallel"):

@@ -260,8 +260,8 @@ def test_a_language_that_the_model_does_not_know_is_refused(talking: Talking) ->
         talking.speaker.speak("Hallo.", None, replace(talking.quick, language="nl"))
 
 
-def test_a_codec_that_is_not_the_models_is_refused(talking: Talking, codec: EncodecCodec) -> None:
-    four_levels = EncodecCodec(codec.weights, n_levels=4)
+def test_a_codec_that_is_not_the_models_is_refused(talking: Talking, encodec: EncodecCodec) -> None:
+    four_levels = EncodecCodec(encodec.weights, n_levels=4)
     with pytest.raises(InputError, match=r"4 levels of 64 codes, and the model.*8 levels of 64"):
         talking.bundle.family.speaker(talking.bundle, codec=four_levels)
 

@@ -76,11 +76,11 @@ def test_context_of_earlier_sentences_changes_the_later_ones_only(
 
 
 def test_a_voice_is_a_file_audio_or_codes_alike(
-    speaker: VersionFiveSpeaker, codec: EncodecCodec, voice: Path, tmp_path: Path
+    speaker: VersionFiveSpeaker, encodec: EncodecCodec, voice: Path, tmp_path: Path
 ) -> None:
     audio = read_audio(voice, RATE)
     trimmed = Audio(audio.samples[: round(0.4 * RATE)], RATE)
-    saved = SavedCodes(codec.encode(trimmed), codec.description, codec.codebook_size)
+    saved = SavedCodes(encodec.encode(trimmed), encodec.description, encodec.codebook_size)
     file = tmp_path / "voice.npz"
     write_codes(file, saved)
     codes = [speaker.speak("Hello.", one, AR).codes for one in (voice, str(voice), saved, file)]
@@ -156,7 +156,7 @@ def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker
 
 
 def test_any_network_and_tokenizer_make_a_speaker(
-    bundle: Bundle, codec: EncodecCodec, speaker: VersionFiveSpeaker
+    bundle: Bundle, encodec: EncodecCodec, speaker: VersionFiveSpeaker
 ) -> None:
     oracle = open_tokenizer(BUILT_IN).oracle()
     setting = Setting(add_special=True, parse_special=False)
@@ -164,7 +164,7 @@ def test_any_network_and_tokenizer_make_a_speaker(
         other = VersionFiveSpeaker(
             network,
             tokenize=lambda phonemes: oracle.encode_batch([phonemes], setting)[0],
-            codec=codec,
+            codec=encodec,
         )
         np.testing.assert_array_equal(
             other.speak("Hello.", None, QUICK).codes, speaker.speak("Hello.", None, QUICK).codes

@@ -37,8 +37,8 @@ def network() -> VallexReference:
 
 
 @pytest.fixture
-def speaker(network: VallexReference, codec: EncodecCodec) -> VallexSpeaker:
-    return VallexSpeaker(network, codec=codec)
+def speaker(network: VallexReference, encodec: EncodecCodec) -> VallexSpeaker:
+    return VallexSpeaker(network, codec=encodec)
 
 
 @pytest.fixture
@@ -113,10 +113,12 @@ def test_codes_with_a_transcript_are_the_same_voice_as_a_voice_file(
 
 
 def test_the_whole_recording_is_the_voice(
-    speaker: VallexSpeaker, codec: EncodecCodec, voice: Path
+    speaker: VallexSpeaker, encodec: EncodecCodec, voice: Path
 ) -> None:
     audio = read_audio(voice, 24_000, max_seconds=60)
-    expected = speaker.speak("Hello.", VallexVoice(codec.encode(audio), *ids_of(SAID_ROWS)), QUICK)
+    expected = speaker.speak(
+        "Hello.", VallexVoice(encodec.encode(audio), *ids_of(SAID_ROWS)), QUICK
+    )
     spoken = speaker.speak("Hello.", voice, replace(QUICK, voice_text=SAID))
     np.testing.assert_array_equal(spoken.codes, expected.codes)
 

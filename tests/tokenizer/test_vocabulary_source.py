@@ -1,4 +1,4 @@
-"""The vocabulary's source, the file made of it, and the checkpoints that were trained with it."""
+"""The vocabulary's source, the file made of it, and the corpus of phonemes that covers it."""
 
 import runpy
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,15 @@ import numpy as np
 import pytest
 from make_checkpoint import DTYPES, Shape, make_checkpoint
 from random_shapes import random_shape, random_version_7
-from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VERSION_7, Cli, error_of, golden_checkpoint
+from support import (
+    GOLDEN,
+    GOLDEN_NAMES,
+    GOLDEN_VERSION_7,
+    Cli,
+    Convert,
+    error_of,
+    golden_checkpoint,
+)
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_files
@@ -58,7 +65,7 @@ def assert_same(path: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("name", [*GOLDEN_NAMES, GOLDEN_VERSION_7])
 def test_a_golden_checkpoint_comes_back(
-    name: str, converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+    name: str, converted: Convert, tmp_path: Path, cli: Cli
 ) -> None:
     result = cli("export", converted(name, "auto"), tmp_path / "back")
     assert result.code == 0, result.err
@@ -111,7 +118,7 @@ def test_an_export_of_an_export_gives_identical_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out_type", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("dtype", ["auto", "f32", "f16"])
 def test_a_rounded_file_gives_what_is_left(
-    out_type: str, dtype: str, converted: Callable[[str, str], Path], tmp_path: Path
+    out_type: str, dtype: str, converted: Convert, tmp_path: Path
 ) -> None:
     middle = converted("ar-nar-len", out_type)
     export_file(open_files(middle), tmp_path, dtype=dtype)
@@ -165,7 +172,7 @@ def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_what_cannot_be_exported_leaves_nothing(
-    converted: Callable[[str, str], Path], tmp_path: Path, cli: Cli
+    converted: Convert, tmp_path: Path, cli: Cli
 ) -> None:
     message = error_of(cli("export", GOLDEN / "old-gguf" / "f16.gguf", tmp_path / "x"), 2)
     assert "valle-convert repair" in message

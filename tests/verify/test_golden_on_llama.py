@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from each_family import EACH_GOLDEN, FAMILIES, Row
-from support import GOLDEN_VERSION_7, golden_checkpoint, open_reference
+from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network, read_checkpoint
 from valle_convert.families import families, family_of
@@ -52,7 +49,7 @@ def test_a_case_that_repeats_another_has_its_logits(name: str, row: Row) -> None
     ],
 )
 def test_every_golden_logit_comes_out_of_stock_llama_cpp(
-    name: str, row: Row, out_type: str, converted: Callable[[str, str], Path]
+    name: str, row: Row, out_type: str, converted: Convert
 ) -> None:
     with open_network(converted(name, out_type), n_threads=1) as network:
         errors = {

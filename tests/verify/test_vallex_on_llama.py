@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from each_family import FAMILIES, copied, set_key
 from make_vallex import VallexShape, make_vallex
-from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
+from support import GOLDEN_VALLEX, Convert, golden_checkpoint, open_reference
 from vallex_golden import golden
 
 from valle_convert import open_network, plan_conversion, write_gguf
@@ -33,7 +33,7 @@ Converted = Callable[[str], Path]
 
 
 @pytest.fixture
-def golden_set(converted: Callable[[str, str], Path]) -> Converted:
+def golden_set(converted: Convert) -> Converted:
     """The golden set in a type, by the path of its AR. Not to be written to."""
     return lambda out_type: converted(GOLDEN_VALLEX, out_type)
 

@@ -15,7 +15,7 @@ from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row
 from make_checkpoint import VOCABULARY
 from make_vallex import VallexShape, make_vallex
 from safetensors.numpy import load_file, save_file
-from support import GOLDEN_VALLEX, Cli, golden_checkpoint
+from support import GOLDEN_VALLEX, Cli, Convert, golden_checkpoint
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -34,8 +34,6 @@ from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.report import Report
 from valle_convert.verify.run import plan_like
 from valle_convert.verify.tensors import _rounded, check_tensors
-
-Convert = Callable[[str, str], Path]
 
 
 def failed(report: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from make_vallex import VallexShape, vallex_state
-from support import GOLDEN_VALLEX, Cli, error_of, golden_checkpoint
+from support import GOLDEN_VALLEX, Cli, Convert, error_of, golden_checkpoint
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_bundle, paths_of
@@ -131,7 +131,7 @@ MISTAKES: tuple[tuple[type[VallexReference], str], ...] = (
 
 @pytest.mark.parametrize("out_type", ["f32", "q8_0"])
 def test_a_network_that_computes_something_else_is_noticed(
-    out_type: str, converted: Callable[[str, str], Path]
+    out_type: str, converted: Convert
 ) -> None:
     bundle = open_bundle(converted(GOLDEN_VALLEX, out_type))
     plan = plan_conversion(CHECKPOINT, Choices(out_type))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from support import GOLDEN_VERSION_7, golden_checkpoint, open_reference
+from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network
 from valle_convert.errors import InputError
@@ -21,9 +19,7 @@ from valle_convert.model.inputs import Condition
 
 
 @pytest.mark.parametrize("n", [1, _FRAMES_AT_ONCE, 2 * _FRAMES_AT_ONCE + 3])
-def test_any_number_of_frames_is_encoded_and_decoded(
-    n: int, converted: Callable[[str, str], Path]
-) -> None:
+def test_any_number_of_frames_is_encoded_and_decoded(n: int, converted: Convert) -> None:
     draw = np.random.default_rng(n)
     reference = open_reference(golden_checkpoint(GOLDEN_VERSION_7))
     with open_network(converted(GOLDEN_VERSION_7, "f32"), n_threads=1) as network:
@@ -51,7 +47,7 @@ def test_a_case_that_was_run_keeps_no_network() -> None:
     assert alive() is None
 
 
-def test_a_prompt_that_changes_is_encoded_again(converted: Callable[[str, str], Path]) -> None:
+def test_a_prompt_that_changes_is_encoded_again(converted: Convert) -> None:
     with open_network(converted(GOLDEN_VERSION_7, "f32"), n_threads=1) as network:
         (one,) = utterances(network.model, 1)
         prompt = np.array(one.condition.prompt)
@@ -64,9 +60,7 @@ def test_a_prompt_that_changes_is_encoded_again(converted: Callable[[str, str], 
         np.testing.assert_array_equal(network.levels(condition, one.masked), before)
 
 
-def test_codes_and_lengths_that_do_not_fit_are_refused(
-    converted: Callable[[str, str], Path],
-) -> None:
+def test_codes_and_lengths_that_do_not_fit_are_refused(converted: Convert) -> None:
     with open_network(converted(GOLDEN_VERSION_7, "f32"), n_threads=1) as network:
         (one,) = utterances(network.model, 1)
         for codes in (one.response[:, :7], one.response[:, 0], one.response + 42):
