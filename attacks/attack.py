@@ -23,7 +23,9 @@ class Attack:
 
     tries: str  # what it tries, in words
     make: Made
-    commands: tuple[str, ...] = CHECKPOINT  # what has to refuse it
+    #: A pattern of the refusal; empty if the file is read, and only nothing of it runs.
+    says: str
+    commands: tuple[str, ...] = CHECKPOINT  # what reads it
 
 
 def one_file(name: str, data: Callable[[Path], bytes]) -> Made:

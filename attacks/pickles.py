@@ -27,31 +27,55 @@ from attacks.attack import (
 )
 from fuzz import formats, seeds
 
+#: A pattern of what is said of a call.
+_RUNS = "could run code, since it asks for posix.system"
+
+
+def _right() -> list[tuple[str, bytes]]:
+    """The entries of a valid checkpoint, the pickle first."""
+    return formats.zip_entries(seeds.checkpoint(".pth"))
+
 
 def _zip(pickled: bytes) -> bytes:
-    """A right file around another pickle."""
-    return formats.zip_of(formats.with_pickle(seeds.torch_zip(), pickled))
+    """A valid zip with another pickle."""
+    return formats.zip_of(formats.with_pickle(seeds.checkpoint(".pth"), pickled))
 
 
 def _in_zip(pickled: Callable[[Path], bytes], name: str = "x.pth") -> Made:
     return one_file(name, lambda canary: _zip(pickled(canary)))
 
 
+def _beside(key: str, value: Callable[[Path], bytes]) -> Made:
+    """A valid checkpoint whose pickle sets one more entry, to the value of some opcodes."""
+    ((_, pickled), *_) = _right()
+    return _in_zip(lambda canary: pickled[:-2] + dumped(key)[2:-1] + value(canary) + b"u.")
+
+
 def _call(module: str, name: str, *arguments: object) -> Made:
     """A call among the counters, whose arguments are Python that makes the canary, where None."""
-    # A right checkpoint but for that; the call stands in the place of a text.
-    frame = dumped({"module": {}, "stats": {"global_step": "HERE"}})
-    before, after = frame.split(b"X\x04\0\0\0HERE")
 
-    def pickled(canary: Path) -> bytes:
+    def opcodes(canary: Path) -> bytes:
         values = (python(canary) if one is None else one for one in arguments)
-        return before + called(module, name, *values)[2:-1] + after
+        return called(module, name, *values)[2:-1]
 
-    return _in_zip(pickled)
+    return _beside("stats", opcodes)
 
 
-def _state(value: Any) -> dict[str, Any]:  # noqa: ANN401 - anything
-    return {"module": {}, "config": {"version": 5}, "stats": {"global_step": value}}
+def _config(name: str, value: bytes) -> Made:
+    """A valid checkpoint whose config has another value."""
+    return _beside(
+        "config", lambda _c: dumped(seeds.config())[2:-1] + dumped(name)[2:-1] + value + b"s"
+    )
+
+
+def _saved(_canary: Path, *, is_zip: bool = False, **more: Any) -> bytes:  # noqa: ANN401
+    """A valid checkpoint with more entries, as torch.save writes it, by default of old."""
+    import torch
+
+    state = torch.load(io.BytesIO(seeds.checkpoint(".pth")), weights_only=True)
+    buffer = io.BytesIO()
+    torch.save(state | more, buffer, _use_new_zipfile_serialization=is_zip)
+    return buffer.getvalue()
 
 
 def _evil_module(folder: Path, canary: Path) -> Path:
@@ -73,176 +97,224 @@ def _tar(canary: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _changed(change: Callable[[list[bytes]], object]) -> Made:
-    """A right file with other fields in its zip."""
+def _changed(sign: bytes, which: int, n: int, value: bytes) -> Made:
+    """A valid file with another nth field behind one of the signs in its zip."""
 
     def data(_canary: Path) -> bytes:
-        fields = formats.zip_fields(seeds.torch_zip())
-        change(fields)
+        fields = formats.zip_fields(seeds.checkpoint(".pth"))
+        at = [i for i, one in enumerate(fields) if one == sign][which] + n
+        fields[at] = value
         return b"".join(fields)
 
     return one_file("x.pth", data)
 
 
-def _field(fields: list[bytes], sign: bytes, which: int, n: int, value: bytes) -> None:
-    at = [i for i, one in enumerate(fields) if one == sign][which] + n
-    fields[at] = value
-
-
-def _right() -> list[tuple[str, bytes]]:
-    return formats.with_pickle(seeds.torch_zip(), dumped({"module": {}}))
-
-
 def _two_pickles(canary: Path) -> bytes:
-    return formats.zip_of([("archive/data.pkl", dumped(touch(canary))), *_right()])
+    ((name, _), *_) = _right()
+    return formats.zip_of([(name, dumped(touch(canary))), *_right()])
 
 
 def _leading(name: Callable[[Path], str]) -> Made:
-    """A right file with one more entry, whose name is a path to the canary."""
+    """A valid file with one more entry, whose name is a path to the canary."""
     return one_file("x.pth", lambda c: formats.zip_of([*_right(), (name(c), b"escaped")]))
 
 
 def _hidden_pickle(canary: Path) -> bytes:
-    """The zip's table leads to a right pickle, the entry before its data to another."""
-    right, wrong = dumped({"module": {}}), dumped(touch(canary))
-    data = formats.zip_of([("archive/data.pkl", wrong), *_right()[1:]])
+    """The zip gives the checksum of the valid pickle, and holds another."""
+    ((_, right), *_), wrong = _right(), dumped(touch(canary))
+    data = _zip(wrong)
     return data.replace(struct.pack("<I", zlib.crc32(wrong)), struct.pack("<I", zlib.crc32(right)))
 
 
 def _storage(numel: bytes) -> Made:
-    """The data of the first tensor is said to have another number of elements."""
-
-    def data(_canary: Path) -> bytes:
-        entries = formats.zip_entries(seeds.torch_zip())
-        changed = [
-            (name, data.replace(b"K\x0c", numel, 1) if name.endswith("data.pkl") else data)
-            for name, data in entries
-        ]
-        return formats.zip_of(changed)
-
-    return one_file("x.pth", data)
+    """The data of the first tensor, of 8 numbers, is said to have another number of them."""
+    ((_, pickled), *_) = _right()
+    return _in_zip(lambda _c: pickled.replace(b"K\x08t", numel + b"t", 1))
 
 
-def _expanded(_canary: Path) -> bytes:
+def _expanded(canary: Path) -> bytes:
     import torch
 
-    buffer = io.BytesIO()
     huge = torch.zeros(1).expand(1 << 20, 1 << 20)
-    torch.save({"module": {"text_emb.weight": huge}, "config": seeds.config()}, buffer)
-    return buffer.getvalue()
+    return _saved(canary, is_zip=True, module={"text_emb.weight": huge})
 
 
 def _bomb(_canary: Path) -> bytes:
-    entries = formats.with_pickle(seeds.torch_zip(), bytes(200 << 20))
+    entries = formats.with_pickle(seeds.checkpoint(".pth"), bytes(200 << 20))
     return formats.zip_of(entries, zipfile.ZIP_DEFLATED)
 
 
-def _unfolding(_canary: Path) -> bytes:
+def _unfolding() -> bytes:
     value: Any = ("x",) * 9
     for _ in range(12):
         value = (value,) * 9
-    return dumped({"module": {}, "config": {**seeds.config(), "name": value}})
+    return dumped(value)[2:-1]
 
 
 def _built(state: bytes) -> Callable[[Path], bytes]:
-    """A right dict, and behind it a BUILD with a state, as tools append it."""
+    """A valid dict, and behind it a BUILD with a state, as tools append it."""
     return lambda canary: dumped(OrderedDict(a=1))[:-1] + dumped({"a": touch(canary)})[2:-1] + state
 
 
+#: Two of itself, 45 times: a key that takes years to hash.
+_KEY = b"K\1" + b"q\0h\0\x86" * 45
+#: Where a pickle puts a key into a dict, or a member into a set.
+KEYS = {
+    "setitem": b"}" + _KEY + b"K\1s",
+    "setitems": b"}(" + _KEY + b"K\1u",
+    "dict": b"(" + _KEY + b"K\1d",
+    "additems": b"\x8f(" + _KEY + b"\x90",
+    "frozenset": b"(" + _KEY + b"\x91",
+    "call-set": b"cbuiltins\nset\n](" + _KEY + b"e\x85R",
+    "call-frozenset": b"cbuiltins\nfrozenset\n](" + _KEY + b"e\x85R",
+    "call-dict": b"cbuiltins\ndict\n](" + _KEY + b"K\1\x86e\x85R",
+    "call-ordered": b"ccollections\nOrderedDict\n](" + _KEY + b"K\1\x86e\x85R",
+    "call-counter": b"ccollections\nCounter\n}(" + _KEY + b"K\1u\x85R",
+    "call-counter-dict": b"ccollections\nCounter\n(" + _KEY + b"K\1d\x85R",
+}
+
+#: Title, module, name and arguments of a call among the counters.
+CALLS: Mapping[str, tuple[Any, ...]] = {
+    "eval": ("builtins.eval", "builtins", "eval", None),
+    "exec": ("builtins.exec", "builtins", "exec", None),
+    "getattr": ("builtins.getattr, to reach anything", "builtins", "getattr", "", "x"),
+    "import": ("importlib.import_module", "importlib", "import_module", "antigravity"),
+    "pip": ("pip.main", "pip", "main", ["install", "--help"]),
+    "pip-internal": ("pip's inner main", "pip._internal.cli.main", "main", ["install", "--help"]),
+    "resolve-name": (
+        "pkgutil.resolve_name, which names anything",
+        "pkgutil",
+        "resolve_name",
+        "os:system",
+    ),
+    "runpy": ("runpy.run_path", "runpy", "run_path", "x.py"),
+    "timeit": ("timeit.timeit of a text", "timeit", "timeit", None),
+    "cprofile": ("cProfile.run of a text", "cProfile", "run", None),
+    "pdb": ("pdb.run of a text", "pdb", "run", None),
+    "code": ("code.InteractiveInterpreter", "code", "InteractiveInterpreter"),
+    "webbrowser": ("webbrowser.open", "webbrowser", "open", "http://localhost"),
+    "operator": ("operator.attrgetter, to reach anything", "operator", "attrgetter", "system"),
+    "functools": ("functools.partial of a call", "functools", "partial", None),
+    "asyncio": (
+        "a subprocess of asyncio",
+        "asyncio.unix_events",
+        "_UnixSubprocessTransport._start",
+        None,
+    ),
+    "logging": ("logging.config.listen", "logging.config", "listen"),
+    "numpy-runstring": (
+        "numpy.testing's exec",
+        "numpy.testing._private.utils",
+        "runstring",
+        None,
+        {},
+    ),
+    "numpy-load": ("numpy.load with allow_pickle", "numpy", "load", "x.npy", None, True),
+    "numpy-f2py": ("numpy.f2py's eval", "numpy.f2py.crackfortran", "myeval", None),
+    "torch-load": ("torch.load without weights_only", "torch", "load", "x.pt"),
+    "torch-hub": ("torch.hub.load", "torch.hub", "load", "a/b", "c"),
+    "torch-cpp": (
+        "a C++ extension compiled by torch",
+        "torch.utils.cpp_extension",
+        "load_inline",
+        "x",
+        "",
+    ),
+    "torch-jit": (
+        "an expression of torch.jit",
+        "torch.jit.unsupported_tensor_ops",
+        "execWrapper",
+        None,
+        {},
+        {},
+    ),
+    "dotted": (
+        "a name that leads through an allowed module",
+        "torch.serialization",
+        "os.system",
+        None,
+    ),
+    "dotted-collections": ("the same through one of Python's", "collections", "abc.sys.exit"),
+}
+
 PICKLES: Mapping[str, Attack] = {
-    "reduce": Attack("os.system by __reduce__", _in_zip(lambda c: dumped(touch(c)))),
+    "reduce": Attack("os.system by __reduce__", _in_zip(lambda c: dumped(touch(c))), _RUNS),
     "reduce-protocol-0": Attack(
         "the same in the oldest protocol, with INST",
         _in_zip(lambda c: f"(S\"touch '{c}'\"\niposix\nsystem\n.".encode()),
+        _RUNS,
     ),
     "reduce-obj": Attack(
         "the same with OBJ",
         _in_zip(lambda c: b"(cposix\nsystem\n" + dumped(f"touch '{c}'")[2:-1] + b"o."),
+        _RUNS,
     ),
     "reduce-protocol-4": Attack(
-        "the same with STACK_GLOBAL", _in_zip(lambda c: dumped(touch(c), 4))
+        "the same with STACK_GLOBAL", _in_zip(lambda c: dumped(touch(c), 4)), _RUNS
     ),
     "in-stats": Attack(
         "a call hidden among the training's counters",
-        _in_zip(lambda c: dumped(_state(touch(c)))),
+        _beside("stats", lambda c: dumped({"global_step": touch(c)})[2:-1]),
+        _RUNS,
     ),
     "nested": Attack(
         "a pickle within a pickle",
         _in_zip(lambda c: called("pickle", "loads", dumped(touch(c)))),
+        "asks for pickle.loads",
     ),
     "nested-torch": Attack(
         "torch.load of a file from within a pickle",
         _in_zip(lambda c: called("torch.serialization", "load", str(c))),
+        "asks for torch.serialization.load",
     ),
     "before-a-broken-tail": Attack(
         "a call before the pickle breaks off",
         _in_zip(lambda c: dumped(touch(c))[:-1] + b"\xff"),
+        _RUNS,
     ),
-    "legacy-tar": Attack("the tar of torch before 0.1.10", one_file("x.pt", _tar)),
+    "legacy": Attack(
+        "a call in a file of torch before 1.6",
+        one_file("x.pt", lambda c: _saved(c, stats=touch(c))),
+        _RUNS,
+    ),
+    "legacy-tar": Attack(
+        "the tar of torch before 0.1.10", one_file("x.pt", _tar), "does not begin like a .pt file"
+    ),
     "bare-pickle": Attack(
-        "a bare pickle, as before torch 1.6", one_file("x.pt", lambda c: dumped(touch(c)))
+        "a bare pickle, as before torch 1.6",
+        one_file("x.pt", lambda c: dumped(touch(c))),
+        "is a bare pickle",
     ),
     "codec-bare-pickle": Attack(
-        "a bare pickle for a codec", one_file("x.th", lambda c: dumped(touch(c))), CODEC
+        "a bare pickle for a codec",
+        one_file("x.th", lambda c: dumped(touch(c))),
+        "is not a file of torch.save",
+        CODEC,
     ),
-    "codec-zip": Attack("a call in a codec", _in_zip(lambda c: dumped(touch(c)), "x.th"), CODEC),
-    "eval": Attack("builtins.eval", _call("builtins", "eval", None)),
-    "exec": Attack("builtins.exec", _call("builtins", "exec", None)),
-    "getattr": Attack("builtins.getattr, to reach anything", _call("builtins", "getattr", "", "x")),
-    "import": Attack("importlib.import_module", _call("importlib", "import_module", "antigravity")),
-    "subclass-import": Attack("a module beside the file, imported by its name", _evil_module),
-    "pip": Attack("pip.main", _call("pip", "main", ["install", "--help"])),
-    "pip-internal": Attack(
-        "pip's inner main", _call("pip._internal.cli.main", "main", ["install", "--help"])
+    "codec-zip": Attack(
+        "a call in a codec", _in_zip(lambda c: dumped(touch(c)), "x.th"), _RUNS, CODEC
     ),
-    "resolve-name": Attack(
-        "pkgutil.resolve_name, which names anything", _call("pkgutil", "resolve_name", "os:system")
+    "subclass-import": Attack(
+        "a module beside the file, imported by its name",
+        _evil_module,
+        "holds a valle_attack_module.Model",
     ),
-    "runpy": Attack("runpy.run_path", _call("runpy", "run_path", "x.py")),
-    "timeit": Attack("timeit.timeit of a text", _call("timeit", "timeit", None)),
-    "cprofile": Attack("cProfile.run of a text", _call("cProfile", "run", None)),
-    "pdb": Attack("pdb.run of a text", _call("pdb", "run", None)),
-    "code": Attack("code.InteractiveInterpreter", _call("code", "InteractiveInterpreter")),
-    "webbrowser": Attack("webbrowser.open", _call("webbrowser", "open", "http://localhost")),
-    "operator": Attack(
-        "operator.attrgetter, to reach anything", _call("operator", "attrgetter", "system")
-    ),
-    "functools": Attack("functools.partial of a call", _call("functools", "partial", None)),
-    "asyncio": Attack(
-        "a subprocess of asyncio",
-        _call("asyncio.unix_events", "_UnixSubprocessTransport._start", None),
-    ),
-    "logging": Attack("logging.config.listen", _call("logging.config", "listen")),
-    "numpy-runstring": Attack(
-        "numpy.testing's exec", _call("numpy.testing._private.utils", "runstring", None, {})
-    ),
-    "numpy-load": Attack(
-        "numpy.load with allow_pickle", _call("numpy", "load", "x.npy", None, True)
-    ),
-    "numpy-f2py": Attack("numpy.f2py's eval", _call("numpy.f2py.crackfortran", "myeval", None)),
-    "torch-load": Attack("torch.load without weights_only", _call("torch", "load", "x.pt")),
-    "torch-hub": Attack("torch.hub.load", _call("torch.hub", "load", "a/b", "c")),
-    "torch-cpp": Attack(
-        "a C++ extension compiled by torch",
-        _call("torch.utils.cpp_extension", "load_inline", "x", ""),
-    ),
-    "torch-jit": Attack(
-        "an expression of torch.jit",
-        _call("torch.jit.unsupported_tensor_ops", "execWrapper", None, {}, {}),
-    ),
-    "dotted": Attack(
-        "a name that leads through an allowed module",
-        _call("torch.serialization", "os.system", None),
-    ),
-    "dotted-collections": Attack(
-        "the same through one of Python's", _call("collections", "abc.sys.exit")
-    ),
+    **{
+        name: Attack(title, _call(module, function, *arguments), f"asks for {module}.{function}")
+        for name, (title, module, function, *arguments) in CALLS.items()
+    },
     "persistent": Attack(
-        "a persistent id that is no storage", _in_zip(lambda _c: b"\x80\x02X\1\0\0\0xQ.")
+        "a persistent id that is no storage",
+        _in_zip(lambda _c: b"\x80\x02X\1\0\0\0xQ."),
+        "other than a storage",
     ),
-    "extension": Attack("a code of copyreg's registry", _in_zip(lambda _c: b"\x80\x02\x82\x01.")),
+    "extension": Attack(
+        "a code of copyreg's registry",
+        _in_zip(lambda _c: b"\x80\x02\x82\x01."),
+        "unregistered extension code",
+    ),
     "appended-build": Attack(
-        "a BUILD behind a right object, with a call in its state", _in_zip(_built(b"b."))
+        "a BUILD behind a valid object, with a call in its state", _in_zip(_built(b"b.")), _RUNS
     ),
     "appended-setattr": Attack(
         "a BUILD that sets __class__ and __reduce_ex__",
@@ -253,66 +325,112 @@ PICKLES: Mapping[str, Attack] = {
                 + b"b."
             )
         ),
+        "asks for builtins.getattr",
     ),
     "appended-pickle": Attack(
-        "a second pickle behind the first", _in_zip(lambda c: dumped({}) + dumped(touch(c)))
+        "a second pickle behind the first, which is never read",
+        _in_zip(lambda c: _right()[0][1] + dumped(touch(c))),
+        "",
+        CHECKPOINT[:1],
     ),
-    "unfolding": Attack("a config of nine to the thirteenth values", _in_zip(_unfolding)),
+    **{
+        f"key-{name}": Attack(
+            "a key that takes years to hash",
+            _beside("stats", lambda _c, opcodes=opcodes: opcodes),  # type: ignore[misc]
+            "a key of more than 100 values",
+        )
+        for name, opcodes in KEYS.items()
+    },
+    "key-call-dict": Attack(
+        "the same in a dict that is called, which a placeholder replaces",
+        _beside("stats", lambda _c: b"cbuiltins\ndict\n](" + _KEY + b"K\1\x86e\x85R"),
+        "",
+        CHECKPOINT[:1],
+    ),
+    "unfolding": Attack(
+        "a config of nine to the thirteenth values",
+        _config("name", _unfolding()),
+        "expands to more",
+    ),
     "long": Attack(
         "a number of a million digits",
-        _in_zip(
-            lambda _c: (
-                b"\x80\x02}X\6\0\0\0moduleX\0\0\0\0\x8b"
-                + struct.pack("<i", 400_000)
-                + b"\x7f" * 400_000
-                + b"s."
-            )
-        ),
+        _config("version", b"\x8b" + struct.pack("<i", 400_000) + b"\x7f" * 400_000),
+        "a whole number of more than 64 bits",
     ),
     "memo": Attack(
         "a memo of four billion places",
         _in_zip(lambda _c: b"\x80\x02Nr\xff\xff\xff\xffj\xff\xff\xff\x7f."),
+        "Memo value not found",
     ),
-    "storage-larger": Attack("data that reaches into the next entry", _storage(b"K\x0f")),
+    "storage-larger": Attack(
+        "data that reaches into the next entry", _storage(b"K\x0c"), "48 and 32 bytes"
+    ),
     "storage-huge": Attack(
-        "data of 2 to the 62nd elements", _storage(b"\x8a\x08" + bytes(7) + b"\x40")
+        "data of 2 to the 62nd elements",
+        _storage(b"\x8a\x08" + bytes(7) + b"\x40"),
+        "below 2 to the 62nd",
     ),
-    "storage-negative": Attack("data of a negative size", _storage(b"J\xff\xff\xff\xff")),
+    "storage-negative": Attack(
+        "data of a negative size", _storage(b"J\xff\xff\xff\xff"), "not a whole number"
+    ),
     "expanded": Attack(
-        "a tensor of a trillion elements on one number", one_file("x.pth", _expanded)
+        "a tensor of a trillion elements on one number",
+        one_file("x.pth", _expanded),
+        r"not dense tensors: text_emb\.weight",
     ),
-    "zip-two-pickles": Attack("two pickles of one name", one_file("x.pth", _two_pickles)),
-    "zip-hidden-pickle": Attack("a checksum of another pickle", one_file("x.pth", _hidden_pickle)),
+    "zip-two-pickles": Attack(
+        "two pickles of one name", one_file("x.pth", _two_pickles), "lists an entry twice"
+    ),
+    "zip-hidden-pickle": Attack(
+        "a checksum of another pickle", one_file("x.pth", _hidden_pickle), "match its checksum"
+    ),
     "zip-headers": Attack(
         "a table that gives an entry another name",
-        _changed(lambda f: _field(f, b"PK\1\2", 1, 17, b"archive/.format_versioX")),
+        _changed(b"PK\1\2", 1, 17, b"model/.format_versioX"),
+        "the entry 'model/.format_versioX' disagree",
     ),
     "zip-crc": Attack(
-        "a wrong checksum of the pickle", _changed(lambda f: _field(f, b"PK\1\2", 0, 7, b"abcd"))
+        "a wrong checksum of the pickle",
+        _changed(b"PK\1\2", 0, 7, b"abcd"),
+        "data.pkl does not match its checksum",
     ),
     "zip-encrypted": Attack(
-        "an entry said to be encrypted", _changed(lambda f: _field(f, b"PK\1\2", 0, 3, b"\1\0"))
+        "an entry said to be encrypted",
+        _changed(b"PK\1\2", 0, 3, b"\1\0"),
+        "the entry 'model/data.pkl' disagree",
     ),
     "zip-size": Attack(
         "an entry of four gigabytes",
-        _changed(lambda f: _field(f, b"PK\1\2", 4, 9, b"\xf0\xff\xff\xff")),
+        _changed(b"PK\1\2", 4, 9, b"\xf0\xff\xff\xff"),
+        "claims 4,29.* bytes in a file",
     ),
     "zip-overlap": Attack(
         "two entries in one place",
-        _changed(lambda f: _field(f, b"PK\1\2", 5, 16, bytes(4))),
+        _changed(b"PK\1\2", 5, 16, bytes(4)),
+        "the entry 'model/data/1' disagree",
     ),
-    "zip-bomb": Attack("200 megabytes of zeros in 200 kilobytes", one_file("x.pth", _bomb)),
-    "zip-path": Attack("an entry that leads out of the folder", _leading(lambda c: f"../{c.name}")),
-    "zip-absolute": Attack("an entry with an absolute path", _leading(str)),
+    "zip-bomb": Attack(
+        "200 megabytes of zeros in 200 kilobytes", one_file("x.pth", _bomb), "is compressed"
+    ),
+    "zip-path": Attack(
+        "an entry that leads out of the folder",
+        _leading(lambda c: f"../{c.name}"),
+        "is outside the folder",
+    ),
+    "zip-absolute": Attack(
+        "an entry with an absolute path", _leading(str), "is outside the folder"
+    ),
     "zip-symlink": Attack(
-        "an entry that is a symbolic link",
-        _changed(lambda f: _field(f, b"PK\1\2", 1, 15, struct.pack("<I", 0o120777 << 16))),
+        "an entry that is a symbolic link, which is not followed",
+        _changed(b"PK\1\2", 1, 15, struct.pack("<I", 0o120777 << 16)),
+        "",
+        CHECKPOINT[:1],
     ),
     **{
         f"named-{suffix[1:]}": Attack(
             f"a call in a file named {suffix}",
             _in_zip(lambda c: dumped(touch(c)), f"x{suffix}"),
-            CHECKPOINT,
+            _RUNS,
         )
         for suffix in (".sft", ".safetensors", ".ckpt", ".gguf", ".npz", ".bin")
     },
@@ -320,8 +438,19 @@ PICKLES: Mapping[str, Attack] = {
         f"bare-named-{suffix[1:]}": Attack(
             f"a bare pickle named {suffix}",
             one_file(f"x{suffix}", lambda c: dumped(touch(c))),
-            CHECKPOINT,
+            "is a bare pickle",
         )
         for suffix in (".sft", ".gguf", ".pkl", ".json")
     },
+}
+
+#: What the attacks are made of, undamaged.
+BASES: Mapping[str, Attack] = {
+    "zip": Attack(
+        "a file of torch.save", one_file("x.pth", lambda _c: formats.zip_of(_right())), ""
+    ),
+    "stats": Attack("one with other counters", _beside("stats", lambda _c: b"}"), ""),
+    "config": Attack("one with another config", _config("name", dumped("x")[2:-1]), ""),
+    "storage": Attack("one with the size of a storage", _storage(b"K\x08"), ""),
+    "legacy": Attack("a file of torch before 1.6", one_file("x.pt", _saved), ""),
 }

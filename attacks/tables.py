@@ -8,16 +8,18 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from attacks.attack import CHECKPOINT, CODEC, CONVERTED, Attack, Made, dumped, one_file, touch
 from fuzz import formats, seeds
+from valle_convert.tokenizer.choose import BUILT_IN
 
 # ---------------------------------------------------------------------------- safetensors
 
 
 def _safetensors(change: Callable[[dict[str, Any]], object], more: bytes = b"") -> Made:
-    """A right checkpoint with another header."""
+    """A valid checkpoint with another header."""
 
     def made(_canary: Path) -> bytes:
         header, data = formats.safetensors_parts(seeds.checkpoint())
@@ -68,23 +70,37 @@ def _polyglot(canary: Path) -> bytes:
 
 _NINE = ",".join("x" * 9)
 YAML = {
-    "yaml-python": "a: !!python/object/apply:os.system ['touch CANARY']",
-    "yaml-new": "a: !!python/object/new:os.system ['touch CANARY']",
-    "yaml-name": "a: !!python/name:os.system",
-    "yaml-module": "a: !!python/module:antigravity",
-    "yaml-laughs": f"a0: &a0 [{_NINE}]\n"
-    + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-    + "capabilities: *a11\n",
-    "yaml-merges": "a0: &a0 {x: 1}\n"
-    + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], y{i}: 1}}\n" for i in range(1, 50)),
-    "yaml-circle": "capabilities: &a [*a]",
-    "yaml-base-60": "version: 1" + ":1" * 400_000,
-    "yaml-deep": "a: " + "[" * 100_000,
-    "yaml-long": "version: 0x" + "f" * 900_000,
+    "yaml-python": (
+        "python/object/apply:os.system",
+        "a: !!python/object/apply:os.system ['touch CANARY']",
+    ),
+    "yaml-new": (
+        "python/object/new:os.system",
+        "a: !!python/object/new:os.system ['touch CANARY']",
+    ),
+    "yaml-name": ("python/name:os.system", "a: !!python/name:os.system"),
+    "yaml-module": ("python/module:antigravity", "a: !!python/module:antigravity"),
+    "yaml-laughs": (
+        "expands to more",
+        f"a0: &a0 [{_NINE}]\n"
+        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+        + "capabilities: *a11\n",
+    ),
+    "yaml-merges": (
+        "expands to more",
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], y{i}: 1}}\n" for i in range(1, 50)),
+    ),
+    "yaml-circle": ("contains itself", "capabilities: &a [*a]"),
+    "yaml-base-60": ("800,001 characters that is not text", "version: 1" + ":1" * 400_000),
+    "yaml-deep": ("nested too deeply", "a: " + "[" * 100_000),
+    "yaml-long": ("900,002 characters that is not text", "version: 0x" + "f" * 900_000),
 }
 
 
 def _config(text: str) -> Made:
+    """A config beside a checkpoint that has none inside."""
+
     def make(folder: Path, canary: Path) -> Path:
         header, data = formats.safetensors_parts(seeds.checkpoint())
         tree = json.loads(header)
@@ -98,7 +114,7 @@ def _config(text: str) -> Made:
 
 
 def _tokenizer(name: str, data: Callable[[], bytes]) -> Made:
-    """A hostile tokenizer beside a right checkpoint."""
+    """A hostile tokenizer beside a valid checkpoint."""
 
     def make(folder: Path, _canary: Path) -> Path:
         (folder / "x.sft").write_bytes(seeds.checkpoint())
@@ -109,7 +125,7 @@ def _tokenizer(name: str, data: Callable[[], bytes]) -> Made:
 
 
 def _normalizing() -> bytes:
-    tree = json.loads(seeds.tokenizer_json())
+    tree = json.loads(BUILT_IN.read_bytes())
     tree["pre_tokenizer"] = {
         "type": "Split",
         "pattern": {"Regex": "(a+)+$"},
@@ -120,14 +136,14 @@ def _normalizing() -> bytes:
 
 def _strings_without_end() -> bytes:
     """Each merge doubles how many strings share an id."""
-    tree = json.loads(seeds.tokenizer_json())
-    vocab, merges = tree["model"]["vocab"], []
-    left = "r"
-    for i in range(12, 60):
+    tree = json.loads(BUILT_IN.read_bytes())
+    vocab, merges = tree["model"]["vocab"], tree["model"]["merges"]
+    vocab["\u0281"] = vocab["r"]
+    left = "b"
+    for i in range(len(set(vocab.values())), 300):
         merges.append(f"{left} r")
-        vocab[left + "r"] = i
         left += "r"
-    tree["model"]["merges"] = merges
+        vocab[left] = i
     return json.dumps(tree).encode()
 
 
@@ -176,38 +192,94 @@ def _u64(value: int) -> bytes:
 
 _ALIGNMENT = b"general.alignment"
 _TABLE = b"token_embd.weight"  # name, n_dims, dims, type, offset
-GGUF: Mapping[str, tuple[str, Callable[[list[bytes]], object]]] = {
-    "gguf-tensors": ("2 to the 63rd tensors", lambda f: f.__setitem__(2, _u64(1 << 63))),
-    "gguf-keys": ("2 to the 40th keys", lambda f: f.__setitem__(3, _u64(1 << 40))),
+GGUF: Mapping[str, tuple[str, str, Callable[[list[bytes]], object]]] = {
+    "gguf-tensors": (
+        "2 to the 63rd tensors",
+        "claims 9223372036854775808 tensors",
+        lambda f: f.__setitem__(2, _u64(1 << 63)),
+    ),
+    "gguf-keys": (
+        "2 to the 40th keys",
+        "claims 1099511627776 keys",
+        lambda f: f.__setitem__(3, _u64(1 << 40)),
+    ),
     "gguf-string": (
         "a name of 2 to the 64th bytes",
+        "a name of 18446744073709551615 bytes",
         lambda f: f.__setitem__(4, _u64((1 << 64) - 1)),
     ),
-    "gguf-no-dims": ("a tensor without dimensions", _at(_TABLE, 1, bytes(4))),
-    "gguf-many-dims": ("a tensor of five dimensions", _at(_TABLE, 1, b"\5\0\0\0")),
-    "gguf-zero-dim": ("a dimension of nothing", _at(_TABLE, 2, _u64(0))),
-    "gguf-overflow": ("dimensions whose product wraps around", _at(_TABLE, 3, _u64((1 << 61) + 1))),
-    "gguf-type": ("a type that is none", _at(_TABLE, 4, b"\xff\0\0\0")),
-    "gguf-offset": ("data before the file", _at(_TABLE, 5, _u64((1 << 64) - 32))),
-    "gguf-unaligned": ("data that is not aligned", _at(_TABLE, 5, _u64(1))),
-    "gguf-alignment-0": ("an alignment of 0", _key(_ALIGNMENT, 4, bytes(4))),
-    "gguf-alignment-3": ("an alignment of 3", _key(_ALIGNMENT, 4, b"\3\0\0\0")),
-    "gguf-alignment-huge": ("an alignment of 2 GiB", _key(_ALIGNMENT, 4, b"\0\0\0\x80")),
-    "gguf-alignment-text": ("an alignment in words", _key(_ALIGNMENT, 8, _u64(1) + b"8")),
-    "gguf-empty-key": ("a key without a name", _key(b"", 4, bytes(4))),
+    "gguf-no-dims": ("a tensor without dimensions", "has 0 dimensions", _at(_TABLE, 1, bytes(4))),
+    "gguf-many-dims": (
+        "a tensor of five dimensions",
+        "has 5 dimensions",
+        _at(_TABLE, 1, b"\5\0\0\0"),
+    ),
+    "gguf-zero-dim": ("a dimension of nothing", "has no elements", _at(_TABLE, 2, _u64(0))),
+    "gguf-overflow": (
+        "dimensions whose product wraps around",
+        "2305843009213693953.*exceeds 63 bits",
+        _at(_TABLE, 3, _u64((1 << 61) + 1)),
+    ),
+    "gguf-type": ("a type that is none", "unknown type 255", _at(_TABLE, 4, b"\xff\0\0\0")),
+    "gguf-offset": (
+        "data before the file",
+        "at 18446744073709551584 exceeds 63 bits",
+        _at(_TABLE, 5, _u64((1 << 64) - 32)),
+    ),
+    "gguf-unaligned": (
+        "data that is not aligned",
+        "not a multiple of the alignment",
+        _at(_TABLE, 5, _u64(1)),
+    ),
+    "gguf-alignment-0": (
+        "an alignment of 0",
+        "general.alignment is 0",
+        _key(_ALIGNMENT, 4, bytes(4)),
+    ),
+    "gguf-alignment-3": (
+        "an alignment of 3",
+        "general.alignment is 3",
+        _key(_ALIGNMENT, 4, b"\3\0\0\0"),
+    ),
+    "gguf-alignment-huge": (
+        "an alignment of 2 GiB",
+        "general.alignment is 2147483648",
+        _key(_ALIGNMENT, 4, b"\0\0\0\x80"),
+    ),
+    "gguf-alignment-text": (
+        "an alignment in words",
+        "has type string",
+        _key(_ALIGNMENT, 8, _u64(1) + b"8"),
+    ),
+    "gguf-empty-key": ("a key without a name", "a name of 0 bytes", _key(b"", 4, bytes(4))),
     "gguf-key-twice": (
         "a key that is there twice",
+        "'general.architecture' is there twice",
         _key(b"general.architecture", 8, _u64(5) + b"llama"),
     ),
-    "gguf-array": ("an array of 2 to the 62nd", _key(b"a", 9, b"\4\0\0\0" + _u64(1 << 62))),
+    "gguf-array": (
+        "an array of 2 to the 62nd",
+        "elements of all arrays to 4611686018427387904",
+        _key(b"a", 9, b"\4\0\0\0" + _u64(1 << 62)),
+    ),
     "gguf-nested": (
         "arrays in arrays",
+        "an array of arrays",
         _key(b"a", 9, b"\x09\0\0\0" + _u64(1) + b"\4\0\0\0" + _u64(0)),
     ),
-    "gguf-split": ("a part that makes llama.cpp open others", _key(b"split.count", 2, b"\2\0")),
-    "gguf-big-endian": ("the other order of bytes", lambda f: f.__setitem__(1, f[1][::-1])),
+    "gguf-split": (
+        "a part that makes llama.cpp open others",
+        "one part of a split model",
+        _key(b"split.count", 2, b"\2\0"),
+    ),
+    "gguf-big-endian": (
+        "the other order of bytes",
+        "big-endian",
+        lambda f: f.__setitem__(1, f[1][::-1]),
+    ),
     "gguf-experts": (
         "a key that makes another graph",
+        "expert_count|it was changed",
         _key(b"gemma.expert_count", 4, b"\xff\xff\0\0"),
     ),
 }
@@ -229,27 +301,33 @@ def _array(kind: str, shape: str) -> bytes:
     return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}".encode()
 
 
-#: A model that is right, so that the voice is what is refused; `tests/attacks` gives it.
-VOICE = ("speak {model} a --phonemes --voice {} -o {out}.wav --codec {codec}",)
+#: A valid model, so that the voice is what is refused; `tests/attacks` gives it.
+VOICE = (
+    "speak {model} a --phonemes --voice {} -o {out}.wav --codec {codec} --set max_seconds=0.1",
+)
 
 
-def _wav(rate: int, size: int) -> bytes:
+_SECOND = 48_000  # bytes, at 24 kHz
+_NOISE = Random(0).randbytes(_SECOND)  # noqa: S311 - no secret
+
+
+def _wav(rate: int, size: int, data: bytes) -> bytes:
     head = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate & 0xFFFFFFFF, 2, 16)
     length = struct.pack("<I", size)
-    return b"RIFF" + length + b"WAVE" + head + b"data" + length + bytes(64)
+    return b"RIFF" + length + b"WAVE" + head + b"data" + length + data
 
 
 # ---------------------------------------------------------------------------------- folders
 
 
-def _codec_index(shard: str) -> Made:
+def _codec_index(shard: str = "") -> Made:
     def make(folder: Path, _canary: Path) -> Path:
         for name, data in seeds.codec_folder(shards=True).items():
             (folder / name).write_bytes(data)
         index = folder / "model.safetensors.index.json"
         tree = json.loads(index.read_text())
         first = next(iter(tree["weight_map"]))
-        tree["weight_map"][first] = shard
+        tree["weight_map"][first] = shard or tree["weight_map"][first]
         index.write_text(json.dumps(tree))
         return folder
 
@@ -277,6 +355,8 @@ def _latest(tag: str) -> Made:
         training = folder / "training"
         training.mkdir()
         (training / "latest").write_text(tag)
+        (training / "1000").mkdir()
+        (training / "1000" / "state.sft").write_bytes(seeds.checkpoint())
         return training
 
     return make
@@ -307,105 +387,197 @@ def _link_to_device(folder: Path, _canary: Path) -> Path:
 
 
 TABLES: Mapping[str, Attack] = {
-    "header-200-mb": Attack("a header of 200 MB of nothing", _huge_header),
-    "header-100000": Attack("100,000 tensors", one_file("x.sft", _many)),
+    "header-200-mb": Attack("a header of 200 MB of nothing", _huge_header, "header too large"),
+    "header-100000": Attack("100,000 tensors", one_file("x.sft", _many), "its tensors are t0"),
     "header-length": Attack(
         "a header as long as the memory",
         one_file("x.sft", lambda _: b"\xff" * 8 + seeds.checkpoint()[8:]),
+        "header too large",
     ),
-    "header-twice": Attack("a tensor that is there twice", one_file("x.sft", _twice)),
+    "header-twice": Attack(
+        "a tensor that is there twice", one_file("x.sft", _twice), "has 'sep' twice"
+    ),
     "header-overlap": Attack(
-        "two tensors in one place", _safetensors(_set("dropout_token", "data_offsets", [0, 32]))
+        "two tensors in one place",
+        _safetensors(_set("dropout_token", "data_offsets", [0, 32])),
+        "invalid offset for tensor",
     ),
     "header-hole": Attack(
-        "a hole between tensors", _safetensors(lambda tree: tree.pop("dropout_token"))
+        "a hole between tensors",
+        _safetensors(lambda tree: tree.pop("dropout_token")),
+        "invalid offset for tensor",
     ),
     "header-backwards": Attack(
-        "data that ends before it begins", _safetensors(_set("sep", "data_offsets", [32, 0]))
+        "data that ends before it begins",
+        _safetensors(_set("sep", "data_offsets", [32, 0])),
+        "invalid offset for tensor `sep`",
     ),
-    "header-negative": Attack("a negative dimension", _safetensors(_set("sep", "shape", [-8]))),
+    "header-negative": Attack(
+        "a negative dimension",
+        _safetensors(_set("sep", "shape", [-8])),
+        "invalid value: integer `-8`",
+    ),
     "header-overflow": Attack(
-        "a shape whose product wraps around", _safetensors(_set("sep", "shape", [1 << 62, 8]))
+        "a shape whose product wraps around",
+        _safetensors(_set("sep", "shape", [1 << 62, 8])),
+        "overflow computing buffer size",
     ),
     "header-dimensions": Attack(
-        "a tensor of 300 dimensions", _safetensors(_set("sep", "shape", [1] * 300 + [8]))
+        "a tensor of 300 dimensions",
+        _safetensors(_set("sep", "shape", [1] * 300 + [8])),
+        "has 301 dimensions",
     ),
-    "header-trailing": Attack("bytes behind the data", _safetensors(lambda _: None, bytes(8))),
-    "header-json-tail": Attack("bytes behind the JSON", one_file("x.sft", _json_tail)),
+    "header-trailing": Attack(
+        "bytes behind the data", _safetensors(lambda _: None, bytes(8)), "file not fully covered"
+    ),
+    "header-json-tail": Attack(
+        "bytes behind the JSON", one_file("x.sft", _json_tail), "trailing characters"
+    ),
     "header-infinite": Attack(
         "a config with numbers that are none",
         _safetensors(lambda t: t["__metadata__"].update(config='{"version": 1e999, "size": NaN}')),
+        "has version inf",
     ),
     "header-deep": Attack(
         "a config nested 100,000 deep",
         _safetensors(lambda tree: tree["__metadata__"].update(config="[" * 100_000)),
+        "maximum recursion depth",
     ),
-    "polyglot": Attack("safetensors in front, a pickle's zip behind", one_file("x.sft", _polyglot)),
+    "polyglot": Attack(
+        "safetensors in front, a pickle's zip behind",
+        one_file("x.sft", _polyglot),
+        "file not fully covered",
+    ),
     **{
-        name: Attack(f"a config of YAML that begins {text[:24]!r}", _config(text))
-        for name, text in YAML.items()
+        name: Attack(f"a config of YAML that begins {text[:24]!r}", _config(text), says)
+        for name, (says, text) in YAML.items()
     },
     "tokenizer-regex": Attack(
         "a regular expression that never ends",
         _tokenizer("tokenizer.json", _normalizing),
+        "pre_tokenizer",
         CHECKPOINT[1:],
     ),
     "tokenizer-strings": Attack(
         "merges that double the strings of an id each time",
         _tokenizer("tokenizer.json", _strings_without_end),
+        "more than 65,536 strings",
         CHECKPOINT[1:],
     ),
     "tokenizer-deep": Attack(
         "JSON nested 100,000 deep",
         _tokenizer("tokenizer.json", lambda: b"[" * 100_000),
+        "maximum recursion depth",
         CHECKPOINT[1:],
     ),
-    **{name: Attack(words, _gguf(change), CONVERTED) for name, (words, change) in GGUF.items()},
-    "gguf-trailing": Attack("bytes behind the last tensor", _gguf(more=bytes(64)), CONVERTED),
-    "gguf-cut": Attack("data that is cut off", _gguf(cut=100), CONVERTED),
+    **{
+        name: Attack(words, _gguf(change), says, CONVERTED)
+        for name, (words, says, change) in GGUF.items()
+    },
+    "gguf-trailing": Attack(
+        "bytes behind the last tensor",
+        _gguf(more=bytes(64)),
+        "64 bytes follow the last tensor",
+        CONVERTED,
+    ),
+    "gguf-cut": Attack(
+        "data that is cut off", _gguf(cut=100), "ends at byte .* but the file has", CONVERTED
+    ),
     "npz-pickle": Attack(
-        "a pickled array", _npz(_array("|O", "1,"), lambda c: dumped(touch(c))), VOICE
+        "a pickled array",
+        _npz(_array("|O", "1,"), lambda c: dumped(touch(c))),
+        "Object arrays cannot be loaded",
+        VOICE,
     ),
     "npz-huge": Attack(
         "an array of 32 terabytes",
         _npz(_array("<i4", "1099511627776, 8"), lambda _: bytes(32)),
+        "Unable to allocate",
         VOICE,
     ),
     "npz-bomb": Attack(
         "200 megabytes of zeros in 200 kilobytes",
         _npz(_array("<i4", "25000000, 2"), lambda _: bytes(200_000_000), zipfile.ZIP_DEFLATED),
+        "would unpack to more than",
         VOICE,
     ),
     "npz-eval": Attack(
         "Python in the header of an array",
         _npz(b"__import__('os').system('true')", lambda _: b""),
+        "malformed node",
         VOICE,
     ),
-    "wav-rate": Attack("a rate of 1 Hz", one_file("x.wav", lambda _: _wav(1, 100)), VOICE),
+    "wav-rate": Attack(
+        "a rate of 1 Hz",
+        one_file("x.wav", lambda _: _wav(1, _SECOND, _NOISE)),
+        "sample rate of 1 Hz",
+        VOICE,
+    ),
     "wav-size": Attack(
-        "four gigabytes of sound in 64 bytes",
-        one_file("x.wav", lambda _: _wav(24_000, 0xFFFFFFF0)),
+        "four gigabytes of sound in a second of silence",
+        one_file("x.wav", lambda _: _wav(24_000, 0xFFFFFFF0, bytes(_SECOND))),
+        "0.0 of 1.0 seconds are above",
         VOICE,
     ),
     "codec-index-path": Attack(
-        "a shard outside of the folder", _codec_index("../../etc/passwd"), CODEC
+        "a shard outside of the folder",
+        _codec_index("../../etc/passwd"),
+        "names '../../etc/passwd'",
+        CODEC,
     ),
     "codec-index-absolute": Attack(
-        "a shard with an absolute path", _codec_index("/etc/passwd"), CODEC
+        "a shard with an absolute path", _codec_index("/etc/passwd"), "names '/etc/passwd'", CODEC
     ),
-    "index-path": Attack("a shard outside of the folder", _checkpoint_index("../a.safetensors")),
-    "index-absolute": Attack("a shard with an absolute path", _checkpoint_index("/etc/passwd")),
+    "index-path": Attack(
+        "a shard outside of the folder",
+        _checkpoint_index("../a.safetensors"),
+        "names '../a.safetensors'",
+    ),
+    "index-absolute": Attack(
+        "a shard with an absolute path", _checkpoint_index("/etc/passwd"), "names '/etc/passwd'"
+    ),
     "index-itself": Attack(
-        "an index that names itself", _checkpoint_index("x.safetensors.index.json")
+        "an index that names itself",
+        _checkpoint_index("x.safetensors.index.json"),
+        "names 'x.safetensors.index.json'",
     ),
-    "latest-path": Attack("a tag outside of the folder", _latest("../../etc")),
-    "latest-long": Attack("a tag of a megabyte", _latest("x" * (1 << 20))),
+    "latest-path": Attack("a tag outside of the folder", _latest("../../etc"), "holds '../../etc'"),
+    "latest-long": Attack(
+        "a tag of a megabyte", _latest("x" * (1 << 20)), "larger than 4,096 bytes"
+    ),
     "manifest-path": Attack(
-        "a file outside of the folder", _manifest("../../etc/passwd"), ("check-manifest {}",)
+        "a file outside of the folder",
+        _manifest("../../etc/passwd"),
+        r"files\[0\].name",
+        ("check-manifest {}",),
     ),
     "manifest-absolute": Attack(
-        "a file with an absolute path", _manifest("/etc/passwd"), ("check-manifest {}",)
+        "a file with an absolute path",
+        _manifest("/etc/passwd"),
+        r"files\[0\].name",
+        ("check-manifest {}",),
     ),
-    "pipe": Attack("a pipe that nobody writes into", _pipe),
-    "device": Attack("a device without an end", _link_to_device),
+    "pipe": Attack("a pipe that nobody writes into", _pipe, "is a pipe"),
+    "device": Attack("a device without an end", _link_to_device, "is a device"),
+}
+
+#: What the attacks are made of, undamaged.
+BASES: Mapping[str, Attack] = {
+    "safetensors": Attack("a checkpoint", _safetensors(lambda _: None), ""),
+    "yaml": Attack("a config beside it", _config(seeds.config_json().decode()), ""),
+    "tokenizer": Attack(
+        "a tokenizer beside it",
+        _tokenizer("tokenizer.json", BUILT_IN.read_bytes),
+        "",
+        CHECKPOINT[1:],
+    ),
+    "gguf": Attack("a converted file", _gguf(), "", CONVERTED),
+    "npz": Attack("codes", _npz(_array("<i4", "3, 2"), lambda _: bytes(24)), "", VOICE),
+    "wav": Attack(
+        "a second of noise", one_file("x.wav", lambda _: _wav(24_000, _SECOND, _NOISE)), "", VOICE
+    ),
+    "codec-index": Attack("a codec in shards", _codec_index(), "", CODEC),
+    "index": Attack("a checkpoint in shards", _checkpoint_index("a.safetensors"), ""),
+    "latest": Attack("a training", _latest("1000"), ""),
+    "manifest": Attack("quantized files", _manifest("m.gguf"), "", ("check-manifest {}",)),
 }

@@ -152,7 +152,7 @@ def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(
         type(one) is int and 0 <= one < 1 << 62 for one in values
     ):
-        raise ValueError("a size of a tensor that is not a whole number")
+        raise ValueError("a size of a tensor that is not a whole number below 2 to the 62nd")
     return tuple(values)
 
 
@@ -276,6 +276,10 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         if isinstance(target, StandIn):
             target.__setstate__(state)
 
+    def load_dict(self) -> None:
+        items = self.pop_mark()  # changes self.append
+        self.append(dict(zip(map(_small, items[::2]), items[1::2], strict=True)))
+
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self.stack[-1][_small(key)] = value
@@ -297,6 +301,7 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001
         pickle.BUILD[0]: load_build,
+        pickle.DICT[0]: load_dict,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.ADDITEMS[0]: load_additems,

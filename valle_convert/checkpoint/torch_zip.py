@@ -115,8 +115,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
-            f"{path} begins like a file of torch.save, but is truncated or damaged "
-            f"({error}); copy or download it again."
+            f"{path} is not a file of torch.save, or it is truncated or damaged ({error!s:.80}); "
+            "copy or download it again."
         ) from error
 
 

@@ -34,10 +34,7 @@ MAX_STRINGS = 1 << 16
 # Each costs llama.cpp a search through each text.
 MAX_ADDED_TOKENS = 256
 
-_REMEDY = (
-    "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE); stock "
-    "llama.cpp cannot reproduce this one exactly."
-)
+_REMEDY = "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE)."
 _NAIVE = (
     'This may be the older "naive" tokenizer (no merges, stress and length marks glued to their '
     "neighbours) of models before version 5, which is not supported."
