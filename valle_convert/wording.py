@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 #: `-3`, `1,024.5 MiB`, `3e-5`, `97 %` and `3.22 (3.11 to 3.33)`; an empty cell is one, too.
 _NUMBER = re.compile(r"([+-]?\d[\d.,]*(e[+-]?\d+)?( ?(%|\w+))?( \(.*\))?)?")
+
+#: Characters that are listed in one message.
+_MAX_LISTED = 110
 
 
 def plural(n: int, thing: str, things: str = "") -> str:
@@ -16,10 +20,13 @@ def plural(n: int, thing: str, things: str = "") -> str:
 
 
 def listing(items: Iterable[object], at_most: int = 5, separator: str = ", ") -> str:
-    """The first ones of several things, and how many more there are."""
-    shown = list(map(str, items))
-    if len(shown) > at_most:
-        shown[at_most:] = [f"and {len(shown) - at_most:,} more"]
+    """The first ones of several things, as far as a line goes, and how many more there are."""
+    words = map(str, items)
+    shown = [one if len(one) <= _MAX_LISTED else f"{one[:_MAX_LISTED]}..." for one in words]
+    ends = accumulate(len(one) + len(separator) for one in shown)
+    n_shown = min(at_most, max(1, sum(end <= _MAX_LISTED for end in ends)))
+    if len(shown) > n_shown:
+        shown[n_shown:] = [f"and {len(shown) - n_shown:,} more"]
     return separator.join(shown)
 
 

@@ -96,7 +96,10 @@ def load_config(path: Path, found: Found) -> Config:
         loaded = load_yaml(decoded(read_small_file(path, "config", _MAX_BYTES, pipe=True)))
     except ValueError as error:  # includes encoding errors
         reason = " ".join(str(error).split())
-        raise InputError(f"The config {path} is neither YAML nor JSON: {reason}.") from error
+        raise InputError(
+            f"The config {path} is neither YAML nor JSON: {reason:.80}; "
+            "give the config.yaml that the model was trained with."
+        ) from error
     # The training project's own config.yaml has its models under a key, among other settings.
     models = loaded.get("models") or loaded.get("model") if isinstance(loaded, dict) else None
     if isinstance(models, list) and models:

@@ -290,8 +290,7 @@ def table_problems(expected: Expected, found: Shapes) -> list[str]:
         "of another shape or type": wrong,
     }
     return [
-        f"{len(names)} of {len(expected)} tensors {words}: {', '.join(names[:3])}"
-        f"{' ...' if len(names) > 3 else ''}"
+        f"{len(names)} of {len(expected)} tensors {words}: {listing(names)}"
         for words, names in kinds.items()
         if names
     ]

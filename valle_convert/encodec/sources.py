@@ -51,6 +51,7 @@ from valle_convert.files import (
     read_small_file,
     stat_of,
 )
+from valle_convert.wording import listing
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
@@ -362,8 +363,8 @@ class _FoldingReader:
         )
         if problems:
             raise InputError(
-                f"The codec {source} is damaged or another model: {'; '.join(problems)}. Download "
-                f"it again, or pass {ENCODEC_24KHZ}."
+                f"The codec {source} is damaged or another model: "
+                f"{listing(problems, separator='; ')}. Download it again, or pass {ENCODEC_24KHZ}."
             )
 
     def _find(self, name: str) -> tuple[str, ...]:

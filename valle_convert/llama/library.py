@@ -45,7 +45,7 @@ LEVEL_CONTINUED = 5
 
 _LOADING = threading.Lock()
 LOG_LINES = 1000  # loading a model writes about 150
-LINES_IN_A_MESSAGE = 8
+_LINES_IN_A_MESSAGE = 2
 
 
 class Log:
@@ -86,8 +86,8 @@ class Log:
 
     def explain(self, since: int) -> str:
         """` llama.cpp says: ...` with the last complaints after a mark; empty if none came."""
-        complaints = self.complaints(since)[-LINES_IN_A_MESSAGE:]
-        return f" llama.cpp says: {' | '.join(complaints)}." if complaints else ""
+        complaints = self.complaints(since)[-_LINES_IN_A_MESSAGE:]
+        return f" llama.cpp says: {' | '.join(complaints):.200}." if complaints else ""
 
     def _finish(self) -> None:
         if self._unfinished:

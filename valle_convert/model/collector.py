@@ -70,7 +70,7 @@ class Collector:
             if names
         ]
         if parts:
-            raise InputError(f"{complaint}: {'; '.join(parts)}. {advice}")
+            raise InputError(f"{complaint}: {listing(parts, separator='; ')}. {advice}")
         return dropped
 
 

@@ -135,7 +135,7 @@ class ConfigReader:
         switches = self._config.get("experimental")
         if switches is not None and not isinstance(switches, Mapping):
             raise InputError(
-                f"{self._where}: experimental is {switches!r}, expected a dict; give it "
+                f"{self._where}: experimental is {switches!r:.60}, expected a dict; give it "
                 "with --config."
             )
         self._switches: Mapping[str, Any] = switches or {}
@@ -190,7 +190,8 @@ class ConfigReader:
             or not all(item in _CAPABILITIES for item in capabilities)
         ):
             self.faults.append(
-                f"capabilities is {capabilities!r}, expected a list of {', '.join(_CAPABILITIES)}"
+                f"capabilities is {capabilities!r:.60}, "
+                f"expected a list of {', '.join(_CAPABILITIES)}"
             )
             capabilities = []
         context = self.number("max_position_embeddings", _DEFAULT_CONTEXT)

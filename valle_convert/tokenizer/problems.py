@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from valle_convert.errors import InputError
 from valle_convert.wording import listing
 
-# More would hide the advice at the end of the message; the rest is counted.
-MAX_SHOWN = 12
-
 
 def refusal(what: str, problems: Sequence[str], remedy: str) -> InputError:
     """The error for a file: what failed, the problems, the remedy."""
-    return InputError(f"{what}: {listing(problems, MAX_SHOWN, '; ')}. {remedy}")
+    return InputError(f"{what}: {listing(problems, separator='; ')}. {remedy}")
 
 
 def short(value: object) -> str:

@@ -28,7 +28,7 @@ _BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _DEFINED = TokenType.USER_DEFINED
 _REMEDY = (
     "Train it again with model_type=bpe, byte_fallback=true, normalization_rule_name=identity and "
-    "remove_extra_whitespaces=false, or give the tokenizer.json of the checkpoint instead."
+    "remove_extra_whitespaces=false."
 )
 
 
@@ -107,10 +107,7 @@ def compile_sentencepiece(
 def _find_problems(proto: _Proto) -> Iterator[str]:
     kind = _MODEL_TYPES.get(proto.model_type, str(proto.model_type))
     if kind != "bpe":
-        yield (
-            f"its model_type is {kind}, expected bpe: llama.cpp merges by score, and does not "
-            "search for the most probable split"
-        )
+        yield f"its model_type is {kind:.20}, expected bpe"
     if proto.normalizer != "identity" or proto.charsmap:
         yield (
             f"its normalizer is {short(proto.normalizer)}, expected 'identity': llama.cpp does "
@@ -125,20 +122,14 @@ def _find_problems(proto: _Proto) -> Iterator[str]:
     of_bytes = {p for p, t in zip(proto.pieces, proto.types, strict=True) if t == TokenType.BYTE}
     missing = [piece for piece in _BYTE_PIECES if piece not in of_bytes]
     if missing:
-        yield (
-            f"it has no byte fallback ({len(missing)} of 256 byte pieces are missing): llama.cpp "
-            "needs them for characters without a piece"
-        )
+        yield f"it has no byte fallback ({len(missing)} of 256 byte pieces are missing)"
     for name, id_, piece, wanted in (
         ("unk_id", proto.unk_id, proto.unk_piece, TokenType.UNKNOWN),
         ("bos_id", proto.bos_id, proto.bos_piece, TokenType.CONTROL),
         ("eos_id", proto.eos_id, proto.eos_piece, TokenType.CONTROL),
     ):
         if not 0 <= id_ < len(proto.pieces) or proto.types[id_] != wanted:
-            yield (
-                f"its {name} is {id_}, expected the id of a piece of type {wanted.name.lower()}: "
-                "VALL-E puts <bos> and </eos> around all phonemes"
-            )
+            yield f"its {name} is {id_}, expected the id of a piece of type {wanted.name.lower()}"
         elif proto.pieces[id_] != piece:
             yield (
                 f"its {name} is {id_}, which is the piece {short(proto.pieces[id_])}, but "
