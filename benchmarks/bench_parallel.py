@@ -26,7 +26,7 @@ import numpy as np
 from bench_speak import DEPTH, LENGTH_PENALTY, Bare, condition_of
 from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
-from valle_convert.decode import ArOptions, Batch, append_codes
+from valle_convert.decode import Batch, DecodeOptions, append_codes
 from valle_convert.decode.ar import ar_steps
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
@@ -70,7 +70,7 @@ class BareSequences(Bare):
 def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, float]]:
     """Milliseconds of a step by the number of sequences: ours, and bare llama.cpp's."""
     bundle = open_bundle(path)
-    options = ArOptions(max_frames=n_steps + 2, length_penalty=LENGTH_PENALTY)
+    options = DecodeOptions(length_penalty=LENGTH_PENALTY)
     found = {}
     for n in NUMBERS:
         with (
@@ -82,7 +82,8 @@ def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, 
             batch = Batch(partial(append_codes, network), n)
             condition = condition_of(network.model)
             for i in range(n):
-                batch.add(ar_steps(network, condition, options, np.random.default_rng(i)))
+                rng = np.random.default_rng(i)
+                batch.add(ar_steps(network, condition, options, rng, max_frames=n_steps + 2))
             batch.step()
             bare.step()
             pairs = [(_ms(batch.step), _ms(bare.step)) for _ in range(n_steps)]

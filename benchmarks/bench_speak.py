@@ -31,7 +31,7 @@ from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
 from valle_convert import plan_conversion
 from valle_convert.closing import Closing
-from valle_convert.decode import ArOptions, Callbacks, decode_ar
+from valle_convert.decode import Callbacks, DecodeOptions, decode_ar
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores
@@ -171,11 +171,10 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
         marks.append(clock())
         return False
 
-    options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
+    options = DecodeOptions(length_penalty=LENGTH_PENALTY)
     condition = condition_of(network.model, n_prompt)
-    decode_ar(
-        network, condition, options, np.random.default_rng(0), watch=Callbacks(should_stop=mark)
-    )
+    rng, watch = np.random.default_rng(0), Callbacks(should_stop=mark)
+    decode_ar(network, condition, options, rng, max_frames=STEPS, watch=watch)
     return float(np.diff(marks)[1:].min()) * 1e3  # the first is the prompt
 
 

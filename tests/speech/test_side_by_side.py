@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from support import GOLDEN_VALLEX, Convert
 
-from valle_convert.decode import GREEDY, Guidance, SamplingOptions
+from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
@@ -62,7 +62,7 @@ def options_of(speaker: AnySpeaker, rng: np.random.Generator) -> SpeakOptions:
         seed=int(rng.integers(1000)),
     )
     if isinstance(speaker, VersionFiveSpeaker):
-        return replace(options, guidance=Guidance(float(rng.choice((0, 0, 3)))))
+        return replace(options, guidance_strength=float(rng.choice((0, 0, 3))))
     return replace(options, best_of=int(rng.choice((1, 1, 2))))
 
 

@@ -13,7 +13,7 @@ import soundfile
 from speech.conftest import Talking
 
 from valle_convert.audio import EncodecCodec, read_codes, write_codes, write_wav
-from valle_convert.decode import Guidance, Repetition, SamplingOptions, Timings
+from valle_convert.decode import SamplingOptions, Timings
 from valle_convert.errors import InputError
 from valle_convert.families import families
 from valle_convert.speech.results import SpeakOptions
@@ -275,8 +275,10 @@ OTHER: dict[str, Any] = {
     "accent": "ja",
     "sampling": SamplingOptions(top_k=1),
     "nar_sampling": SamplingOptions(temperature=5),
-    "repetition": Repetition(50),
-    "guidance": Guidance(3),
+    "repetition_penalty": 50.0,
+    "repetition_decay": 1.0,
+    "guidance_strength": 3.0,
+    "guidance_rescale": 0.1,
     "max_steps": 2,
     "best_of": 5,
     "length_penalty": -3,

@@ -16,7 +16,6 @@ from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.vallex import facts
 from valle_convert.families.vallex.composed import VallexText
-from valle_convert.families.vallex.decode import VallexOptions
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.speech import VallexSpeaker
 from valle_convert.families.vallex.symbols import symbol_ids
@@ -75,8 +74,9 @@ def test_text_and_a_voice_file_become_what_the_decoder_makes_of_their_rows(
             network,
             text_of(HEARD, 0) + text_of(symbols, language),
             golden("").prompt,
-            VallexOptions(GREEDY, max_frames=MAX_FRAMES),
+            QUICK,
             np.random.default_rng(0),
+            max_frames=MAX_FRAMES,
         ).codes
         for symbols, language in zip(pieces, (0, 1), strict=True)
     ]
@@ -188,7 +188,7 @@ def test_without_a_voice_a_sentence_goes_on_with_the_last_one_that_was_whole(
             network,
             text_of(before.phonemes, 0) + text_of(piece.phonemes, 0),
             before.codes,
-            VallexOptions(GREEDY),
+            QUICK,
             np.random.default_rng(0),
         )
         np.testing.assert_array_equal(piece.codes, expected.codes)
@@ -202,8 +202,9 @@ def test_an_accent_is_one_language_for_every_symbol(
         network,
         text_of("hɛˈloʊ.", 2),
         np.zeros((0, 8), np.int32),
-        VallexOptions(GREEDY, max_frames=MAX_FRAMES),
+        QUICK,
         np.random.default_rng(0),
+        max_frames=MAX_FRAMES,
     )
     np.testing.assert_array_equal(spoken.codes, expected.codes)
     assert spoken.pieces[0].language == "en"

@@ -33,7 +33,6 @@ def transcribe(
     """Transcribe recordings to phonemes."""
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
-    from valle_convert.decode import TranscribeOptions
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_input_file
     from valle_convert.speech.speaker import Watch
@@ -50,7 +49,7 @@ def transcribe(
         loaded = time.perf_counter() - begin
         watch = Watch(progress=console.progress_bar)
         for path in speech:
-            heard = hear(speaker, path, language, TranscribeOptions(max_phonemes), watch=watch)
+            heard = hear(speaker, path, language, max_phonemes, watch=watch)
             found.append({"file": str(path), **_heard_json(heard, loaded)})
             if not json_:
                 console.data(f"{path}\t{heard.phonemes}" if several else heard.phonemes)

@@ -6,51 +6,42 @@ levels above). `transcribe` is the reverse. `sampling` and `guidance` are the ar
 their steps together.
 """
 
-from valle_convert.decode.ar import ArOptions, append_codes, decode_ar
+from valle_convert.decode.ar import append_codes, decode_ar
 from valle_convert.decode.batch import Batch, Decoding, Steps
 from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, ShouldStop, check_range
-from valle_convert.decode.guidance import Guidance, guide
-from valle_convert.decode.length import LengthOptions, decode_length, frames_for
-from valle_convert.decode.masked import MaskedOptions, decode_masked
-from valle_convert.decode.nar import NarOptions, decode_nar
-from valle_convert.decode.sampling import GREEDY, Repetition, SamplingOptions
+from valle_convert.decode.guidance import guide
+from valle_convert.decode.length import decode_length, frames_for
+from valle_convert.decode.masked import decode_masked
+from valle_convert.decode.nar import decode_nar
+from valle_convert.decode.options import DecodeOptions, Mode, ModeChoice
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
 from valle_convert.decode.speech import (
-    Mode,
-    ModeChoice,
     Prefix,
     Speech,
-    SpeechOptions,
     Timings,
     choose_mode,
     decode_speech,
     speech_steps,
 )
-from valle_convert.decode.transcribe import TranscribeOptions, Transcript, decode_transcript
+from valle_convert.decode.transcribe import Transcript, decode_transcript
 
 __all__ = [
     "GREEDY",
     "UNWATCHED",
-    "ArOptions",
     "Batch",
     "Callbacks",
+    "DecodeOptions",
     "Decoded",
     "Decoding",
     "End",
-    "Guidance",
-    "LengthOptions",
-    "MaskedOptions",
     "Mode",
     "ModeChoice",
-    "NarOptions",
     "Prefix",
-    "Repetition",
     "SamplingOptions",
     "ShouldStop",
     "Speech",
-    "SpeechOptions",
     "Steps",
     "Timings",
-    "TranscribeOptions",
     "Transcript",
     "append_codes",
     "check_range",

@@ -33,9 +33,6 @@ Tokenize = Callable[[str], list[int]]
 #: The reverse, without `<bos>` and `</eos>`.
 Detokenize = Callable[[Sequence[int]], str]
 
-#: Longest sentence by default.
-MAX_SECONDS = 12.0
-
 
 class ReadsPhonemes(CodeFormat, Protocol):
     """What a speaker needs to know about a model's text."""

@@ -43,8 +43,9 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         }
     )
     speaks_with = frozenset(
-        "mode language sampling nar_sampling repetition guidance max_steps length_penalty "
-        "max_seconds duration_padding prompt_seconds context_history seed".split()
+        "mode language sampling nar_sampling repetition_penalty repetition_decay "
+        "guidance_strength guidance_rescale max_steps length_penalty max_seconds duration_padding "
+        "prompt_seconds context_history seed".split()
     )
 
     def claims(self, checkpoint: Checkpoint) -> bool:

@@ -86,8 +86,9 @@ def speak_references(
             codes = decode_speech(
                 network,
                 sentence.condition,
-                way.options(round(_EXPECTED_SECONDS * frame_rate), frame_rate),
+                way.options(_EXPECTED_SECONDS),
                 np.random.default_rng((seed, len(sentences), n)),
+                frame_rate,
             ).codes
             if not len(codes):
                 raise InputError(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
+from valle_convert.decode import GREEDY, DecodeOptions, decode_ar, decode_nar
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.families.gemma import random_speech
 from valle_convert.model.inputs import (
@@ -151,16 +151,16 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
 
 def speak_level_0(network: Network, utterance: Utterance) -> NDArray[np.int32]:
     """The AR's speech without randomness, [frames]."""
-    options = ArOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
-    return decode_ar(network, utterance.condition, options, np.random.default_rng(0)).codes
+    rng, options = np.random.default_rng(0), DecodeOptions(sampling=GREEDY)
+    return decode_ar(network, utterance.condition, options, rng, max_frames=GREEDY_FRAMES).codes
 
 
 def speak_levels(
     network: Network, utterance: Utterance, level_0: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """The levels above without randomness, [frames, levels]."""
-    rng, options = np.random.default_rng(0), NarOptions(sampling=GREEDY)
-    return decode_nar(network, utterance.condition, level_0, options, rng).codes
+    rng = np.random.default_rng(0)
+    return decode_nar(network, utterance.condition, level_0, DecodeOptions(), rng).codes
 
 
 def measure_speed(network: Network) -> Speed:

@@ -29,8 +29,8 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
     name = files.FAMILY
     title = "VALL-E of version 7"
     speaks_with = frozenset(
-        "language sampling guidance max_steps max_seconds duration_padding prompt_seconds "
-        "context_history seed".split()
+        "language sampling guidance_strength guidance_rescale max_steps max_seconds "
+        "duration_padding prompt_seconds context_history seed".split()
     )
 
     def claims(self, checkpoint: Checkpoint) -> bool:

@@ -8,10 +8,10 @@ from valle_convert.decode import (
     UNWATCHED,
     Callbacks,
     Decoded,
-    LengthOptions,
-    MaskedOptions,
+    DecodeOptions,
     frames_for,
 )
+from valle_convert.decode.length import most_frames
 from valle_convert.decode.masked import demask
 from valle_convert.decode.sampling import Logits
 from valle_convert.families.v7.composed import AllLevelsNetwork
@@ -23,7 +23,7 @@ def decode_levels(
     network: AllLevelsNetwork,
     condition: Condition,
     n_frames: int,
-    options: MaskedOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
     level_0: Codes | None = None,
@@ -64,16 +64,16 @@ def decode_levels(
 
 
 def decode_duration(
-    network: AllLevelsNetwork, condition: Condition, options: LengthOptions, frame_rate: float
+    network: AllLevelsNetwork, condition: Condition, options: DecodeOptions, frame_rate: float
 ) -> int:
     """The number of frames for a text, which the model gives in seconds or digit by digit."""
     found = network.length(condition)
     if found.shape[1] > 1:
         said = int("".join(map(str, found.argmax(-1))))
     else:
-        seconds = np.nan_to_num(found[0, 0], nan=0.0).clip(0, options.max_frames)
+        seconds = np.nan_to_num(found[0, 0], nan=0.0).clip(0, most_frames(options, frame_rate))
         said = int(seconds * frame_rate)
-    return frames_for(said, options)
+    return frames_for(said, options, frame_rate)
 
 
 def without_stops(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode import GREEDY, MaskedOptions
+from valle_convert.decode import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.families.gemma import random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork
@@ -157,7 +157,7 @@ def speak_levels(network: AllLevelsNetwork, example: MaskedUtterance, level_0: C
 def _greedy(
     network: AllLevelsNetwork, example: MaskedUtterance, n_frames: int, level_0: Codes | None
 ) -> Codes:
-    options = MaskedOptions(max_steps=_GREEDY_STEPS, sampling=GREEDY)
+    options = DecodeOptions(max_steps=_GREEDY_STEPS, sampling=GREEDY)
     rng = np.random.default_rng(0)
     return decode_levels(network, example.condition, n_frames, options, rng, level_0=level_0).codes
 
@@ -178,7 +178,7 @@ def measure_speed(network: AllLevelsNetwork) -> Speed:
         network.levels(condition, response)
         passes.append(1000 * (time.perf_counter() - begin))
     one = statistics.median(passes[1:])
-    n_passes = 2 * MaskedOptions().max_steps
+    n_passes = 2 * DecodeOptions().max_steps
     return Speed(
         ar_step=one * n_passes / _SPEED_FRAMES,
         nar_pass=one,

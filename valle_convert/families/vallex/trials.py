@@ -18,15 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows, VallexText
-from valle_convert.families.vallex.decode import (
-    VallexOptions,
-    decode_vallex_ar,
-    decode_vallex_nar,
-)
+from valle_convert.families.vallex.decode import decode_vallex_ar, decode_vallex_nar
 from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.families.vallex.symbols import VALLEX_SYMBOLS
 from valle_convert.families.vallex.voice import read_vallex_voice
@@ -108,9 +105,10 @@ def _stepwise(text: VallexText, before: Ids, codes: Ids, network: ComposedNetwor
 
 def speak_level_0(network: ComposedNetwork, given: VallexUtterance) -> NDArray[np.int32]:
     """The AR's speech without randomness, [frames]."""
-    options = VallexOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
-    rng = np.random.default_rng(0)
-    return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng).codes
+    rng, options, prompt = np.random.default_rng(0), DecodeOptions(sampling=GREEDY), given.prompt
+    return decode_vallex_ar(
+        network, given.text, prompt[:, 0], options, rng, max_frames=GREEDY_FRAMES
+    ).codes
 
 
 def speak_levels(
