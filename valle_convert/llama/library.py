@@ -85,8 +85,8 @@ class Log:
         return list(dict.fromkeys(filter(None, texts)))
 
     def explain(self, since: int) -> str:
-        """` llama.cpp says: ...` with the last complaints after a mark; empty if none came."""
-        complaints = self.complaints(since)[-_LINES_IN_A_MESSAGE:]
+        """` llama.cpp says: ...` with the first complaints after a mark, which name the cause."""
+        complaints = self.complaints(since)[:_LINES_IN_A_MESSAGE]
         return f" llama.cpp says: {' | '.join(complaints):.200}." if complaints else ""
 
     def _finish(self) -> None:
