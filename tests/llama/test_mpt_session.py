@@ -18,7 +18,8 @@ TOLERANCE = 1e-4
 @pytest.fixture
 def session(tmp_path: Path) -> MptSession:
     weights = random_mpt(attention=True)
-    (path,) = write_mpt(tmp_path, weights, FACTOR)
+    path = tmp_path / "mpt.gguf"
+    write_mpt(path, weights, FACTOR)
     rows = dict(enumerate(weights["token_embd.weight"][:4]))
     return MptSession(path, probe_rows=rows, activation_factor=FACTOR, n_threads=1)
 

@@ -301,13 +301,6 @@ class Family(ABC, Generic[M, N]):
             raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
 
-    def prove(self) -> None:
-        """Prove on a small model what its networks need beyond the self-test of `llama.probe`.
-
-        Raises:
-            EnvironmentFault: llama.cpp does not do it.
-        """
-
     @abstractmethod
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         """llama.cpp's rounding for these files."""

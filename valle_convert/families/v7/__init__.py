@@ -53,11 +53,6 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
     def check_part(self, file: GgufFile, part: str) -> None:
         files.check_part(file, part)
 
-    def prove(self) -> None:
-        from valle_convert.llama.gemma import prove_states
-
-        prove_states()
-
     def speaker_on(
         self,
         network: AllLevelsNetwork,

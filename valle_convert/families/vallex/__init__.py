@@ -87,11 +87,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         ar, body, first, *_ = parts
         return (Unit(ar), Unit(body, first))
 
-    def prove(self) -> None:
-        from valle_convert.llama.mpt import prove_mpt
-
-        prove_mpt()
-
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding
 
