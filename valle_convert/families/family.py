@@ -8,6 +8,8 @@ network, sets its `watch`, and passes it to cases.
 
 from __future__ import annotations
 
+import statistics
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -90,6 +92,16 @@ class Speed:
     ar_step: float  # one code of the AR
     nar_pass: float  # all codes of a level above 0, in one pass; else of masked codes
     n_positions: int  # of the request
+
+
+def median_ms(run: Callable[[], object], n: int) -> float:
+    """The median time of `n` runs, in milliseconds."""
+    seconds = []
+    for _ in range(n):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(seconds)
 
 
 class Family(ABC, Generic[M, N]):

@@ -6,19 +6,19 @@ verdict, importance matrices, and the quality of quantized files.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode import GREEDY, DecodeOptions, decode_ar, decode_nar
-from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.decode import GREEDY, DecodeOptions, append_codes, decode_ar, decode_nar
+from valle_convert.decode.batch import Element
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import random_speech
 from valle_convert.model.inputs import (
     Condition,
@@ -174,7 +174,7 @@ def measure_speed(network: Network) -> Speed:
         draw.integers(0, n_codes, (_SPEED_PROMPT, n_levels)),
     )
     response = draw.integers(0, n_codes, (_SPEED_FRAMES, n_levels))
-    at_once, level = ("nar.1", 1) if n_levels > 1 else ("mask", 0)
+    head, level = ("nar.1", 1) if n_levels > 1 else ("mask", 0)
     spoken, passed = (
         assemble(model, segments, network.look_up)
         for segments in (
@@ -182,26 +182,15 @@ def measure_speed(network: Network) -> Speed:
             speech_segments(model, condition, level, response, masked=level == 0),
         )
     )
-
-    def run(inputs: Inputs, start: int, stop: int, head: str, first: int) -> float:
-        outputs, part = slice(first - start, None), slice(start, stop)
-        begin = time.perf_counter()
-        network.step(inputs.embeddings[part], inputs.positions[part], head=head, outputs=outputs)
-        return 1000 * (time.perf_counter() - begin)
-
-    first = len(spoken) - _SPEED_STEPS
-    edges = [0, spoken.last, first, *range(first + 1, len(spoken) + 1)]
-    steps = [run(spoken, start, stop, "ar", stop - 1) for start, stop in pairwise(edges)]
-    passes = []
-    for _ in range(_SPEED_PASSES):
-        network.forget(0)
-        passes.append(run(passed, 0, len(passed), at_once, passed.last))
+    network.step(spoken.embeddings, spoken.positions, head="ar", outputs=slice(-1, None))
+    places = count(int(spoken.positions[-1]) + 1)
+    ar_step = median_ms(lambda: append_codes(network, [Element(0, 0, next(places))]), _SPEED_STEPS)
     network.forget(0)
-    return Speed(
-        ar_step=statistics.median(steps[-_SPEED_STEPS:]),
-        nar_pass=statistics.median(passes),
-        n_positions=len(passed),
+    outputs = slice(passed.last, None)
+    one_pass = partial(
+        network.step, passed.embeddings, passed.positions, head=head, outputs=outputs
     )
+    return Speed(ar_step, median_ms(one_pass, _SPEED_PASSES), len(passed))
 
 
 # ------------------------------------------------------------------------- files

@@ -5,8 +5,6 @@ One pass gives the logits of every level, and each level is its own case.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode import GREEDY, DecodeOptions
-from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
@@ -172,12 +170,9 @@ def measure_speed(network: AllLevelsNetwork) -> Speed:
     )
     phonemes = draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES)
     condition = Condition.of(model, phonemes, prompt)
-    passes: list[float] = []
-    for _ in range(_SPEED_PASSES + 1):  # the first one dequantizes weights
-        begin = time.perf_counter()
-        network.levels(condition, response)
-        passes.append(1000 * (time.perf_counter() - begin))
-    one = statistics.median(passes[1:])
+    one_pass = partial(network.levels, condition, response)
+    one_pass()  # dequantizes weights
+    one = median_ms(one_pass, _SPEED_PASSES)
     n_passes = 2 * DecodeOptions().max_steps
     return Speed(
         ar_step=one * n_passes / _SPEED_FRAMES,
