@@ -55,7 +55,8 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         return facts.describe(checkpoint, choices.codec)
 
     def contents_of(self, model: Model) -> Mapping[str, Contents]:
-        return {PART: facts.contents_of(model)}
+        has_biases = any(head.bias is not None for head in model.heads)
+        return {PART: facts.contents_of(model, has_biases=has_biases)}
 
     def refusal(self, file: GgufFile) -> str:
         from valle_convert.families.v5.old import is_old, why_wrong
