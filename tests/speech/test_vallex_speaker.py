@@ -116,18 +116,12 @@ def test_the_whole_recording_is_the_voice(
     speaker: VallexSpeaker, encodec: EncodecCodec, voice: Path
 ) -> None:
     audio = read_audio(voice, 24_000, max_seconds=60)
-    expected = speaker.speak(
-        "Hello.", VallexVoice(encodec.encode(audio), *ids_of(SAID_ROWS)), QUICK
-    )
+    expected = speaker.speak("Hello.", VallexVoice(encodec.encode(audio), SAID_ROWS), QUICK)
     spoken = speaker.speak("Hello.", voice, replace(QUICK, voice_text=SAID))
     np.testing.assert_array_equal(spoken.codes, expected.codes)
 
 
 SAID_ROWS = text_of(HEARD, 0)
-
-
-def ids_of(rows: VallexText) -> tuple[Any, Any]:
-    return rows.symbols, rows.languages
 
 
 @pytest.mark.parametrize(
@@ -157,7 +151,7 @@ def test_a_voice_file_takes_no_second_transcript(
 def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000 * 16).astype(np.float32)
     long = SavedCodes(np.zeros((75 * 16, 8), np.int32), UNKNOWN_CODEC, 64)
-    file = VallexVoice(long.codes, SAID_ROWS.symbols, SAID_ROWS.languages)
+    file = VallexVoice(long.codes, SAID_ROWS)
     with pytest.raises(InputError, match=r"16\.0 seconds long.*has at most 15"):
         speaker.speak("Hello.", file, QUICK)
     for source in (Audio(noise, 24_000), long):

@@ -22,7 +22,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import n_copies, vallex_steps
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
-from valle_convert.families.vallex.text import (
+from valle_convert.families.vallex.text.tagged import (
     SpelledText,
     TaggedText,
     spell,
@@ -87,7 +87,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
     ) -> tuple[VallexText, Codes]:
         """The prefix to continue: a voice, or else the last complete sentence."""
         if voice is not None:
-            return VallexText(voice.symbols, voice.languages), voice.codes
+            return voice.text, voice.codes
         # After a sentence that was cut off, the text would say more than the codes.
         for line, speech in reversed(said):
             if speech.end == "stop":
@@ -157,7 +157,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         codes, notices = self._codes_of(heard, None, name)
         of_text = (*spelled.notices, *_outside_notices(outside))
         notices += tuple(f"in the voice's text, {one}" for one in of_text)
-        return VallexVoice(codes, rows.symbols, rows.languages), notices
+        return VallexVoice(codes, rows), notices
 
 
 def _line(

@@ -138,7 +138,7 @@ def read_utterance(path: Path, model: VallexModel, *, seed: tuple[int, ...]) -> 
     """One utterance of a voice file; the first three seconds, or half of it, are the prompt."""
     del seed  # nothing is drawn
     voice = read_vallex_voice(path, model)
-    n_frames, n_symbols = len(voice.codes), len(voice.symbols)
+    n_frames, n_symbols = len(voice.codes), len(voice.text)
     if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:
         raise InputError(
             f"{path} has {plural(n_symbols, 'symbol')} and {plural(n_frames, 'frame')}, expected "
@@ -146,5 +146,4 @@ def read_utterance(path: Path, model: VallexModel, *, seed: tuple[int, ...]) -> 
             "take another piece of speech."
         )
     n_prompt = min(_SPEED_PROMPT, n_frames // 2)
-    text = VallexText(voice.symbols, voice.languages)
-    return VallexUtterance(text, voice.codes[:n_prompt], voice.codes[n_prompt:])
+    return VallexUtterance(voice.text, voice.codes[:n_prompt], voice.codes[n_prompt:])
