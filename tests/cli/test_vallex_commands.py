@@ -30,7 +30,7 @@ def test_tokenize_takes_no_other_tokenizer_and_no_other_part(vallex: Path, cli: 
     assert "one table of symbols" in error_of(result, 2)
     for other in ("nar", "nar-3"):
         result = cli("tokenize", vallex.with_name(f"{vallex.stem}-{other}.gguf"), "a")
-        assert "give the file of the AR" in error_of(result, 2)
+        assert "set's main file" in error_of(result, 2)
 
 
 def test_a_set_with_a_file_missing_fails_in_one_sentence(

@@ -125,7 +125,7 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
             for task, more in (("vc", "Hi. --voice {codes}"), ("ns", "Hi."), ("sr", "Hi."))
         ),
         ("speak {model} Hi. --lora {model} --save-codes {out}", "--lora does not apply to VALL-E"),
-        ("speak {audio} Hi. --save-codes {out}", "give the file without -audio"),
+        ("speak {audio} Hi. --save-codes {out}", "set's main file"),
     ],
     ids=lambda value: " ".join(value.split()[:1]),
 )

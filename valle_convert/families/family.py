@@ -204,12 +204,27 @@ class Family(ABC, Generic[M, N]):
             InputError: the file is not the main part.
         """
 
+    def part_keys(self, part: str) -> Mapping[str, Any]:
+        """The keys that distinguish a part of a set, with their values."""
+        raise NotImplementedError(part)
+
     def check_part(self, file: GgufFile, part: str) -> None:
         """Check that a file is the part that its name says.
 
         Raises:
             InputError: it is not.
         """
+        expected = self.part_keys(part)
+        found = {key: file.keys.get(key) for key in expected}
+        if found != expected:
+            is_, wanted = (
+                " ".join(str(one) for one in keys.values() if one is not None)
+                for keys in (found, expected)
+            )
+            raise InputError(
+                f"{file.path} is the part {is_!r:.40}, expected {wanted!r} of {self.title}; give "
+                "the set's main file, and keep the names of the others."
+            )
 
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
         """The model in the files.

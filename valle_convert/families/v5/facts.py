@@ -106,7 +106,7 @@ def _table_sources(n_levels: int) -> dict[str, str]:
     }
 
 
-def table_rows(config: ModelConfig) -> dict[str, int | None]:
+def rows_of_tables(config: ModelConfig) -> dict[str, int | None]:
     """The tables that a model needs, with their rows; None if the tensor itself decides."""
     levels, codes, capabilities = range(config.n_levels), config.codebook_size, config.capabilities
     rows: dict[str, int | None] = {"phonemes": None, "level": config.n_levels, "task": None}
@@ -119,7 +119,7 @@ def table_rows(config: ModelConfig) -> dict[str, int | None]:
     return rows | dict(further[one] for one in capabilities if one in further)
 
 
-def head_rows(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict[str, int]:
+def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict[str, int]:
     """The heads in the checkpoint's order, with their rows; without `n_text` none for text."""
     rows = {"ar": config.codebook_size + 1}
     rows |= {f"nar.{level}": config.codebook_size for level in range(1, config.n_levels)}
@@ -165,7 +165,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         **common, sum_prompt=switches.sum_prompt, sum_response=switches.sum_response
     )
     rows = RowBlocks()
-    needed = table_rows(config)
+    needed = rows_of_tables(config)
     for name, source in _table_sources(config.n_levels).items():
         if name in needed or source in collector.specs:
             known = needed.get(name, LENGTH_STOP + 1 if name == "length" else None)
@@ -173,7 +173,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
     tables, single = rows.tables, "classifier.weight" in collector.specs
     split = "classifiers.proj.0.weight" in collector.specs or not single
     collector.agree("split_classifiers", switches.split, split)
-    wanted = head_rows(config, n_phonemes, n_text if split else 0)
+    wanted = rows_of_heads(config, n_phonemes, n_text if split else 0)
     heads, first = [], rows.n_rows
     for name, n_rows in wanted.items():
         heads.append(Head(name, first, n_rows))

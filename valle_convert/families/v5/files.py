@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.gemma import main_keys, n_token_rows, read_main
-from valle_convert.families.v5.facts import head_rows, table_rows
+from valle_convert.families.v5.facts import rows_of_heads, rows_of_tables
 from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import (
@@ -77,7 +77,7 @@ def _check_contents(reader: KeyReader, model: Model) -> None:
         reader.faults.append(f"valle.codec.levels is {config.n_levels}")
         return
     found = {table.name: table.n_rows for table in model.tables}
-    reader.compare_rows("table", found, table_rows(config))
-    heads = head_rows(config, found.get("phonemes", 0))
+    reader.compare_rows("table", found, rows_of_tables(config))
+    heads = rows_of_heads(config, found.get("phonemes", 0))
     reader.compare_rows("head", {head.name: head.n_rows for head in model.heads}, heads)
     reader.compare_order(model.tables, "phonemes")

@@ -12,6 +12,7 @@ from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v7 import facts, files
 from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
+from valle_convert.gguf_file.keys import FAMILY_KEY, PART_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Contents, Description
 from valle_convert.model.spec import Head, Table
@@ -47,11 +48,11 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
         return ""
 
     def parts(self, main: GgufFile) -> tuple[str, ...]:
-        files.check_part(main, PART)
+        self.check_part(main, PART)
         return (PART, AUDIO)
 
-    def check_part(self, file: GgufFile, part: str) -> None:
-        files.check_part(file, part)
+    def part_keys(self, part: str) -> Mapping[str, Any]:
+        return {FAMILY_KEY: self.name, PART_KEY: part}
 
     def speaker_on(
         self,
