@@ -75,7 +75,7 @@ def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, 
     for n in NUMBERS:
         with (
             bundle.family.open(
-                bundle, n_threads=n_threads, settings=Settings(n_parallel=n)
+                bundle, settings=Settings(n_threads=n_threads, n_parallel=n)
             ) as network,
             BareSequences(path, n, n_threads) as bare,
         ):

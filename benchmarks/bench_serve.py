@@ -55,8 +55,8 @@ class Measured:
 def open_speaker(bundle: Bundle, threads: int, parallel: int = 1) -> AnySpeaker:
     """The miniature, ready to speak."""
     codec = WorldCodec(MINIATURE / "codec.safetensors")
-    settings = Settings(n_parallel=parallel)
-    return bundle.family.speaker(bundle, codec=codec, n_threads=threads, settings=settings)
+    settings = Settings(n_threads=threads, n_parallel=parallel)
+    return bundle.family.speaker(bundle, codec=codec, settings=settings)
 
 
 def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -121,21 +122,20 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
     runs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     with ExitStack() as held:
 
-        def add(name: str, **how: Any) -> Network:
-            network: Network = held.enter_context(
-                bundle.family.open(bundle, n_threads=1 if BUSY else None, **how)
-            )
+        def add(name: str, settings: Settings) -> Network:
+            how = replace(settings, n_threads=1 if BUSY else None)
+            network: Network = held.enter_context(bundle.family.open(bundle, settings=how))
             runs[name] = (lambda: pass_ms(network), lambda: step_ms(network))
             return network
 
         if not BUSY:
-            add(TUNED, tune="again")
-        network = add(WHOLE_HEAD, settings=EXACT)
+            add(TUNED, Settings(tune="again"))
+        network = add(WHOLE_HEAD, EXACT)
         for repack, (cache, flash) in product((True, False), CACHES):
             settings = Settings(
                 cache_type=cache, flash_attention=flash, repack=repack, own_head=True
             )
-            add(settings_words(settings), settings=settings)
+            add(settings_words(settings), settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)
         runs[BARE] = (lambda: bare.pass_ms(inputs), bare.step_ms)

@@ -16,6 +16,7 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.decode import Callbacks
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
+from valle_convert.llama.context import Settings
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Codec, ModelConfig
 
@@ -25,6 +26,8 @@ GOLDEN = PROJECT / "fixtures" / "golden"
 GOLDEN_NAMES = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head", "single-classifier")
 GOLDEN_VALLEX = "valle-x-small"
 GOLDEN_VERSION_7 = "v7-nemo"
+#: How networks and speakers of tests compute.
+ONE_THREAD = Settings(n_threads=1)
 
 
 def golden_checkpoint(name: str) -> Path:

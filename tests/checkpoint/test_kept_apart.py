@@ -15,7 +15,7 @@ import torch
 from checkpoint.containers import torch_state
 from make_checkpoint import Shape, make_checkpoint
 from safetensors.numpy import load_file, save_file
-from support import Cli, error_of
+from support import ONE_THREAD, Cli, error_of
 
 from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.api import write_lora
@@ -85,7 +85,7 @@ def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
 def network_of(path: Path, adapters: Sequence[LoraFile], **how: int) -> GgufNetwork:
     bundle = open_bundle(path)
     opened = bundle.family.open_adapters(adapters, bundle)
-    return GgufNetwork(bundle.files, bundle.model, n_threads=1, adapters=opened, **how)
+    return GgufNetwork(bundle.files, bundle.model, settings=ONE_THREAD, adapters=opened, **how)
 
 
 def logits(path: Path, adapters: Sequence[LoraFile] = ()) -> dict[str, np.ndarray]:

@@ -55,8 +55,7 @@ def serving(
         lambda: bundle.family.speaker(
             bundle,
             codec=codec or WorldCodec(CODEC),
-            n_threads=1,
-            settings=Settings(n_parallel=parallel),
+            settings=Settings(n_threads=1, n_parallel=parallel),
         ),
     )
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from make_checkpoint import Shape, make_checkpoint
-from support import GOLDEN_VALLEX, Convert
+from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
@@ -69,7 +69,7 @@ def bundle(converted: Convert) -> Bundle:
 
 @pytest.fixture(scope="session")
 def speaker(bundle: Bundle, encodec: EncodecCodec) -> Iterator[VersionFiveSpeaker]:
-    with bundle.family.speaker(bundle, codec=encodec, n_threads=1) as opened:
+    with bundle.family.speaker(bundle, codec=encodec, settings=ONE_THREAD) as opened:
         assert isinstance(opened, VersionFiveSpeaker)
         yield opened
 
@@ -113,7 +113,7 @@ def version_five(bundle: Bundle, speaker: AnySpeaker, encodec: EncodecCodec) -> 
     quick = SpeakOptions(
         mode="ar", language="en", sampling=GREEDY, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
-    with StopsAtOnce(bundle.files, bundle.model, n_threads=1) as network:
+    with StopsAtOnce(bundle.files, bundle.model, settings=ONE_THREAD) as network:
 
         def stopping(n: int) -> AnySpeaker:
             network.n = n
@@ -128,8 +128,8 @@ def vall_e_x(converted: Convert, encodec: EncodecCodec) -> Iterator[Talking]:
     quick = SpeakOptions(language="en", sampling=GREEDY, max_seconds=0.2, seed=1)
     heard = SpeakOptions(**{**vars(quick), "voice_text": "Hi there."})
     with (
-        files.family.speaker(files, codec=encodec, n_threads=1) as opened,
-        VallexStopsAtOnce(files.files, files.model, n_threads=1) as network,
+        files.family.speaker(files, codec=encodec, settings=ONE_THREAD) as opened,
+        VallexStopsAtOnce(files.files, files.model, settings=ONE_THREAD) as network,
     ):
 
         def stopping(n: int) -> AnySpeaker:
@@ -151,7 +151,7 @@ def version_seven(
     quick = SpeakOptions(
         language="en", sampling=GREEDY, max_steps=3, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
-    with files.family.speaker(files, codec=encodec, n_threads=1) as opened:
+    with files.family.speaker(files, codec=encodec, settings=ONE_THREAD) as opened:
         yield Talking(files, opened, quick, quick, "həlˈoʊ.")
 
 

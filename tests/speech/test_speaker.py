@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from speech.conftest import Talking
+from support import ONE_THREAD
 
 from valle_convert.audio import EncodecCodec, read_codes, write_codes, write_wav
 from valle_convert.decode import SamplingOptions, Timings
@@ -229,7 +230,7 @@ def test_spoken_codes_are_saved_and_sounded_again(
 
 def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voice: Path) -> None:
     with_audio = talking.speaker.speak("Hello.", None, talking.quick)
-    with talking.bundle.family.speaker(talking.bundle, n_threads=1) as mute:
+    with talking.bundle.family.speaker(talking.bundle, settings=ONE_THREAD) as mute:
         spoken = mute.speak("Hello.", with_audio.saved_codes, talking.heard)
         assert spoken.audio is None
         assert 0 < len(spoken.codes) <= FRAMES

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import soundfile
+from support import ONE_THREAD
 
 from valle_convert.audio import (
     Audio,
@@ -160,7 +161,7 @@ def test_any_network_and_tokenizer_make_a_speaker(
 ) -> None:
     oracle = open_tokenizer(BUILT_IN).oracle()
     setting = Setting(add_special=True, parse_special=False)
-    with bundle.family.open(bundle, n_threads=1) as network:
+    with bundle.family.open(bundle, settings=ONE_THREAD) as network:
         other = VersionFiveSpeaker(
             network,
             tokenize=lambda phonemes: oracle.encode_batch([phonemes], setting)[0],

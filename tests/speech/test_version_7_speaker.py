@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
-from support import Cli, error_of
+from support import ONE_THREAD, Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_seed_gives_the_same_codes_again_with_and_without_a_voice(model: Path) -> None:
     bundle = open_bundle(model)
-    with bundle.family.speaker(bundle, n_threads=1) as speaker:
+    with bundle.family.speaker(bundle, settings=ONE_THREAD) as speaker:
         alone = [speaker.speak("Hello. Yes.", None, QUICK) for _ in range(2)]
         np.testing.assert_array_equal(alone[0].codes, alone[1].codes)
         assert [piece.text for piece in alone[0].pieces] == ["Hello.", "Yes."]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from each_family import FAMILIES, copied, set_key
 from make_vallex import VallexShape, make_vallex
-from support import GOLDEN_VALLEX, Convert, golden_checkpoint, open_reference
+from support import GOLDEN_VALLEX, ONE_THREAD, Convert, golden_checkpoint, open_reference
 from vallex_golden import golden
 
 from valle_convert import open_network, plan_conversion, write_gguf
@@ -21,7 +21,6 @@ from valle_convert.families.family import Choices
 from valle_convert.families.vallex.composed import VallexText
 from valle_convert.gguf_file.keys import SET_ID_KEY
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.context import Settings
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
@@ -120,7 +119,7 @@ def session(files: Bundle) -> MptSession:
         files.path,
         probe_rows=read_probe_rows(files.main, files.model.ar.n_rows),
         activation_factor=files.model.activation_factor,
-        n_threads=1,
+        settings=ONE_THREAD,
     )
 
 
@@ -182,7 +181,7 @@ def test_an_exchanged_level_gives_the_bits_of_its_own_file(
     files = open_bundle(golden_set(out_type))
     rows = np.random.default_rng(0).standard_normal((40, 64), dtype=np.float32)
     found = {}
-    with files.family.open(files, n_threads=1) as network:
+    with files.family.open(files, settings=ONE_THREAD) as network:
         for level in (1, 7, 2, 2, 5, 3, 6, 4, 1):
             network._switch(level)
             found.setdefault(level, []).append(probe(network._nar, rows))
@@ -192,8 +191,7 @@ def test_an_exchanged_level_gives_the_bits_of_its_own_file(
             [files.files["nar"].path],
             probe_rows={},
             activation_factor=files.model.activation_factor,
-            n_threads=1,
-            settings=Settings("f32" if out_type == "f32" else "f16"),
+            settings=ONE_THREAD,
             proven=True,
         ) as session:
             theirs = probe(session, rows)

@@ -78,9 +78,12 @@ class EngineOptions:
             codec=in_background(partial(open_codec, self.codec, bundle.model))
             if needs_codec
             else None,
-            n_threads=self.threads,
-            settings=Settings(n_gpu_layers=self.gpu_layers, n_parallel=self.parallel),
-            tune=self.tune,
+            settings=Settings(
+                n_gpu_layers=self.gpu_layers,
+                n_threads=self.threads,
+                n_parallel=self.parallel,
+                tune=self.tune,
+            ),
             adapters=lora_files(adapters),
         )
 

@@ -35,6 +35,7 @@ def transcribe(
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_input_file
+    from valle_convert.llama.context import Settings
     from valle_convert.speech.speaker import Watch
 
     begin = time.perf_counter()
@@ -44,8 +45,8 @@ def transcribe(
     for path in speech if several else ():
         check_input_file(path, "recording")
     opened = None if all(map(is_codes_path, speech)) else open_codec(codec, bundle.model)
-    found = []
-    with bundle.family.speaker(bundle, codec=opened, n_threads=threads) as speaker:
+    found, how = [], Settings(n_threads=threads)
+    with bundle.family.speaker(bundle, codec=opened, settings=how) as speaker:
         loaded = time.perf_counter() - begin
         watch = Watch(progress=console.progress_bar)
         for path in speech:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.llama.context import Settings
-    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.speech.speaker import AnySpeaker
 
@@ -292,18 +291,14 @@ class Family(ABC, Generic[M, N]):
         self,
         bundle: Bundle,
         *,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> N:
         """The network on stock llama.cpp.
 
         Args:
             bundle: the files.
-            n_threads: None for the cores that this process may use.
             settings: how llama.cpp computes; None for the exact way, for verdicts.
-            tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
@@ -311,9 +306,8 @@ class Family(ABC, Generic[M, N]):
             EnvironmentFault: there is no usable llama.cpp, or it does not compute as needed.
         """
         more = {"adapters": self.open_adapters(adapters, bundle)} if adapters else {}
-        network: N = self._at("on_llama:NETWORK")(
-            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune, **more
-        )
+        kind = self._at("on_llama:NETWORK")
+        network: N = kind(bundle.files, bundle.model, settings=settings, **more)
         return network
 
     def open_adapters(
@@ -361,9 +355,7 @@ class Family(ABC, Generic[M, N]):
         bundle: Bundle,
         *,
         codec: AudioCodec | Future[AudioCodec] | None = None,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
         """A speaker on the network that `open` gives for the other arguments.
@@ -371,18 +363,14 @@ class Family(ABC, Generic[M, N]):
         Args:
             bundle: the files.
             codec: between audio and codes, or a thread that opens it; None speaks codes only.
-            n_threads: None for the cores that this process may use.
             settings: how llama.cpp computes; None for the exact way.
-            tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the codec is not the model's, or as `open`.
         """
         with ExitStack() as opened:
-            network = self.open(
-                bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
-            )
+            network = self.open(bundle, settings=settings, adapters=adapters)
             opened.callback(network.close)
             if isinstance(codec, Future):
                 codec = codec.result()

@@ -70,7 +70,6 @@ class GemmaSession(Session):
         *,
         probe_rows: Mapping[int, FloatArray],  # id -> row of token_embd.weight, for the scale
         n_ctx: int = 512,  # positions that a sequence has room for at once
-        n_threads: int | None = None,
         settings: Settings = EXACT,
         head_rows: Callable[[slice], FloatArray] | None = None,  # of token_embd.weight
         adapters: Sequence[Path] = (),
@@ -82,7 +81,6 @@ class GemmaSession(Session):
         self._probe_rows = dict(probe_rows)
         super().__init__(
             path,
-            n_threads=n_threads,
             settings=settings,
             head_rows=head_rows,
             adapters=adapters,

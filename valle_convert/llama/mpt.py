@@ -51,7 +51,6 @@ class MptSession(Session):
         *,
         probe_rows: Mapping[int, FloatArray],  # id -> row of token_embd.weight; at least three
         activation_factor: int,
-        n_threads: int | None = None,
         settings: Settings = EXACT,
         head_rows: Callable[[slice], FloatArray] | None = None,
         exchangeable: bool = False,
@@ -62,7 +61,6 @@ class MptSession(Session):
             path,
             further_parts=further_parts,
             mapped=self._copy,
-            n_threads=n_threads,
             settings=settings,
             head_rows=head_rows,
         )

@@ -27,24 +27,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel, Settings
+from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel, Settings, Tune
 from valle_convert.llama.cpu import busy_seconds, cpu_name, usable_cores
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import cache_folder, fingerprint, prove_library
 from valle_convert.metrics import nmse
 from valle_convert.threads import BACKGROUND
 
-Tune = Literal["auto", "off", "again"]
 #: Seconds of a pass over a sentence, and of a step after it.
 Seconds = NDArray[np.float64]
 _Way = TypeVar("_Way")
 
-VERSION = 3  # increment it when the search changes
+VERSION = 4  # increment it when the search changes
 SENTENCE = 512  # positions
 #: The searched types of the cache, each with or without flash attention; the exact one is first.
 CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))

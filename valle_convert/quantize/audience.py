@@ -109,9 +109,8 @@ class Audience:
         audience, seed = self, self.measuring.seed
         n_threads = self.measuring.threads or usable_cores()
         adapters = self.measuring.adapters
-        with bundle.family.open(
-            bundle, n_threads=n_threads, settings=LISTENING, adapters=adapters
-        ) as network:
+        how = replace(LISTENING, n_threads=n_threads)
+        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
                 spoken = listen.speak_references(
@@ -126,9 +125,8 @@ class Audience:
             test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
-        with bundle.family.open(
-            bundle, n_threads=n_others, settings=LISTENING, adapters=adapters
-        ) as network:
+        how = replace(LISTENING, n_threads=n_others)
+        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
             again = audience.test(network.model, seed=seed + 1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(

@@ -151,11 +151,11 @@ class Measurer:
 
     def _open(self, bundle: Bundle, settings: Settings | None = None) -> Computing:
         """Open files on llama.cpp, with the adapters."""
+        from valle_convert.llama.context import EXACT
+
+        how = replace(settings or EXACT, n_threads=self.options.threads or None)
         network: Computing = bundle.family.open(
-            bundle,
-            n_threads=self.options.threads or None,
-            settings=settings,
-            adapters=self.options.adapters,
+            bundle, settings=how, adapters=self.options.adapters
         )
         return network
 
