@@ -26,8 +26,9 @@ import numpy as np
 from bench_speak import DEPTH, LENGTH_PENALTY, Bare, condition_of
 from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
-from valle_convert.decode import Batch, DecodeOptions, append_codes
-from valle_convert.decode.ar import ar_steps
+from valle_convert.decode.ar import append_codes, ar_steps
+from valle_convert.decode.batch import Batch
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.llama.cpu import cpu_name

@@ -25,7 +25,7 @@ from shared import DOCS, ROOT, print_rows
 
 from miniature.world import WorldCodec
 from valle_convert import Choices, plan_conversion, write_gguf
-from valle_convert.decode import SamplingOptions
+from valle_convert.decode.sampling import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings

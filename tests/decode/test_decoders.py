@@ -15,22 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import after, rng
 
-from valle_convert.decode import (
-    GREEDY,
-    Callbacks,
-    DecodeOptions,
-    Prefix,
-    SamplingOptions,
-    choose_mode,
-    decode_ar,
-    decode_masked,
-    decode_nar,
-    decode_speech,
-    decode_transcript,
-    frames_for,
-    masked,
-)
-from valle_convert.decode.masked import n_hidden
+from valle_convert.decode import masked
+from valle_convert.decode.ar import decode_ar
+from valle_convert.decode.control import Callbacks
+from valle_convert.decode.length import frames_for
+from valle_convert.decode.masked import decode_masked, n_hidden
+from valle_convert.decode.nar import decode_nar
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
+from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME

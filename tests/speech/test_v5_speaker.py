@@ -19,7 +19,7 @@ from valle_convert.audio import (
     read_audio,
     write_codes,
 )
-from valle_convert.decode import GREEDY
+from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker

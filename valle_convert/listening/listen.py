@@ -19,16 +19,12 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.files import Audio
-from valle_convert.decode import (
-    Batch,
-    DecodeOptions,
-    Mode,
-    SamplingOptions,
-    append_codes,
-    choose_mode,
-    decode_transcript,
-    speech_steps,
-)
+from valle_convert.decode.ar import append_codes
+from valle_convert.decode.batch import Batch
+from valle_convert.decode.options import DecodeOptions, Mode
+from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.speech import choose_mode, speech_steps
+from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert.audio.codec import AudioCodec, open_codec
-from valle_convert.decode import choose_mode
+from valle_convert.decode.speech import choose_mode
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.families.bundle import Bundle

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import Prefix, Speech
 from valle_convert.decode.batch import Append
+from valle_convert.decode.speech import Prefix, Speech
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, CodeFormat, Codes

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import Speech, Steps, Timings
-from valle_convert.decode.batch import no_steps
+from valle_convert.decode.batch import Steps, no_steps
 from valle_convert.decode.length import most_frames
+from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops

@@ -17,7 +17,8 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
-from valle_convert.decode import Speech, Steps
+from valle_convert.decode.batch import Steps
+from valle_convert.decode.speech import Speech
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import n_copies, vallex_steps
