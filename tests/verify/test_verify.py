@@ -29,10 +29,9 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F16
 from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.network.weights import ConvertedTensors
-from valle_convert.verify import LEVELS, verify, verify_path
 from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.report import Report
-from valle_convert.verify.run import plan_like
+from valle_convert.verify.run import LEVELS, plan_like, verify, verify_path
 from valle_convert.verify.tensors import _rounded, check_tensors
 
 
