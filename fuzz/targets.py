@@ -848,7 +848,7 @@ def _read_old(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
+    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
 
 
 # ------------------------------------------------------------------------ folders, reports

@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused(
     message = error_of(cli("lora", lora, lora, tmp_path / "x.gguf"), 2)
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(Exception, match="not a LoRA adapter"):
-        open_adapter(LoraFile(base), AdapterBase.of_gguf(GgufFile(base)))
+        open_adapter(LoraFile(base), AdapterBase.of(GgufFile(base)))
     for factor in ("1e38", "1e300"):
         run = ("lora", base, f"{lora}@{factor}", adapter, "--force")
         before = adapter.read_bytes()
@@ -296,7 +296,7 @@ def test_tables_and_heads_can_be_merged_only(kept: Kept, tmp_path: Path, cli: Cl
 
 def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(kept: Kept, tmp_path: Path) -> None:
     file, whole = GgufFile(kept.adapter), kept.adapter.read_bytes()
-    base = AdapterBase.of_gguf(GgufFile(kept.base))
+    base = AdapterBase.of(GgufFile(kept.base))
     for keys, words in (
         ([Key("adapter.type", "dora", "string")], "not a lora of the architecture"),
         ([Key("adapter.lora.alpha", 0.0, "f32")], "adapter.lora.alpha is 0.0"),
