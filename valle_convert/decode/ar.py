@@ -30,14 +30,10 @@ def ar_steps(
     rng: np.random.Generator,
     *,
     max_frames: int,
-    prefix: Codes | None = None,
+    prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Decoded]:
-    """Decode level 0 of a response, one frame a step.
-
-    Args:
-        prefix: level 0 of the speech before, [frames]; not part of the result.
-    """
+    """Decode level 0 of a response, one frame a step."""
     model = network.model
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
     conditions = [condition, condition.null()] if options.guidance_strength else [condition]

@@ -36,28 +36,20 @@ VC_MASK_P = 0.25
 
 
 def demask(
-    predict: Callable[[Condition, Codes], Logits],
+    predict: Callable[[Condition, Codes], Logits],  # gives [.., frames, codes] for the shown codes
     condition: Condition,
-    draft: Codes,
+    draft: Codes,  # mask codes and kept codes
     mask: int,
     options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    kept: NDArray[np.bool_] | None = None,
-    source: Codes | None = None,
+    kept: NDArray[np.bool_] | None = None,  # codes of the draft that are never hidden
+    source: Codes | None = None,  # the recording whose voice is changed
+    # Score by the drawn codes after the filters, not by the likeliest before them
     scores_drawn: bool = False,
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode codes [frames], or [levels, frames]; if interrupted, the draft of the last step.
-
-    Args:
-        predict: the logits of codes [.., frames, codes] for a condition and the shown codes.
-        draft: mask codes and kept codes.
-        kept: which codes of the draft are never hidden.
-        source: the recording whose voice is changed, in the shape of the draft.
-        scores_drawn: scores are the probabilities of the drawn codes after the filters, instead
-            of those of the likeliest codes before them.
-    """
+    """Decode codes [frames], or [levels, frames]; if interrupted, the draft of the last step."""
     codes, n_frames, n_steps = draft, draft.shape[-1], options.max_steps
     scores: NDArray[np.float64] = np.ones(codes.shape)
     strength = max(options.guidance_strength, MINIMUM_CFG_STRENGTH)
@@ -94,16 +86,11 @@ def decode_masked(
     options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    prefix: Codes | None = None,
-    source: Codes | None = None,
+    prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
+    source: Codes | None = None,  # level 0 of the recording whose voice is changed, [n_frames]
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode level 0 of a response of `n_frames` frames by demasking.
-
-    Args:
-        prefix: level 0 of the speech before, [frames]; not part of the result.
-        source: level 0 of the recording whose voice is changed, [n_frames].
-    """
+    """Decode level 0 of a response of `n_frames` frames by demasking."""
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
 
     def predict(given: Condition, shown: Codes) -> Logits:

@@ -22,19 +22,14 @@ from valle_convert.network.protocol import Network
 def decode_nar(
     network: Network,
     condition: Condition,
-    level_0: Codes,
+    level_0: Codes,  # [frames]
     options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    prefix: Codes | None = None,
+    prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode the levels above 0 of a response.
-
-    Args:
-        level_0: [frames].
-        prefix: the speech before, all levels, [frames, levels]; not part of the result.
-    """
+    """Decode the levels above 0 of a response."""
 
     def predict(codes: Codes) -> Logits:
         level = codes.shape[1]

@@ -99,18 +99,12 @@ def speech_steps(
     rng: np.random.Generator,
     frame_rate: float,
     *,
-    level_0: Codes | None = None,
+    level_0: Codes | None = None,  # [frames], to decode only the levels above it
     prefix: Prefix | None = None,
-    source: Codes | None = None,
+    source: Codes | None = None,  # level 0 of a recording whose voice is changed, [frames]
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a response.
-
-    Args:
-        level_0: of the response, [frames], to decode only the levels above it.
-        source: level 0 of a recording whose voice is changed, [frames] (voice conversion); the
-            response has its length.
-    """
+    """Decode all levels of a response."""
     mode, n_frames = choose_mode(network.model, options.mode), None
     if source is not None:
         if mode != "nar-len":

@@ -23,17 +23,13 @@ class Transcript:
 
 def decode_transcript(
     network: Network,
-    speech: Codes,
+    speech: Codes,  # [frames, levels]
     language: int | None,
     max_phonemes: int,
     *,
     watch: Callbacks = UNWATCHED,
 ) -> Transcript:
-    """The phonemes of some speech.
-
-    Args:
-        speech: [frames, levels].
-    """
+    """The phonemes of some speech."""
     start = np.array([BOS_PHONEME])
     segments = transcript_segments(network.model, speech, start, language)
     phonemes: list[int] = []

@@ -29,16 +29,11 @@ class Tuned:
 
 def tuned_for(
     file: GgufFile,
-    rows: Mapping[int, FloatArray],
+    rows: Mapping[int, FloatArray],  # likely inputs
     settings: Settings | None,
-    first: Path | None = None,
+    first: Path | None = None,  # the first part, if `file` is the second
 ) -> Tuned:
-    """Given settings, or the fastest that are exact enough.
-
-    Args:
-        rows: likely inputs.
-        first: the first part, if `file` is the second.
-    """
+    """Given settings, or the fastest that are exact enough."""
     given = settings or EXACT
     base = replace(given, n_parallel=1, tune="off")
     sizes = weights_by_type(file.tensors.values())

@@ -21,19 +21,11 @@ def decode_levels(
     options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    level_0: Codes | None = None,
-    prefix: Codes | None = None,
+    level_0: Codes | None = None,  # fixed codes of level 0, [n_frames]
+    prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode a response of `n_frames` frames.
-
-    Args:
-        level_0: fixed codes of level 0, [n_frames].
-        prefix: the speech before, [frames, levels]; not part of the result.
-
-    Returns:
-        Codes [n_frames, levels]. A model may give the stop code, `codebook_size`, at any place.
-    """
+    """Decode codes [n_frames, levels]; a model may give the stop code at any place."""
     config = network.model.config
     draft = np.full((config.n_levels, n_frames), config.mask_code, np.int32)
     kept = np.zeros(draft.shape, bool)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -52,21 +51,15 @@ class _Continuation:
 def vallex_steps(
     network: ComposedNetwork,
     text: VallexText,
-    prompt: Codes,
+    prompt: Codes,  # codes of the voice, [frames, levels]; without a voice, no frames
     options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    max_frames: int | None = None,
-    level_0: Codes | None = None,
+    max_frames: int | None = None,  # the limit; None for `MAX_CODES_A_SYMBOL` only
+    level_0: Codes | None = None,  # [frames], to decode only the levels above it
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a continuation.
-
-    Args:
-        prompt: codes of the voice, [frames, levels]; without a voice, no frames.
-        max_frames: the limit; None for `MAX_CODES_A_SYMBOL` only.
-        level_0: of the continuation, [frames], to decode only the levels above it.
-    """
+    """Decode all levels of a continuation."""
     end: End = "stop"
     if level_0 is None:
         best = yield from vallex_ar_steps(
@@ -133,11 +126,7 @@ def vallex_ar_steps(
     return Decoded(np.array(best.codes, np.int32), best.end)
 
 
-def append_codes(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
-    return network.append_codes(elements)
-
-
-decode_vallex_ar = alone(vallex_ar_steps, append_codes)
+decode_vallex_ar = alone(vallex_ar_steps, ComposedNetwork.append_codes)
 
 
 def decode_vallex_nar(
@@ -156,12 +145,7 @@ def decode_vallex_nar(
 
 
 def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:
-    """The log probability of one code per row at that temperature, [rows].
-
-    Args:
-        logits: [rows, codes], filtered; minus infinity for excluded codes.
-        codes: [rows]; none of them is excluded.
-    """
+    """The log probability of a code per row, [rows], in filtered logits [rows, codes]."""
     if temperature == 0:
         return np.zeros(len(codes))
     highest = logits.max(axis=-1, keepdims=True)

@@ -71,16 +71,12 @@ class Net(RowMap):
 
 @dataclass(frozen=True)
 class VallexModel:
-    """A VALL-E X without its weights.
-
-    Attributes:
-            codebook_size: codes in a codebook, without stop and begin.
-    """
+    """A VALL-E X without its weights."""
 
     ar: Net
     nar: Net
     n_levels: int
-    codebook_size: int
+    codebook_size: int  # codes in a codebook, without stop and begin
     languages: tuple[str, ...]
     activation_factor: int
     codec: Codec
