@@ -15,11 +15,11 @@ from support import GOLDEN_VALLEX, golden_checkpoint
 from valle_convert.decode.batch import Element, alone
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
-from valle_convert.families.vallex.decode import vallex_steps
+from valle_convert.families.vallex.decode import append_codes, vallex_steps
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 
-decode_vallex = alone(vallex_steps, ComposedNetwork.append_codes)
+decode_vallex = alone(vallex_steps, append_codes)
 
 
 def set_paths(ar: Path, n_levels_above: int) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -126,7 +127,11 @@ def vallex_ar_steps(
     return Decoded(np.array(best.codes, np.int32), best.end)
 
 
-decode_vallex_ar = alone(vallex_ar_steps, ComposedNetwork.append_codes)
+def append_codes(network: ComposedNetwork, elements: Sequence[Element]) -> Logits:
+    return network.append_codes(elements)
+
+
+decode_vallex_ar = alone(vallex_ar_steps, append_codes)
 
 
 def decode_vallex_nar(
