@@ -267,9 +267,7 @@ def test_wrong_tensors_are_named_together(folder: Path) -> None:
         tensors["encoder.layers.0.conv.bias"] = torch.zeros(3)
 
     spoil(folder, change)
-    with pytest.raises(
-        InputError, match=r"2 of \d+ tensors missing: encoder.*, and 1 more; "
-    ) as e:
+    with pytest.raises(InputError, match=r"2 of \d+ tensors missing: encoder.*, and 1 more; ") as e:
         open_encodec(folder)
     assert "unknown: 'text_encoder.weight'; 1 of " in str(e.value)
     assert "shape or type: encoder.layers.0.conv.bias is [3], expected [" in str(e.value)
