@@ -79,19 +79,6 @@ def test_inspect_tells_where_on_the_hub_it_lies(
         assert found["notes"][1:] == same["notes"]
 
 
-@EACH
-def test_convert_tells_what_it_leaves_out(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    out = tmp_path / "o.gguf"
-    said = cli(checkpoint, out, "--verify", "none")
-    assert said.code == 0, said.err
-    description = plan_conversion(checkpoint).description
-    assert said.err.count("left out: ") == len(description.dropped)
-    for one in description.dropped:
-        assert f"left out: {one.source} ({one.reason})" in said.err
-    for note in description.notes:
-        assert f"note: {note}" in said.err
-
-
 @pytest.mark.parametrize(
     ("checkpoint", "second", "kind"),
     [(VALLEX, "nar", "VALL-E X: nar."), (VERSION_7, "audio", "VALL-E of version 7: audio")],

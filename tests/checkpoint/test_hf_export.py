@@ -6,7 +6,6 @@ The judge is the golden logits of the checkpoint that the original exported, les
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -161,19 +160,6 @@ def test_what_is_assumed_is_changed_by_the_user(export: Path, tmp_path: Path) ->
     assert (config.positions, config.nar_attention) == ("unified", "causal")
     assert (config.sum_prompt, config.sum_response) == (True, False)
     assert checkpoint.assumed == ()
-
-
-def test_the_users_config_is_read_once_so_that_it_may_come_through_a_pipe(
-    tmp_path: Path, cli: Cli
-) -> None:
-    reader, writer = os.pipe()
-    os.write(writer, b"size: {heads: 2}\nassumed: inside the checkpoint")
-    os.close(writer)
-    out = tmp_path / "out.gguf"
-    result = cli(EXPORT, out, "--config", f"/dev/fd/{reader}", "--verify", "none")
-    os.close(reader)
-    assert result.code == 0, result.err
-    assert f"config: assumed, overridden by {reader}" in result.err
 
 
 # -------------------------------------------------------------------------- which rows are which

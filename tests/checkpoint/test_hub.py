@@ -152,22 +152,6 @@ def test_every_form_of_a_folder_is_read(
     assert not [r for r in hub.requests if "optim" in r.path or "bak" in r.path]
 
 
-def test_an_export_on_a_branch_is_read(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    hub.add(REPO, files_below(EXPORT), "hf")
-    config, out = tmp_path / "heads.yaml", tmp_path / "out.gguf"
-    config.write_text("size: {heads: 2}")
-    looked = cli("inspect", f"hf:{REPO}@hf", "--config", config)
-    assert looked.code == 0, looked.err
-    assert "lost in this file: the biases" in looked.err
-    result = cli(f"hf:{REPO}@hf", out, "--config", config)
-    assert result.code == 0, result.err
-    keys = GgufFile(out).keys
-    assert keys["general.name"] == "vall-e"
-    assert keys["valle.source.revision"] == commit_of(hub, "hf")
-    assert keys["valle.source.format"] == "Hugging Face export"
-    assert "the default of every export, 16 heads" in error_of(cli("inspect", f"hf:{REPO}@hf"), 2)
-
-
 def test_a_tokenizer_beside_the_weights_is_taken(
     hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
 ) -> None:
@@ -177,19 +161,6 @@ def test_a_tokenizer_beside_the_weights_is_taken(
     result = cli("hf:me/one", tmp_path / "out.gguf", "--verify", "none")
     assert result.code == 0, result.err
     assert "found beside the checkpoint" in result.err
-
-
-def test_quantize_and_imatrix_take_it_too(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    place = f"hf:{REPO}/{NAME}"
-    result = cli("imatrix", place, "-o", tmp_path / "m.gguf", "--utterances", "1")
-    assert result.code == 0, result.err
-    result = cli("quantize", place, tmp_path / "q", "--types", "Q8_0")
-    assert result.code == 0, result.err
-    assert (tmp_path / "q" / f"{NAME}-Q8_0.gguf").is_file()
-    assert (
-        cli("verify", place, tmp_path / "q" / f"{NAME}-Q8_0.gguf", "--level", "structure").code == 0
-    )
-    assert len({r.path for r in hub.requests if "/store/" in r.path}) == 1
 
 
 # --------------------------------------------------------------------------- headers alone
@@ -526,37 +497,29 @@ def test_every_command_takes_a_gguf_file_of_the_hub(
     make_old(tmp_path / "fp32.sft", tmp_path / "old.gguf")
     hub.add("me/files", {n: (tmp_path / n).read_bytes() for n in ("m.gguf", "old.gguf")})
     model, old = "hf:me/files:m.gguf", "hf:me/files:old.gguf"
-    codes = tmp_path / "codes.npz"
+    place, codes = f"hf:{REPO}/{NAME}", tmp_path / "codes.npz"
+    how = ("--set", "max_seconds=0.2", "--language", "en")
     for command in (
         ("verify", model),
-        ("verify", f"hf:{REPO}/{NAME}", model, "--level", "structure"),
+        ("verify", place, model, "--level", "structure"),
         ("tokenize", model, "həlˈoʊ"),
-        (
-            "speak",
-            model,
-            "--phonemes",
-            "həlˈoʊ",
-            "--save-codes",
-            codes,
-            "--set",
-            "max_seconds=0.2",
-            "--language",
-            "en",
-        ),
+        ("speak", model, "--phonemes", "həlˈoʊ", "--save-codes", codes, *how),
         ("transcribe", model, codes),
         ("export", model, tmp_path / "export"),
         ("repair", old, tmp_path / "repaired.gguf", "--verify", "none"),
         ("quantize", model, tmp_path / "q8.gguf", "Q8_0"),
         ("compare", model, tmp_path / "m.gguf", "--exit-code"),
+        # And those that take a checkpoint.
+        ("imatrix", place, "-o", tmp_path / "i.gguf", "--utterances", "1"),
+        ("quantize", place, tmp_path / "q", "--types", "Q8_0"),
     ):
         result = cli(*command)
         assert result.code == 0, (command, result.err)
+    assert (tmp_path / "q" / f"{NAME}-Q8_0.gguf").is_file()
     # Each was downloaded once.
-    assert hub.sent(".gguf") == sum(
-        (tmp_path / name).stat().st_size for name in ("m.gguf", "old.gguf")
-    )
-    message = error_of(cli("tokenize", f"hf:{REPO}/{NAME}", "a"), 2)
-    assert "is not a GGUF file" in message
+    files = (tmp_path / "m.gguf", tmp_path / "old.gguf", tmp_path / "fp32.sft")
+    assert hub.sent("/resolve/") + hub.sent("/store/") == sum(one.stat().st_size for one in files)
+    assert "is not a GGUF file" in error_of(cli("tokenize", place, "a"), 2)
     assert "no file" in error_of(cli("tokenize", "hf:me/files:n.gguf", "a"), 2)
 
 

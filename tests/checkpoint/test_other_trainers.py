@@ -31,7 +31,7 @@ from support import Cli, describe, error_of
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.plain_values import load_yaml, to_plain
+from valle_convert.checkpoint.plain_values import load_yaml
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 
@@ -444,18 +444,6 @@ def test_a_number_of_yaml_is_a_number_however_it_is_written(value: float) -> Non
     assert load_yaml(f"x: {value!r}") == {"x": value}
     assert load_yaml(f"x: {value:e}") == {"x": float(f"{value:e}")}
     assert load_yaml(f"x: {value:.0e}") == {"x": float(f"{value:.0e}")}
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=8,
-)
-
-
-@given(PLAIN)
-def test_plain_values_stay_as_they_are(value: object) -> None:
-    assert repr(to_plain(value)) == repr((value, []))
 
 
 # ----------------------------------------------------------------------------------- LoRAs
