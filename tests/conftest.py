@@ -17,6 +17,7 @@ from make_checkpoint import Shape, make_checkpoint
 from support import Cli, Convert, Result, golden_checkpoint
 
 if TYPE_CHECKING:
+    from checkpoint.small_hub import SmallHub
     from playwright.sync_api import Browser
 
 # The networks of the tests are tiny: more threads than one only wait for each other, and spin. So
@@ -140,6 +141,22 @@ def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
+    """The small hub, and huggingface_hub with a cache of the test's own, pointed to it."""
+    from checkpoint.small_hub import constants, point_to, small_hub
+
+    with small_hub() as one:
+        point_to(one.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        yield one
 
 
 @pytest.fixture

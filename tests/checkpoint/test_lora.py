@@ -116,7 +116,10 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
         (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
         (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
-        *((plain_pair(), {"alpha": n}, "not a finite number") for n in (float("nan"), float("inf"))),
+        *(
+            (plain_pair(), {"alpha": n}, "not a finite number")
+            for n in (float("nan"), float("inf"))
+        ),
         (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),
         (plain_pair(), {"alpha": 1, "rvq_levels": [0, 1]}, "codebook levels [0, 1]"),
         (

@@ -44,6 +44,8 @@ def test_a_lora_is_not_passed_over_by_the_verdict_on_a_set(
         ("evaluate GGUF --no-worse-than x.json@0.9", "--no-worse-than"),
         ("evaluate GGUF --no-worse-than x.json@nan", "--no-worse-than"),
         ("evaluate GGUF --max-wer 1", "--max-wer: it has no effect without --asr"),
+        ("evaluate GGUF --checkpoint CHECKPOINT --prune", "give folders"),
+        ("evaluate GGUF --types Q8_0", "--types selects files"),
         ("scan GGUF x.txt", "OUT.txt: it has no effect without --target-bits or --max-kl"),
         ("scan GGUF --target-bits 4 --max-kl 0", "--max-kl: it cannot be combined with --target"),
         ("quantize GGUF OUT Q8_0 --types Q4_0", "--types: it cannot be combined with TYPE"),

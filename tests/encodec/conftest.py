@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 import torch
 from audio.small_codec import save_with_codebooks
-from checkpoint.small_hub import empty_hub
 from encodec_files import GOLDEN_ENCODEC
 from transformers import EncodecConfig, EncodecModel
-
-__all__ = ["empty_hub"]
 
 
 @pytest.fixture(scope="session")

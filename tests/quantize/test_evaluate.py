@@ -20,10 +20,9 @@ from quantize.making import contents, flip, write_utterance
 from safetensors.numpy import save_file
 from support import Cli, error_of
 
-from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert import read_checkpoint
 from valle_convert.cli import console
 from valle_convert.families.bundle import open_files
-from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
@@ -33,7 +32,6 @@ from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import (
     ManifestFile,
-    check_manifest,
     read_manifest,
     write_manifest,
 )
@@ -483,16 +481,6 @@ def test_prune_removes_whole_models_of_earlier_types_after_a_verdict_that_passed
     assert set(contents(folder)) == {*left, measured, *others_left}
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [("--prune", "give folders"), ("--types Q8_0", "--types selects files")]
-)
-def test_single_files_are_neither_pruned_nor_selected(
-    cli: Cli, made: Path, checkpoint_256: Path, options: str, words: str
-) -> None:
-    run = ("evaluate", made / "wide-Q8_0.gguf", "--checkpoint", checkpoint_256)
-    assert words in error_of(cli(*run, *options.split()), 2)
-
-
 def test_prune_leaves_everything_if_nothing_was_judged(
     cli: Cli, gguf_256: Path, tmp_path: Path
 ) -> None:
@@ -503,20 +491,6 @@ def test_prune_leaves_everything_if_nothing_was_judged(
     assert "not judged" in result.out
     assert "since not everything passed" in result.err
     assert {path.name for path in folder.glob("*.gguf")} == before
-
-
-def test_prune_leaves_other_models(
-    cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other.gguf"
-    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
-    assert cli("quantize", other, evaluated, "--types", "Q5_0").code == 0
-    run = ("evaluate", evaluated, "--types", "Q5_0", "--checkpoint", checkpoint_256, *QUICK)
-    result = cli(*run, "--prune")
-    assert result.code == 0, result
-    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since their source is not that" in result.err
-    assert len(read_manifest(evaluated / "manifest.json")) == 3
-    assert check_manifest(evaluated).passed
 
 
 PARTS = ("ar", "nar", "nar-1")

@@ -19,7 +19,6 @@ from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.facts import describe
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.arithmetic import unwatched
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
     Entry,
@@ -90,26 +89,6 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     expected = np.square(hidden).sum(0)
     np.testing.assert_allclose(sums.squares["model", "blk.0.ffn_down.weight"], expected, rtol=1e-4)
     assert sums.counts["model", "blk.0.ffn_down.weight"] == len(x)
-
-
-def test_every_head_and_mode_counts(tiny: Plan) -> None:
-    checkpoint, description = tiny.checkpoint, tiny.description
-    network = ReferenceNetwork(checkpoint.tensors, description)
-    (utterance,) = Examples.seeded(FAMILY, description.model, 1, seed=0)
-    heads: list[str] = []
-    real = network.step
-
-    def step(*arguments, head: str, **others):  # type: ignore[no-untyped-def] # noqa: ANN002, ANN003, ANN202
-        heads.append(head)
-        return real(*arguments, head=head, **others)
-
-    network.step = step  # type: ignore[method-assign]
-    sums = Sums()
-    observe(FAMILY, network, utterance, sums)
-    assert set(heads) == {"ar", "nar.1", "mask", "len", "stt"}
-    assert sums.n_passes == len(heads)
-    assert ("model", "token_embd.weight") in sums.squares
-    assert network.watch is unwatched
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from quantize.making import (
 from support import Cli, error_of, wait_for
 
 from valle_convert.quantize.manifest import check_manifest
-from valle_convert.quantize.source import Scratch
 from valle_convert.quantize.tool import Quantizer
 
 QUICK = ("--threads", "1")
@@ -182,14 +180,3 @@ def test_a_second_run_into_the_same_folder_is_one_clear_sentence(
     with working(program, gguf_256, out, tmp_path):
         assert "Another run" in error_of(cli(*second), 3)
     assert cli(*second).code == 0
-
-
-def test_scratch_files_have_no_name(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path / "not" / "there")
-    file, path = scratch.new()
-    file.write(b"data")
-    file.flush()
-    assert path.read_bytes() == b"data"
-    assert list(tmp_path.iterdir()) == []
-    scratch.close()
-    assert not os.path.exists(path)  # noqa: PTH110 - the descriptor is closed

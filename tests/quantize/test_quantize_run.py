@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from support import Cli, Result, error_of
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, open_bundle, plan
+from valle_convert.families.bundle import open_bundle, plan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.limits import Gates
@@ -83,26 +82,6 @@ def test_the_first_parts_of_a_set_are_copied_and_the_body_is_quantized(golden_se
     assert body.keys["valle.quantize.type"] == "Q4_0"
 
 
-def test_the_body_is_the_same_with_every_first_part(golden_set: Family, tmp_path: Path) -> None:
-    from valle_convert.quantize import source
-
-    bodies = []
-    for first in (0, 3):
-        files = open_bundle(golden_set.source)
-        ar, nar, *levels = files.files
-        order = [ar, nar, *levels[first:], *levels[:first]]
-        # The first part that the body is put together with is that of the first level.
-        turned = dict(zip(files.files, map(files.files.__getitem__, order), strict=True))
-        with pytest.MonkeyPatch.context() as patch:
-            other = replace(files, files=turned)
-            patch.setattr(source, "open_files", lambda _path, other=other: other)
-            patch.setattr(Bundle, "check", lambda _self: None)
-            out = tmp_path / f"{first}.gguf"
-            quantize(golden_set.source, out, MakeOptions(parse_types("Q4_0")))
-        bodies.append((tmp_path / f"{first}-nar.gguf").read_bytes())
-    assert bodies[0] == bodies[1]
-
-
 @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS", "BF16"])
 def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Path) -> None:
     """IQ2_XXS needs an importance matrix, which is made of the checkpoint."""
@@ -137,11 +116,11 @@ def test_one_model_is_made_by_its_name_its_log_is_kept_and_nothing_is_replaced(
     assert "converting to q8_0" in log.read_text()
 
 
-@pytest.mark.parametrize("what", ["weights", "key"])
+@pytest.mark.parametrize("what", ["weights", "NaN", "key"])
 def test_a_file_that_is_not_what_its_source_is_fails(
     cli: Cli, gguf_256: Path, tmp_path: Path, program: Quantizer, what: str
 ) -> None:
-    """A tool that plans well, and loses a layer's weights or a key of the metadata."""
+    """A tool that plans well, and loses a layer's weights, a number or a key of the metadata."""
     damage = tmp_path / "damage.py"
     damage.write_text(
         "import sys\nfrom pathlib import Path\n"
@@ -150,6 +129,8 @@ def test_a_file_that_is_not_what_its_source_is_fails(
         "tensor = GgufFile(path).tensors['blk.1.ffn_up.weight']\n"
         "if sys.argv[2] == 'weights':\n"
         "    raw[tensor.start : tensor.start + tensor.n_bytes // 2] = bytes(tensor.n_bytes // 2)\n"
+        "elif sys.argv[2] == 'NaN':\n"
+        "    raw[tensor.start : tensor.start + 2] = b'\\0\\x7e'\n"
         "else:\n"
         "    raw[raw.index(b'valle.') + 7] ^= 1\n"
         "path.write_bytes(raw)\n"
@@ -161,6 +142,7 @@ def test_a_file_that_is_not_what_its_source_is_fails(
     assert result.code == 1, result
     assert "FAILED: o.gguf: " in result.out
     assert ("blk.1.ffn_up.weight has " in result.out) == (what == "weights")
+    assert ("blk.1.ffn_up.weight holds NaN or infinity" in result.out) == (what == "NaN")
 
 
 # ---------------------------------------------------------------------------------- resume
@@ -188,16 +170,18 @@ def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
     assert "no manifest lists: mine.gguf" in left.err
 
 
-@pytest.mark.parametrize("change", ["bytes", "option", "tool", "source", "missing"])
+@pytest.mark.parametrize("change", ["bytes", "option", "tool", "words", "source", "missing"])
 def test_resume_with_force_makes_a_model_again_that_would_be_another_one_and_says_why(
     cli: Cli, family: Family, folder: Path, change: str, tmp_path: Path
 ) -> None:
     options = {
         "option": ["--tensor-type", "ffn_down=q8_0"],
         "tool": ["--llama-quantize", "library"],
+        "words": ["--quantized-by", "another"],
     }
     source = family.another(tmp_path / "other") if change == "source" else family.source
     reason = {"bytes": "bytes differ", "option": "other options", "tool": "by llama-quantize"}
+    reason["words"] = "its general.quantized_by differs"
     path = family.files(folder, "Q4_0")[-1]
     if change == "bytes":
         flip(path)

@@ -201,14 +201,6 @@ def test_what_speak_saves_of_one_sentence_is_an_utterance(
         read_utterance(tmp_path / "two.npz", model, seed=(0,))
 
 
-def test_saved_codes_of_another_codec_are_no_utterance(
-    model: Model, saved: Callable[..., Path]
-) -> None:
-    path = saved(levels=4, phonemes=(1, 30, 2))
-    with pytest.raises(InputError, match="has 4 levels of"):
-        read_utterance(path, model, seed=(0,))
-
-
 def test_names_of_utterances_keep_the_order_and_fit() -> None:
     recorded = [Recorded(Path("x" * 251 + ".wav"), ""), *[Recorded(Path("a.wav"), "")] * 10]
     names = utterance_names(recorded)
