@@ -135,28 +135,3 @@ def test_an_export_goes_into_a_folder_only(converted: Convert, tmp_path: Path, c
     out.mkdir()
     (out / "fp32.sft").symlink_to(tmp_path / "nothing" / "x")
     assert "does not exist" in error_of(cli("export", source, out), 2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("export GGUF EMPTY", "the name is empty"),
-        ("convert CHECKPOINT -", "- is not a file name here"),
-        ("quantize GGUF OUT Q8_0 --log EMPTY", "the name is empty"),
-        ("scan GGUF OUT --target-bits nan", "nan is not finite"),
-        ("speak GGUF Hi --save-codes OUT --set guidance_strength=inf", "a finite number"),
-        ("publish OUT owner --dry-run", "is no OWNER/NAME"),
-        ("publish OUT --message words", "has no effect"),
-        ("quantize GGUF OUT Q8_0 --lora x.sft", "there is no checkpoint"),
-        ("quantize GGUF OUT Q8_0 --config x.yaml", "there is no checkpoint"),
-    ],
-)
-def test_values_that_mean_nothing_are_refused(
-    arguments: str, words: str, converted: Convert, tmp_path: Path, cli: Cli
-) -> None:
-    known = {"GGUF": str(converted("ar-nar-len", "f16")), "EMPTY": "", "OUT": f"{tmp_path}/o.gguf"}
-    known["CHECKPOINT"] = str(CHECKPOINT)
-    result = cli(*(known.get(word, word) for word in arguments.split()))
-    assert result.code == 2, result
-    assert words in result.err
-    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,6 @@ from valle_convert.audio import read_codes
 from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
 from valle_convert.families.family import Choices
 
-CODES = 64  # a codebook, in the golden checkpoints
 RATE = 24_000
 FRAMES = 15  # of the 0.2 seconds below
 QUICK = "--set max_seconds=0.2,prompt_seconds=0.4,max_steps=2 --temperature 0 --threads 1".split()
@@ -401,50 +400,6 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
     link.symlink_to(other)
     both = speak("Hi.", "-o", other, "--save-codes", link)
     assert "--out and --save-codes are the same file" in error_of(both, 2)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["Hi."],
-        ["-o", "o.wav"],
-        ["Hi.", "-o", "o.wav", "--source", "a.wav"],
-        ["--codes", "a.npz"],
-        ["--codes", "a.npz", "--save-codes", "b.npz"],
-        ["--task", "ns", "-o", "o.wav"],
-        ["--task", "ns", "--source", "a.wav", "--voice", "b.wav", "-o", "o.wav"],
-        ["--task", "vc", "--source", "a.wav", "-o", "o.wav"],
-        # Of a text that is not there, nothing would have an effect.
-        *(
-            ["--codes", "a.npz", "-o", "o.wav", *given]
-            for given in (
-                ["--voice", "a.wav"],
-                ["--seed", "0"],
-                ["--temperature", "1"],
-                ["--set", "mode=ar"],
-                ["--phonemes"],
-                ["--threads", "1"],
-                ["--keep-partial"],
-            )
-        ),
-        ["Hi.", "-o", "o.wav", "--voice-text", "Ho."],
-        ["Hi.", "--save-codes", "a.npz", "--float"],
-        ["Hi.", "-o", "-", "--json"],
-        ["Hi.", "-o", "o.wav", "--threads", "0"],
-        ["Hi.", "-o", "o.wav", "--parallel", "65"],
-        ["hi", "-o", "o.wav", "--phonemes", "--parallel", "2"],
-    ],
-    ids=" ".join,
-)
-def test_what_does_not_go_together_is_wrong_usage(
-    cli: Cli, gguf: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = cli("speak", gguf, *arguments)
-    assert result.code == 2
-    assert "Invalid value" in result.err
-    assert "Traceback" not in result.err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_network_the_hub_is_named_with_what_to_do(

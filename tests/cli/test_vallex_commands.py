@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from support import Cli, Convert, error_of
+from support import Cli, error_of
 from vallex_golden import CHECKPOINT, golden
 
 from valle_convert.audio import read_codes
@@ -62,7 +62,6 @@ def test_inspect_shows_no_row_without_a_value(vallex: Path, cli: Cli) -> None:
 # ------------------------------------------------------------------------------ speaking
 
 QUICK = "--temperature 0 --set max_seconds=0.2 --threads 1".split()
-FRAMES = 15  # of 0.2 seconds
 
 
 @pytest.fixture
@@ -90,56 +89,3 @@ def test_text_and_a_voice_file_become_sound_and_codes(
     assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
     assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
     assert len(read_codes(codes).codes) == sum(one["frames"] for one in told["sentences"])
-
-
-def test_codes_alone_need_no_codec(vallex: Path, voice: Path, tmp_path: Path, cli: Cli) -> None:
-    codes = tmp_path / "hello.npz"
-    result = cli("speak", vallex, "Hello.", "--save-codes", codes, "--voice", voice, *QUICK)
-    assert result.code == 0, result.err
-    assert read_codes(codes).codes.shape == (FRAMES, 8)
-    assert "'Hello.' did not end within 0.2 seconds" in result.err
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (
-            "--set max_steps=3,guidance_strength=1",
-            "--set max_steps, --set guidance_strength do not apply",
-        ),
-        ("--set mode=nar-len", "--set mode does not apply to VALL-E X; leave it out."),
-        # What is typed counts, though it be the default.
-        (
-            "--set prompt_seconds=3",
-            "--set prompt_seconds does not apply to VALL-E X; leave it out.",
-        ),
-        ("--set repetition_penalty=1.0", "--set repetition_penalty does not apply to VALL-E X"),
-        ("--lora a.gguf", "--lora does not apply to VALL-E X; leave it out."),
-        ("--task sr --source a.wav", "--task sr does not apply to VALL-E X; leave it out."),
-        ("--language de", "does not speak the language 'de'"),
-        ("--set accent=fr", "does not speak the language 'fr'"),
-        ("--set best_of=0", "best_of is 0"),
-    ],
-)
-def test_what_it_cannot_do_is_refused_in_one_sentence(
-    vallex: Path, tmp_path: Path, cli: Cli, given: str, said: str
-) -> None:
-    result = cli("speak", vallex, "Hi.", "--save-codes", tmp_path / "a.npz", *given.split())
-    assert said in error_of(result, 2)
-    assert not (tmp_path / "a.npz").exists()
-
-
-def test_its_options_are_refused_for_other_models(
-    converted: Convert, tmp_path: Path, cli: Cli
-) -> None:
-    path = converted("ar-nar-len", "f32")
-    voice = ["--voice", "a.npz", "--voice-text", "Hi"]
-    for given in (["--set", "best_of=1"], voice, ["--set", "accent=en"]):
-        result = cli("speak", path, "Hi.", "--save-codes", tmp_path / "a.npz", *given)
-        assert "does not apply to VALL-E; leave it out." in error_of(result, 2)
-
-
-@pytest.mark.parametrize("command", ["transcribe", "export"])
-def test_a_command_it_lacks_is_refused(command: str, vallex: Path, voice: Path, cli: Cli) -> None:
-    result = cli(command, vallex, voice)
-    assert error_of(result, 2) == f"{command} does not support VALL-E X yet."

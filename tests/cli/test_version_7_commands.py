@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from valle_convert.verify import verify
 WIDE = Shape(
     version=7, dim=256, heads=4, layers=1, ffn=1, levels=2, capabilities=("nar", "len", "lang")
 )
-CANNOT = "does not support VALL-E of version 7 yet"
 
 
 @pytest.fixture(scope="module")
@@ -91,55 +89,6 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
     assert found["behaviour"]["duration"] == "in seconds"
     text = json.dumps(found["rows"])
     assert all(name in text for name in ("phonemes", "response.1", "level.1", "length"))
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("lora {model} {model} {out}", f"lora {CANNOT}."),
-        ("transcribe {model} {codes}", f"transcribe {CANNOT}."),
-        ("utterances {codes} --text Hi. --model {model} {out}", f"utterances {CANNOT}."),
-        (
-            "evaluate {model} --checkpoint {checkpoint} --listen --sentences {texts}",
-            f"listen {CANNOT}.",
-        ),
-        ("convert {checkpoint} {out} --lora {lora}", "--lora does not apply to VALL-E of ver"),
-        *(
-            (
-                f"speak {{model}} {more} --task {task} --source {{codes}} --save-codes {{out}}",
-                f"--task {task} does not apply to VALL-E of version 7; leave it out.",
-            )
-            for task, more in (("vc", "Hi. --voice {codes}"), ("ns", "Hi."), ("sr", "Hi."))
-        ),
-        ("speak {model} Hi. --lora {model} --save-codes {out}", "--lora does not apply to VALL-E"),
-        ("speak {audio} Hi. --save-codes {out}", "give the file without -audio"),
-    ],
-    ids=lambda value: " ".join(value.split()[:1]),
-)
-def test_what_it_cannot_do_is_refused_in_one_sentence(
-    command: str,
-    words: str,
-    checkpoint: Path,
-    model: Path,
-    lora: Callable[..., Path],
-    tmp_path: Path,
-    cli: Cli,
-) -> None:
-    places = {
-        "model": model,
-        "audio": model.with_name("wide-F16-audio.gguf"),
-        "checkpoint": checkpoint,
-        "codes": tmp_path / "codes.npz",
-        "texts": tmp_path / "texts.txt",
-        "lora": lora(256),
-        "out": tmp_path / "out",
-    }
-    places["texts"].write_text("Hi.\nYes.\n", encoding="utf-8")
-    np.savez(places["codes"], codes=np.zeros((9, 2), np.int32), codec=np.str_("unknown"))
-    said = error_of(cli(*(word.format(**places) for word in command.split())), 2)
-    assert words in said
-    assert len(said) <= 250
-    assert not places["out"].exists()
 
 
 def test_halves_of_two_conversions_are_refused(model: Path, tmp_path: Path, cli: Cli) -> None:

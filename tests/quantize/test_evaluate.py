@@ -350,17 +350,8 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--report", "r.txt"], "one of .json"),
-        (["--max-kl", "nan"], "--max-kl is nan"),
-        (["--max-kl", "inf"], "--max-kl is inf"),
-        (["--min-agreement", "97"], "from 0 to 1, such as 0.97"),
-        (["--max-kl", "Q8_O=1e-3"], "did you mean Q8_0?"),
-        (["--max-kl", "Q6_K=1e-3"], "--max-kl limits Q6_K"),
-        (["--max-kl", "1e-3,1e-2"], "two limits"),
-        (["--no-worse-than", "absent.json"], "There is no report"),
         (["--types", "Q6_K"], "no converted model of type Q6_K"),
         (["--types", "Q8_0,Q6_K"], "no file of type Q6_K"),
-        (["--report", "wide.sft"], "one of .json"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(

@@ -302,45 +302,6 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
 # -------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["o.gguf", "Q9"], "There is no type"),
-        (["out", "--types", ","], "list of types is empty"),
-        (["o.gguf", "--types", "Q8_0,Q4_0"], "give a folder"),
-        (["o.gguf", "Q8_0", "--resume"], "--resume"),
-        (
-            ["o.gguf", "Q8_0", "--tensor-types", "absent.txt"],
-            "There is no list of tensor types",
-        ),
-        (["o.gguf", "Q8_0", "--tensor-type", "attn"], "PATTERN=TYPE"),
-        (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
-        (["o.gguf", "IQ2_XXS"], "without an importance matrix"),
-        (["o.gguf", "IQ2_XXS", "--imatrix", "none"], "leave out --imatrix none"),
-        (
-            ["o.gguf", "Q4_K", "--tensor-type", "ffn_up=IQ2_XXS", "--imatrix", "none"],
-            "Q4_K with ffn_up=iq2_xxs cannot be made without",
-        ),
-        (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
-        (["o.gguf", "Q4_0", "--imatrix", "."], "give --checkpoint"),
-        (["folder", "Q8_0"], "For a folder, use --types Q8_0"),
-    ],
-)
-def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
-    cli: Cli,
-    gguf_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = cli("quantize", gguf_256, *arguments)
-    assert result.code == 2
-    assert message in " ".join(result.err.split())
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
 def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(
     golden_set: Family, tmp_path: Path
 ) -> None:

@@ -142,32 +142,6 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     assert "CHOSEN: " in rows[-1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            ["t.txt", "--target-bits", "5", "--types", "Q9"],
-            "No tensor type 'Q9'; expected",
-        ),
-        (["t.txt", "--target-bits", "5"], "give --checkpoint"),
-        (["--imatrix", "."], "is a directory"),
-    ],
-)
-def test_a_scan_that_cannot_be_done_is_refused(
-    cli: Cli,
-    gguf_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    words: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = cli("scan", gguf_256, *arguments)
-    assert result.code == 2
-    assert words in " ".join(result.err.split())
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_set_is_scanned_with_the_factor_that_its_files_show(tmp_path: Path) -> None:
     """Files of another activation factor than the default have other weights, to be compared."""
     checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VALLEX))
