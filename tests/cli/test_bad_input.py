@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -314,33 +313,6 @@ def source(tmp_path: Path) -> Path:
     path = tmp_path / "good.sft"
     make_checkpoint(path, Shape())
     return path
-
-
-def test_a_file_that_is_there_is_overwritten_with_force_only(
-    source: Path, tmp_path: Path, cli: Cli, untouched: Callable[[], None]
-) -> None:
-    out = tmp_path / "out.gguf"
-    out.write_text("precious")
-    untouched()
-    assert "is not overwritten" in error_of(cli(source, out), 2)
-    untouched()
-    out2 = tmp_path / "forced" / "out.gguf"
-    out2.parent.mkdir()
-    out2.write_text("not precious")
-    assert cli(source, out2, "--force", "--verify", "none").code == 0
-    assert out2.read_bytes()[:4] == b"GGUF"
-    shutil.rmtree(out2.parent)
-
-
-@pytest.mark.parametrize("force", [[], ["--force"]], ids=["plain", "force"])
-def test_the_input_is_never_the_output(
-    source: Path, tmp_path: Path, cli: Cli, force: list[str], untouched: Callable[[], None]
-) -> None:
-    link = tmp_path / "link.gguf"
-    link.hardlink_to(source)
-    untouched()
-    assert "is the input file itself" in error_of(cli(source, source, *force), 2)
-    assert "is the input file itself" in error_of(cli(source, link, *force), 2)
 
 
 def test_a_folder_that_is_not_there_is_named(source: Path, tmp_path: Path, cli: Cli) -> None:

@@ -218,36 +218,6 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
             assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize", "repair"])
-def test_pipes_and_devices_get_no_gguf_file(
-    name: str, tmp_path: Path, cli: Cli, converted: Convert
-) -> None:
-    source = (
-        golden_checkpoint("ar-nar-len") if name == "convert" else converted("ar-nar-len", "f16")
-    )
-    pipe, null = tmp_path / "pipe.gguf", tmp_path / "null.gguf"
-    os.mkfifo(pipe)
-    null.symlink_to("/dev/null")
-    for out in (pipe, null):
-        arguments = (name, source, out, *(["Q8_0"] if name == "quantize" else []), "--force")
-        assert "expected a regular file" in error_of(cli(*arguments), 2)
-    assert pipe.is_fifo()
-    assert null.is_symlink()
-
-
-@pytest.mark.parametrize("option", ["--config", "--lora", "--tokenizer", "--metadata"])
-def test_no_companion_file_is_overwritten(option: str, tmp_path: Path, cli: Cli) -> None:
-    companion, link = tmp_path / "companion", tmp_path / "link"
-    companion.write_text("precious")
-    link.symlink_to(companion)
-    for out in (companion, link):
-        message = error_of(
-            cli(golden_checkpoint("ar-nar-len"), out, option, companion, "--force"), 2
-        )
-        assert "is the input file itself" in message
-    assert companion.read_text() == "precious"
-
-
 def test_a_folder_where_no_file_can_be_made_ends_with_3() -> None:
     # Not even root makes files there.
     result = run(golden_checkpoint("ar-nar-len"), "/proc/o.gguf")

@@ -384,24 +384,6 @@ def test_a_mode_that_the_model_lacks_is_refused(
     assert "use the mode ar" in error_of(result, 2)
 
 
-def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.wav"
-    out.write_bytes(b"mine")
-    assert "--force to replace it" in error_of(speak("Hi.", "-o", out), 2)
-    assert out.read_bytes() == b"mine"
-    done(speak("Hi.", "-o", out, "--force"))
-    copy = tmp_path / "voice.flac"
-    shutil.copy(voice, copy)
-    lost = speak("Hi.", "--voice", copy, "-o", copy, "--force")
-    assert "is the input file itself" in error_of(lost, 2)
-    assert copy.read_bytes() == voice.read_bytes()
-    assert "does not exist" in error_of(speak("Hi.", "-o", tmp_path / "no" / "o.wav"), 2)
-    link, other = tmp_path / "link.wav", tmp_path / "other.wav"
-    link.symlink_to(other)
-    both = speak("Hi.", "-o", other, "--save-codes", link)
-    assert "--out and --save-codes are the same file" in error_of(both, 2)
-
-
 def test_without_a_network_the_hub_is_named_with_what_to_do(
     converted: Convert, tmp_path: Path
 ) -> None:

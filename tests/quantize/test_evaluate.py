@@ -251,16 +251,6 @@ def test_damaged_measurements_are_refused(
         assert path.name in error_of(cli(*command), 2)
 
 
-def test_a_link_in_the_place_of_measurements_replaces_no_input(
-    cli: Cli, made: Path, checkpoint_256: Path
-) -> None:
-    before = checkpoint_256.read_bytes()
-    (made / "wide-Q4_0.measurements.json").symlink_to(checkpoint_256)
-    run = ("evaluate", made / "wide-Q4_0.gguf", "--checkpoint", checkpoint_256, "--force", *QUICK)
-    assert "input" in error_of(cli(*run), 2)
-    assert checkpoint_256.read_bytes() == before
-
-
 # ---------------------------------------------------------------------------------- limits
 
 

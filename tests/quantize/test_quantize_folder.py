@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -46,35 +45,6 @@ def test_a_file_of_somebody_else_is_not_replaced_and_nothing_is_converted_first(
     assert words in error_of(result, 2)
     assert "converting" not in result.err
     assert contents(tmp_path) == {name: b"{}"}
-
-
-def test_an_output_that_is_the_input_is_refused_even_with_force(
-    cli: Cli, gguf_256: Path, tmp_path: Path
-) -> None:
-    source = tmp_path / "wide-F16.gguf"
-    shutil.copy(gguf_256, source)
-    result = cli("quantize", source, tmp_path, "--types", "F16", "--force", *QUICK)
-    assert "input" in error_of(result, 2)
-    assert source.read_bytes() == gguf_256.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("out", "log"),
-    [("o.gguf Q8_0", "o.gguf"), ("o.gguf Q8_0", "wide.sft"), (". --types Q8_0", "a.gguf")],
-)
-def test_a_log_is_neither_an_output_nor_an_input(
-    cli: Cli,
-    checkpoint_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    out: str,
-    log: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(checkpoint_256, "wide.sft")
-    result = cli("quantize", "wide.sft", *out.split(), "--log", log, "--force", *QUICK)
-    assert result.code == 2
-    assert contents(tmp_path) == {"wide.sft": checkpoint_256.read_bytes()}
 
 
 @pytest.mark.parametrize("manifest", [None, b"", b"[", b'{"schema_version": 1, "files": [{}]}'])
