@@ -368,14 +368,15 @@ def test_an_unknown_codec_is_refused(source: Path, tmp_path: Path, cli: Cli) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 64, b"text"])
-@pytest.mark.parametrize("command", ["verify", "inspect", "tokenize"])
+@pytest.mark.parametrize("command", ["verify", "inspect", "tokenize", "speak"])
 def test_a_damaged_gguf_is_refused(
     source: Path, tmp_path: Path, cli: Cli, command: str, content: bytes
 ) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
-    arguments = {"verify": [source, path], "inspect": [path], "tokenize": [path, "a"]}[command]
-    result = cli(command, *arguments)
+    spoken = ["a", "--save-codes", tmp_path / "o.npz"]
+    more = {"verify": [], "inspect": [], "tokenize": ["a"], "speak": spoken}[command]
+    result = cli(command, *([source] if command == "verify" else []), path, *more)
     if command == "verify" and content.startswith(b"GGUF"):
         # Of a file that it is asked to judge, the damage is the verdict.
         assert result.code == 1

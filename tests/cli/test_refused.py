@@ -135,6 +135,8 @@ FAMILIES = [
     ("transcribe SET CODES", "transcribe does not support VALL-E X yet."),
     ("export SET out", "export does not support VALL-E X yet."),
     ("tokenize SET a --tokenizer VALLEX", "one table of symbols"),
+    ("tokenize SET-NAR a", "give the file of the AR"),
+    ("tokenize SET-NAR-3 a", "give the file of the AR"),
     *(
         (f"speak GGUF Hi. --save-codes o.npz {given}", "does not apply to VALL-E; leave it out.")
         for given in (
@@ -179,6 +181,8 @@ def known(
         "OLD": GOLDEN / "old-gguf" / "f16.gguf",
         "VALLEX": VALLEX,
         "SET": vallex,
+        "SET-NAR": vallex.with_name(f"{vallex.stem}-nar.gguf"),
+        "SET-NAR-3": vallex.with_name(f"{vallex.stem}-nar-3.gguf"),
         "FOLDER": vallex.parent,
         "SEVEN": seven,
         "SEVEN-AUDIO": seven.with_name(f"{seven.stem}-audio.gguf"),

@@ -351,19 +351,6 @@ def test_bad_input_is_refused_in_a_sentence_and_leaves_nothing(
     assert list(out.parent.iterdir()) == []
 
 
-def test_files_that_are_no_valle_are_refused(
-    cli: Cli, gguf: Path, codec: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.wav"
-    garbage, cut = tmp_path / "garbage.gguf", tmp_path / "cut.gguf"
-    garbage.write_bytes(os.urandom(5000))
-    cut.write_bytes(gguf.read_bytes()[:100_000])
-    for path in (garbage, cut, tmp_path / "none.gguf", tmp_path):
-        for command in (["speak", path, "Hi.", "-o", out], ["transcribe", path, out]):
-            assert str(path) in error_of(cli(*command, "--codec", codec), 2)
-    assert not out.exists()
-
-
 def test_a_model_of_another_codec_speaks_codes_only(
     cli: Cli, tmp_path: Path, small_checkpoint: Callable[..., Path]
 ) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from support import Cli, error_of
+from support import Cli
 from vallex_golden import CHECKPOINT, golden
 
 from valle_convert.audio import read_codes
-from valle_convert.families.bundle import open_files
 from valle_convert.families.vallex.symbols import symbol_ids
 
 
@@ -23,28 +21,6 @@ def test_tokenize_knows_the_symbols_and_tells_what_is_none(vallex: Path, cli: Cl
     found = json.loads(result.out)
     assert found["llama_cpp"]["ids"] == found["bpe"]["ids"] == symbol_ids("ðɛɹ_c.")
     assert "the vocabulary lacks c (U+0063)" in result.err
-
-
-def test_tokenize_takes_no_other_tokenizer_and_no_other_part(vallex: Path, cli: Cli) -> None:
-    result = cli("tokenize", vallex, "a", "--tokenizer", CHECKPOINT)
-    assert "one table of symbols" in error_of(result, 2)
-    for other in ("nar", "nar-3"):
-        result = cli("tokenize", vallex.with_name(f"{vallex.stem}-{other}.gguf"), "a")
-        assert "give the file of the AR" in error_of(result, 2)
-
-
-def test_a_set_with_a_file_missing_fails_in_one_sentence(
-    vallex: Path, tmp_path: Path, cli: Cli
-) -> None:
-    for path in open_files(vallex).paths:
-        if not path.name.endswith("-nar-3.gguf"):
-            shutil.copy(path, tmp_path)
-    result = cli("verify", CHECKPOINT, tmp_path / vallex.name)
-    assert result.code == 1
-    said = (result.out + result.err).splitlines()
-    (line,) = [line for line in said if line.startswith("FAILED")]
-    assert "nar-3.gguf" in line
-    assert not line.endswith("?.")
 
 
 def test_inspect_shows_no_row_without_a_value(vallex: Path, cli: Cli) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from make_checkpoint import PUBLISHED_SIZES, Shape, make_checkpoint
-from support import Cli, error_of
+from support import Cli
 
 from valle_convert import Choices, plan_conversion, write_gguf
 from valle_convert.errors import InputError
@@ -89,18 +88,6 @@ def test_inspect_tells_sizes_and_rows_of_both_files(model: Path, cli: Cli) -> No
     assert found["behaviour"]["duration"] == "in seconds"
     text = json.dumps(found["rows"])
     assert all(name in text for name in ("phonemes", "response.1", "level.1", "length"))
-
-
-def test_halves_of_two_conversions_are_refused(model: Path, tmp_path: Path, cli: Cli) -> None:
-    make_checkpoint(tmp_path / "other.sft", Shape(**{**vars(WIDE), "seed": 1}))
-    write_gguf(plan_conversion(tmp_path / "other.sft", Choices("f16")), tmp_path / "other.gguf")
-    shutil.copy(model, tmp_path / "x.gguf")
-    shutil.move(tmp_path / "other-audio.gguf", tmp_path / "x-audio.gguf")
-    for command in ("inspect", "tokenize"):
-        said = error_of(cli(command, tmp_path / "x.gguf", *(["a"] * (command != "inspect"))), 2)
-        assert "x-audio.gguf belongs to another set than" in said
-    (tmp_path / "x-audio.gguf").unlink()
-    assert "x-audio.gguf" in error_of(cli("inspect", tmp_path / "x.gguf"), 2)
 
 
 def test_a_decoder_of_version_5_takes_no_file_of_version_7(model: Path) -> None:

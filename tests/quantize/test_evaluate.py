@@ -98,17 +98,6 @@ def test_fewer_bits_are_further_off_in_every_head_and_files_are_right(
     assert parts == ({""} if name == "report" else {"ar", "nar"})
 
 
-def test_a_checkpoint_is_converted_measured_and_a_copy_of_it_is_right(
-    cli: Cli, checkpoint_256: Path, tmp_path: Path
-) -> None:
-    source = tmp_path / "bf16.gguf"
-    assert cli(checkpoint_256, source, "--outtype", "bf16", "--verify", "none").code == 0
-    assert cli("quantize", source, tmp_path / "o.gguf", "COPY").code == 0
-    result = cli("evaluate", tmp_path / "o.gguf", "--checkpoint", checkpoint_256, *QUICK)
-    assert result.code == 0, result.out
-    assert "F16" in result.out  # what sizes and speeds stand beside is made of BF16
-
-
 def test_a_file_in_f16_may_be_what_others_are_compared_with(
     cli: Cli, gguf_256: Path, made: Path, tmp_path: Path
 ) -> None:
