@@ -1,7 +1,5 @@
 """What all tests share: the golden checkpoints, files made from them, the command line."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -144,7 +142,7 @@ def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["SmallHub"]:
     """The small hub, and huggingface_hub with a cache of the test's own, pointed to it."""
     from checkpoint.small_hub import constants, point_to, small_hub
 
@@ -180,7 +178,7 @@ def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
     """The Chromium of this machine."""
     found = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome"))]
     programs = [one for one in found if one]

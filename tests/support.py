@@ -1,7 +1,5 @@
 """What tests share that is no fixture: paths of the golden files, results of the command line."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -4,8 +4,6 @@ Each page gets a folder with the files that it takes for granted. Its blocks run
 bash or Python, without a network: the hub is a cache with a small EnCodec under the real name.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -1,7 +1,5 @@
 """Outputs are whole or not there, and nothing but what was asked for is touched."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """What is printed and written as JSON is JSON, whatever the numbers in it."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The golden case of VALL-E X: what the original implementation was given, and what it gave."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

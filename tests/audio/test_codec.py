@@ -1,7 +1,5 @@
 """EnCodec as speaking uses it: codes in and out, and the voice in front."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -5,8 +5,6 @@ headers and error codes of the real one. It can be told to cut connections or to
 and it remembers what it was asked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """What the command line tells of a checkpoint and its files, of every family alike."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -3,8 +3,6 @@
 The judge is the golden logits of the checkpoint that the original exported, less its biases.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Checkpoints on the hub, through the real huggingface_hub, from a small hub on 127.0.0.1."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A LoRA kept apart does on stock llama.cpp what it does merged, in the passes that it is for."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Sequence

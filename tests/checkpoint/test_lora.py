@@ -1,7 +1,5 @@
 """A LoRA is merged exactly, whichever way it is stored, or refused with the reason."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

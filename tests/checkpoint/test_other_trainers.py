@@ -1,7 +1,5 @@
 """What other trainers, wrappers and people write: the same model, and what was done is said."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import datetime as dt

@@ -1,7 +1,5 @@
 """Files of torch.save are read without torch, as torch itself reads them."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

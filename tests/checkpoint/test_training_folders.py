@@ -1,7 +1,5 @@
 """Training folders of both back ends give the weights of the state that `latest` names."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """VALL-E X files: what is read of their container, and which of their relatives are refused."""
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import pathlib

@@ -1,7 +1,5 @@
 """Files that several tests of the command line read."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

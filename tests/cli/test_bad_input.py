@@ -1,7 +1,5 @@
 """Every kind of bad input gets one sentence, a documented exit code, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import struct

@@ -1,7 +1,5 @@
 """The commands as people type them."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Names of files that are not UTF-8 are names of files all the same."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

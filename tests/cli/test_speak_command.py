@@ -1,7 +1,5 @@
 """`valle-convert speak` and `transcribe`, from what people type to the files they get."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """A verdict outlives its readers, and a signal ends the program in one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

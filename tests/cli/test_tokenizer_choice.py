@@ -1,7 +1,5 @@
 """Which tokenizer a conversion takes, end to end; and what works without llama.cpp."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable

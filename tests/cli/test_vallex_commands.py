@@ -1,7 +1,5 @@
 """VALL-E X from the command line: symbols, and text to sound."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

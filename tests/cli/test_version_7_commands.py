@@ -1,7 +1,5 @@
 """Version 7 through every command: it does what the others do, or refuses in one sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What decoders do beyond the golden cases: ends, interruption, prefixes, guidance, tasks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

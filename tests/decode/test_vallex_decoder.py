@@ -1,7 +1,5 @@
 """VALL-E X's decoding, on a chain whose probabilities are known."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence

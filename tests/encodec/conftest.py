@@ -1,7 +1,5 @@
 """The golden codec, and one of the real architecture with random weights, in every kind of file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The file of encodec.cpp: byte for byte, and never one that it would load and compute wrongly."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct

@@ -1,7 +1,5 @@
 """Every kind of file that holds an EnCodec gives the same codec; what is none is refused."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A codec as GGUF: what goes in comes out, the gguf package reads it, and nothing is made up."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What fuzzing found, each as the smallest input that shows it."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -1,7 +1,5 @@
 """What a conversion writes: the contract's keys, every weight, and the same bytes each time."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

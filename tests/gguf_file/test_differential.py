@@ -1,7 +1,5 @@
 """Our reader against the gguf package's: the same of valid files, and of damaged ones we take."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The header, byte by byte: against literal bytes, and against the gguf package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What stock llama.cpp does not survive is refused before; each case is shown to be one."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The one reader: against literal bytes, and each fault of a file by its own sentence."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct

@@ -1,7 +1,5 @@
 """Sequences of an `mpt` model: they keep what they hold when their context grows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a session finds out about llama.cpp, and how it says that something is wrong."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The miniature's corpus is the same every time, and its codec keeps what was said."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

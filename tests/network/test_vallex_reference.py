@@ -1,7 +1,5 @@
 """The PyTorch reference of VALL-E X against the original implementation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from support import open_reference

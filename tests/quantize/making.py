@@ -1,7 +1,5 @@
 """What tests of quantizing share: a file made alone, other programs, and looks at a folder."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The workflows workflow/quantize.yml and workflow/release.yml, run as they are."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

@@ -1,7 +1,5 @@
 """`evaluate`: files measured, judged, and what was found kept beside them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

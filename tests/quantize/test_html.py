@@ -1,7 +1,5 @@
 """The HTML page of a run: the answer first, nothing cut, no word that is not true."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """Jobs that stand alone, and `merge`: together they give what one machine gives in one go."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

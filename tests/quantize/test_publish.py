@@ -1,7 +1,5 @@
 """A folder of quantized files gets names, a card and one commit, which the hub has bit for bit."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

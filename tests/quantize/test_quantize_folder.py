@@ -1,7 +1,5 @@
 """What a run may do to a folder: nothing of the user's is lost, nothing of ours is left."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

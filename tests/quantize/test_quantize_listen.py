@@ -1,7 +1,5 @@
 """`evaluate --listen` on the trained miniature: real speech, measured, judged and reported."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """Names that are not UTF-8, and numbers that JSON does not have, go through `quantize`."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

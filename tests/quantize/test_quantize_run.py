@@ -1,7 +1,5 @@
 """`quantize`: files, a manifest, and nothing but whole files that are what their source is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """`valle-convert utterances`: from recordings and texts to what `evaluate --data` takes."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

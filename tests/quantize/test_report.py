@@ -1,7 +1,5 @@
 """What a run's report recommends and says, and that nothing is recommended without a reason."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

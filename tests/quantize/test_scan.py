@@ -1,7 +1,5 @@
 """Types are chosen by what each matrix minds, and llama.cpp makes of them what was chosen."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Importance matrices of a VALL-E X, one for the AR and one for the NAR."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Hashable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Programs that people have: OpenAI's client, and requests in the form that others send."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What docs/serve.md tells to type, as it stands but for the port."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

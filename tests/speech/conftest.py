@@ -1,7 +1,5 @@
 """Speakers of small parts: golden checkpoints, converted, and an EnCodec of their codes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sentences side by side: as one by one, in order, whatever runs beside them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack

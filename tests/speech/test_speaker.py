@@ -1,7 +1,5 @@
 """From text and a recording to sound, on stock llama.cpp: what holds for every family."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path

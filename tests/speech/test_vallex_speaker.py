@@ -1,7 +1,5 @@
 """VALL-E X from text and a voice to sound: voices, transcripts, tags, sentences."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Version 7 speaks codes, and names what does not apply to it; test_speaker has the rest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """No word of a text vanishes on its way to a model's input without being named."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Phonemes by real espeak-ng."""
 
-from __future__ import annotations
-
 import builtins
 import sys
 

@@ -1,7 +1,5 @@
 """Tags, sentences, and what the network reads of them."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """What the tests of `verify` are run on: a row a family, so that a further one is one more."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

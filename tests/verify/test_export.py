@@ -1,7 +1,5 @@
 """A converted file goes back to the checkpoint that it came from, bit for bit."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

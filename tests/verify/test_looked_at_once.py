@@ -1,7 +1,5 @@
 """A command parses each GGUF file once, and reads a checkpoint as often as its work asks for."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

@@ -3,8 +3,6 @@
 The judge is the original's logits, less the biases that the old way lost.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

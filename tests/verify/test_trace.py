@@ -1,7 +1,5 @@
 """Where llama.cpp goes wrong first: right files pass, and each damage is found in its place."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

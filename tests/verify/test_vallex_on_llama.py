@@ -1,7 +1,5 @@
 """VALL-E X through converted files on stock llama.cpp: the original's logits and codes."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path

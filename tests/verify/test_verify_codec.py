@@ -1,7 +1,5 @@
 """The verdict on a file of encodec.cpp: the golden one passes, and every fault is named."""
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`verify` of VALL-E X: nothing right fails, nothing wrong passes."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Version 7 on stock llama.cpp and in PyTorch: one computes what the other does."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from dataclasses import replace
