@@ -36,10 +36,12 @@ from valle_convert.decode import (
 )
 from valle_convert.decode.masked import n_hidden
 from valle_convert.errors import InputError
+from valle_convert.families.vallex.decode import VallexOptions
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance
+from valle_convert.speech.results import SpeakOptions
 
 FOLDER = "ar-nar-len"
 GREEDY_AR = ArOptions(GREEDY, max_frames=40)
@@ -377,8 +379,15 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
         lambda: Guidance(cfg_rescale=2),
         lambda: MaskedOptions(max_steps=0),
         lambda: LengthOptions(duration_padding=0),
+        lambda: SpeakOptions(max_seconds=0),
+        lambda: SpeakOptions(max_seconds=math.nan),
+        lambda: SpeakOptions(prompt_seconds=61),
+        lambda: SpeakOptions(context_history=-1),
+        lambda: VallexOptions(best_of=0),
+        lambda: VallexOptions(best_of=65),
+        lambda: VallexOptions(length_penalty=math.nan),
     ],
 )
 def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:
-    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2), expected"):
+    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2|61|65), expected"):
         build()

@@ -16,7 +16,7 @@ from support import (
     golden_checkpoint,
 )
 
-from valle_convert import plan_conversion, verify_gguf, write_gguf
+from valle_convert import plan_conversion, write_gguf
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
@@ -61,21 +61,6 @@ def test_the_plan_says_the_size_to_the_byte(out_type: str, tmp_path: Path) -> No
     assert sizes == {one: one.stat().st_size for one in plan.at(path)}
     for one, planned in plan.at(path).items():
         assert sizes[one] == len(header_of(planned)) + planned.data_bytes
-
-
-@pytest.mark.parametrize("out_type", ["auto", "f32", "f16", "bf16", "q8_0"])
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_the_type_that_is_asked_for_is_the_type_that_is_written(
-    out_type: str, dtype: str, tmp_path: Path, small_checkpoint: Callable[..., Path]
-) -> None:
-    path = small_checkpoint("source.sft", dtype)
-    plan = plan_conversion(path, Choices(out_type))
-    write_gguf(plan, tmp_path / "out.gguf")
-    tensors = GgufFile(tmp_path / "out.gguf").tensors
-    found = {tensors[name].ggml_type.name for name in tensors if "norm" not in name}
-    assert found == {(dtype if out_type == "auto" else out_type).upper()}
-    assert {tensors[name].ggml_type.name for name in tensors if "norm" in name} == {"F32"}
-    assert verify_gguf(plan, tmp_path / "out.gguf", levels=["tensors"]).passed
 
 
 def test_an_output_type_is_known_in_capitals_and_another_is_refused_with_the_choices() -> None:

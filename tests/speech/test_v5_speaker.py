@@ -18,7 +18,6 @@ from valle_convert.audio import (
 )
 from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
@@ -151,19 +150,3 @@ def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker
     setting = Setting(add_special=True, parse_special=False)
     for phonemes in ("həlˈoʊ wˈɜːld.", "ʁøœ €", "<bos>a"):
         assert speaker._tokenize(phonemes) == oracle.encode_batch([phonemes], setting)[0]
-
-
-def test_any_network_and_tokenizer_make_a_speaker(
-    bundle: Bundle, encodec: EncodecCodec, speaker: VersionFiveSpeaker
-) -> None:
-    oracle = open_tokenizer(BUILT_IN).oracle()
-    setting = Setting(add_special=True, parse_special=False)
-    with bundle.family.open(bundle, n_threads=1) as network:
-        other = VersionFiveSpeaker(
-            network,
-            tokenize=lambda phonemes: oracle.encode_batch([phonemes], setting)[0],
-            codec=encodec,
-        )
-        np.testing.assert_array_equal(
-            other.speak("Hello.", None, QUICK).codes, speaker.speak("Hello.", None, QUICK).codes
-        )

@@ -128,28 +128,13 @@ def ids_of(rows: VallexText) -> tuple[Any, Any]:
     return rows.symbols, rows.languages
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"voice_text": SAID}, "but there is none"),
-        ({"language": "de"}, "does not speak the language 'de'"),
-        ({"accent": "fr"}, "does not speak the language 'fr'"),
-        ({"max_seconds": 0.0}, "max_seconds is 0"),
-        ({"best_of": 0}, "best_of is 0"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(
-    codes_only: VallexSpeaker, options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InputError, match=said):
-        codes_only.speak("Hello.", None, replace(QUICK, **options))
-
-
 def test_a_voice_file_takes_no_second_transcript(
     codes_only: VallexSpeaker, voice_file: Path
 ) -> None:
     with pytest.raises(InputError, match="leave --voice-text out"):
         codes_only.speak("Hello.", voice_file, replace(QUICK, voice_text=SAID))
+    with pytest.raises(InputError, match="but there is none"):
+        codes_only.speak("Hello.", None, replace(QUICK, voice_text=SAID))
 
 
 def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:

@@ -322,15 +322,3 @@ def test_a_text_without_a_character_that_can_be_said_is_refused_with_their_names
     family, language = path.split()
     with pytest.raises(InputError, match=f"nothing to say.*{said}"):
         to_phonemes(text, language) if family == "phonemes" else spell([TaggedText(text, language)])
-
-
-def test_a_number_is_read_whole_and_what_follows_it_too() -> None:
-    assert to_phonemes("Dr. Smith paid 3.50 for it.", "en") == (
-        "dˈɑːktɚ. smˈɪθ pˈeɪd θɹˈiː pɔɪnt fˈaɪv zˈiəɹoʊ fɔːɹ ɪt."
-    )
-    assert to_phonemes("From 1.5 to 2.5 miles.", "en") == (
-        "fɹʌm wˈʌn pɔɪnt fˈaɪv tə tˈuː pɔɪnt fˈaɪv mˈaɪlz."
-    )
-    assert to_phonemes("Es sind 3,14 und 2,71 Meter.", "de") == (
-        "ɛs zɪnt dɾˈaɪ kɔmɑː ˈaɪns fˈiːɾ ʊnt tsvˈaɪ kɔmɑː zˈiːbən ˈaɪns mˈeːtɜ."
-    )

@@ -14,7 +14,10 @@ from valle_convert.text.phonemes import VOICES, check_phonemes, to_phonemes
     ("language", "text", "phonemes"),
     [
         ("en", "Hello, world! It's 5 o'clock.", "həlˈoʊ, wˈɜːld! ɪts fˈaɪv əklˈɑːk."),
+        ("en", "Dr. Lee paid 3.50.", "dˈɑːktɚ. lˈiː pˈeɪd θɹˈiː pɔɪnt fˈaɪv zˈiəɹoʊ."),
+        ("en", "1.5 to 2.5", "wˈʌn pɔɪnt fˈaɪv tə tˈuː pɔɪnt fˈaɪv"),
         ("de", "Guten Tag.", "ɡˈuːtən tˈɑːk."),
+        ("de", "3,14 Meter.", "dɾˈaɪ kɔmɑː ˈaɪns fˈiːɾ mˈeːtɜ."),
         ("fr", "Ça va, l'été ?", "sa vˈa, letˈe ?"),
         ("ko", "안녕하세요, 세계!", "ˈɐnnjʌŋhˌɐsejˌo, sˈeqje!"),
         ("ja", "いいてんきですね。", "ˌiːte̞ŋkˌide̞sˈɯᵝne̞"),

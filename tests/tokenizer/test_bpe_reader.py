@@ -197,24 +197,6 @@ def test_a_file_that_is_no_tokenizer_json_is_refused(data: bytes, reason: str) -
     assert reason in str(error.value)
 
 
-def test_strings_that_multiply_without_bound_are_refused_quickly() -> None:
-    vocab = {"<unk>": 0, "<bos>": 1, "</eos>": 2}
-    merges = []
-    for level in range(30):
-        for alias in range(10):
-            vocab[chr(0x4E00 + 10 * level + alias)] = 3 + level
-    left = chr(0x4E00)
-    for level in range(1, 30):
-        right = chr(0x4E00 + 10 * level)
-        vocab[left + right] = 33 + level - 1
-        merges.append([left, right])
-        left += right
-    document = good()
-    document["added_tokens"] = document["added_tokens"][:3]
-    document["model"] |= {"vocab": vocab, "merges": merges}
-    assert "more than 65,536 strings" in refusal(document)
-
-
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.json"
     path.touch()

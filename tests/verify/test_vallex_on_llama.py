@@ -1,6 +1,5 @@
 """VALL-E X through converted files on stock llama.cpp: the original's logits and codes."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -95,17 +94,6 @@ def test_parts_of_two_sets_are_not_run_together(golden_set: Converted, tmp_path:
     paths[2].unlink()
     with pytest.raises(InputError, match=r"o-nar-1.gguf of the set of .*o.gguf is missing"):
         open_bundle(paths[0])
-
-
-def test_a_quantized_body_runs_with_the_other_first_parts(
-    golden_set: Converted, tmp_path: Path
-) -> None:
-    mixed = copied(golden_set("f16"), tmp_path).paths
-    shutil.copy(open_files(golden_set("q8_0")).paths[1], mixed[1])
-    given = golden("")
-    with open_network(mixed[0], n_threads=1) as network:
-        found = network.pass_nar(given.text, given.prompt, given.codes[:, :3])
-    assert nmse(given.logits["nar3"], found) <= MAX_NMSE["q8_0"]
 
 
 # ------------------------------------------------------------ what is found out at load
