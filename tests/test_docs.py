@@ -22,7 +22,7 @@ import soundfile
 from make_checkpoint import Shape, make_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support import GOLDEN, PROJECT, describe
+from support import GOLDEN, PROJECT, describe, executable, install
 
 from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families import FOLDERS
@@ -185,14 +185,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(GOLDEN / "encodec-small" / "hf", snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
-    programs = folder / "bin"
-    programs.mkdir()
-    for name, words in {
-        "valle-convert": f'exec {sys.executable} -m valle_convert "$@"',
-        "ffplay": "exec cat > /dev/null",  # there is nothing to hear with
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{words}\n")
-        (programs / name).chmod(0o755)
+    install(folder / "bin")
+    executable(folder / "bin" / "ffplay", "exec cat > /dev/null")  # there is nothing to hear with
     run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --set max_seconds=1')
     return folder
 

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from safetensors.numpy import load_file
-from support import PROJECT, Cli, Convert, error_of
+from support import PROJECT, Cli, Convert, error_of, run_program
 from verify.old_files import make_old
 
 from valle_convert import read_checkpoint
@@ -446,11 +445,7 @@ def test_the_environment_is_the_librarys(published: dict[str, bytes], tmp_path: 
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = clean | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(PROJECT)} | more
-        program = [sys.executable, "-m", "valle_convert", *arguments]
-        return subprocess.run(
-            program, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        return run_program(*arguments, env=clean | {"HF_HOME": str(tmp_path / "home")} | more)
 
     with small_hub() as hub:
         hub.add(REPO, published)

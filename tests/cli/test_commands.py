@@ -20,12 +20,6 @@ PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
-
-
 def wait_until_writing(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the process has a file open in a folder, with or without a name."""
     deadline = time.monotonic() + 60

@@ -4,13 +4,12 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import gguf
 import pytest
-from support import PROJECT, Cli, error_of, golden_checkpoint
+from support import Cli, error_of, golden_checkpoint, run_program
 
 
 @pytest.mark.parametrize("name", ["ar-nar-len", "v6-text-head"], ids=["safetensors", "torch"])
@@ -35,9 +34,7 @@ def test_a_name_that_is_not_utf8_goes_all_the_way(
         result = cli(*arguments)
         assert result.code == 0, result.err
     for path in (checkpoint, out):
-        program = [sys.executable, "-m", "valle_convert", "inspect", path]
-        done = subprocess.run(program, capture_output=True, check=True, cwd=PROJECT)
-        assert "\\udcff\\udce9" in done.stdout.decode("utf-8")
+        assert "\\udcff\\udce9" in run_program("inspect", path).stdout
         assert json.loads(cli("inspect", path, "--json").out)["path"] == str(path)
     copy = out.rename(tmp_path / "copy.gguf")
     fields = gguf.GGUFReader(copy).fields

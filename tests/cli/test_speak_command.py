@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import tqdm
-from support import Cli, Convert, Result, error_of, golden_checkpoint, run_without
+from support import Cli, Convert, Result, error_of, golden_checkpoint, run_program, run_without
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
@@ -205,12 +205,7 @@ def test_sound_that_stdout_takes_to_a_file_knows_its_length_where_it_can(
     path = tmp_path / "a.wav"
     arguments = ["speak", gguf, "Hi. You too.", "-o", "-", "--codec", codec, "--language", "en"]
     with path.open("ab" if append else "wb") as file:
-        subprocess.run(
-            [sys.executable, "-m", "valle_convert", *map(str, arguments), *QUICK],
-            stdout=file,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
+        run_program(*arguments, *QUICK, capture_output=False, stdout=file, check=True)
     n_bytes = int.from_bytes(path.read_bytes()[40:44], "little")
     assert n_bytes == (0xFFFFFFFF if append else 2 * FRAMES * 320 * 2)
     assert soundfile.info(path).frames == 2 * FRAMES * 320
@@ -373,10 +368,8 @@ def test_without_a_network_the_hub_is_named_with_what_to_do(
     converted: Convert, tmp_path: Path
 ) -> None:
     gguf = converted("single-classifier", "f32")  # of EnCodec's size
-    command = [sys.executable, "-m", "valle_convert", "speak", str(gguf), "Hi."]
-    command += ["-o", str(tmp_path / "o.wav"), *QUICK]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    done_ = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    message = error_of(Result(done_.returncode, done_.stdout, done_.stderr), 3)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    ended = run_program("speak", gguf, "Hi.", "-o", tmp_path / "o.wav", *QUICK, env=offline)
+    message = error_of(Result(ended.returncode, ended.stdout, ended.stderr), 3)
     assert "hf download facebook/encodec_24khz --local-dir" in message
     assert not (tmp_path / "o.wav").exists()

@@ -4,6 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from support import executable
 
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.family import Unit
@@ -34,9 +35,7 @@ def source_of(path: Path) -> Source:
 
 def script(path: Path, text: str) -> Quantizer:
     """A program of somebody else's in the place of llama-quantize."""
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return find_quantizer(str(path))
+    return find_quantizer(str(executable(path, text)))
 
 
 def planner(program: Quantizer) -> str:

@@ -16,7 +16,7 @@ from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
 from quantize.making import contents, flip, write_utterance
 from safetensors.numpy import save_file
-from support import Cli, error_of
+from support import Cli, error_of, with_keys
 
 from valle_convert import read_checkpoint
 from valle_convert.cli import console
@@ -163,8 +163,7 @@ def test_a_file_of_a_wrong_structure_is_not_given_to_llama_cpp(
     cli: Cli, made: Path, checkpoint_256: Path
 ) -> None:
     path = made / "wide-Q4_0.gguf"
-    file, raw = GgufFile(path), path.read_bytes()
-    path.write_bytes(file.changed([Key("valle.strange", 1, "u32")]) + raw[file.data_start :])
+    with_keys(path, path, Key("valle.strange", 1, "u32"))
     result = cli("evaluate", path, "--checkpoint", checkpoint_256, *QUICK)
     assert result.code == 1, result
     assert "valle.strange is unexpected" in result.out
@@ -270,9 +269,8 @@ def test_other_bytes_than_those_of_the_manifest_fail(
     cli: Cli, evaluated: Path, checkpoint_256: Path
 ) -> None:
     path = evaluated / "wide-Q8_0.gguf"
-    header, whole = GgufFile(path), path.read_bytes()
-    changed = header.changed([Key("general.author", "another", "string")])
-    path.write_bytes(changed + whole[header.data_start :])
+    whole = path.read_bytes()
+    with_keys(path, path, Key("general.author", "another", "string"))
     run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
     failed = cli(*run)
     assert failed.code == 1, failed

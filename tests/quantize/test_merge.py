@@ -16,7 +16,7 @@ import yaml
 from make_checkpoint import Shape, make_checkpoint
 from msgspec.structs import replace
 from quantize.making import contents, flip
-from support import PROJECT, Cli, error_of
+from support import PROJECT, Cli, error_of, install
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, read_manifest, write_manifest
@@ -199,12 +199,7 @@ def snakemake(tmp_path: Path) -> list[str]:
     (tmp_path / "workflow").mkdir()
     (tmp_path / "workflow" / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(PROJECT / "workflow" / "Snakefile", tmp_path / "workflow")
-    program = tmp_path / "bin" / "valle-convert"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"\n'
-    )
-    program.chmod(0o755)
+    install(tmp_path / "bin")
     lines = (PROJECT / "docs" / "scale.md").read_text().splitlines()
     command = next(line for line in lines if line.startswith("snakemake ") and "--cores" in line)
     return [sys.executable, "-m", *command.split()]

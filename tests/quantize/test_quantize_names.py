@@ -2,22 +2,19 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-from support import PROJECT
+from support import run_program
 
 from valle_convert.gguf_file.read import GgufFile
 
-PROGRAM = [sys.executable, "-m", "valle_convert"]
 LIBRARY = ("--llama-quantize", "library")
 
 
 def run(*arguments: str | bytes | Path) -> str:
-    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, check=False, cwd=PROJECT)
+    done = run_program(*arguments)
     assert done.returncode == 0, done
-    return done.stdout.decode("utf-8")
+    return done.stdout
 
 
 def test_names_that_are_not_utf8(checkpoint_256: Path, tmp_path: Path) -> None:

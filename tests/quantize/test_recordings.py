@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from audio.small_codec import save_codec
-from support import Cli, error_of
+from support import Cli, error_of, run_program
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.audio.recorded import Recorded, read_list
@@ -107,9 +105,8 @@ def test_names_that_are_not_utf_8_are_names(
     saved(os.fsdecode(b"\xff.npz"))
     (tmp_path / "list.tsv").write_bytes(b"\xff.npz\tHello.\n")
     out = tmp_path / os.fsdecode(b"\xfe")
-    command = [sys.executable, "-m", "valle_convert", "utterances", out]
-    command += ["--list", tmp_path / "list.tsv", "--model", gguf, "--json"]
-    done = subprocess.run(command, capture_output=True, check=False)
+    listed = ("--list", tmp_path / "list.tsv", "--model", gguf, "--json")
+    done = run_program("utterances", out, *listed)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["utterances"]) == 1
     assert len(list(Examples.choose(FAMILY, model, out, None, seed=0))) == 1

@@ -16,7 +16,7 @@ from make_checkpoint import Shape, make_checkpoint
 from old_files import make_old, permuted, read_checkpoint_file
 from random_shapes import random_shape
 from safetensors.numpy import load_file
-from support import GOLDEN, Cli, Convert, error_of, golden_checkpoint
+from support import GOLDEN, Cli, Convert, error_of, golden_checkpoint, with_keys
 
 from valle_convert import open_network, plan_repair, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.families.v5.old import is_old, read_old
@@ -265,9 +265,7 @@ def changed(path: Path, out: Path, **values: object) -> Path:
         for name, value in names.items()
         if value is not None
     ]
-    data = path.read_bytes()[file.data_start :]
-    out.write_bytes(file.changed(keys, drop=drop) + data)
-    return out
+    return with_keys(path, out, *keys, drop=drop)
 
 
 def with_names(path: Path, out: Path, change: Callable[[list[str]], None]) -> Path:
