@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
 from support import Cli, Convert, Result, golden_checkpoint
@@ -126,6 +128,32 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from audio.small_codec import save_codec
 
     return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=64)
+
+
+@pytest.fixture(scope="session")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stereo recording at another rate than the codec's, half a second long."""
+    path = tmp_path_factory.mktemp("voice") / "prompt.flac"
+    samples = 0.1 * np.random.default_rng(0).standard_normal((22_050, 2))
+    soundfile.write(path, samples, 44_100)
+    return path
+
+
+@pytest.fixture
+def voice_file(tmp_path: Path) -> Path:
+    """A voice of VALL-E X as its own project writes them: it says HEARD."""
+    from vallex_golden import HEARD, golden
+
+    from valle_convert.families.vallex.symbols import symbol_ids
+
+    path = tmp_path / "voice.npz"
+    np.savez(
+        path,
+        audio_tokens=golden("").prompt[None].astype(np.int64),
+        text_tokens=np.array([symbol_ids(HEARD)]),
+        lang_code=2,
+    )
+    return path
 
 
 @pytest.fixture

@@ -159,9 +159,6 @@ def test_every_file_of_a_family_is_in_its_table() -> None:
             assert f"`{name}`" in page or name == "__pycache__/", path
 
 
-# ------------------------------------------------------------------------------ the folder
-
-
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the pages take for granted."""

@@ -16,6 +16,8 @@ from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import append_codes, vallex_steps
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
+#: "Hi there."
+HEARD = "haɪ_ðɛɹ."
 
 decode_vallex = alone(vallex_steps, append_codes)
 

@@ -75,9 +75,6 @@ def test_the_encoder_is_read_when_something_is_encoded(
     assert any(name.startswith("encoder.") for name in read)
 
 
-# -------------------------------------------------------------------------- voice prompts
-
-
 @given(offset=st.floats(-0.9, 0.9), windows=st.integers(50, 400))
 def test_a_constant_is_silence(offset: float, windows: int) -> None:
     # Of a window in which the noise begins late, its first samples may be too quiet.

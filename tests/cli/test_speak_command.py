@@ -29,14 +29,6 @@ FRAMES = 15  # of the 0.2 seconds below
 QUICK = "--set max_seconds=0.2,prompt_seconds=0.4,max_steps=2 --temperature 0 --threads 1".split()
 
 
-@pytest.fixture(scope="session")
-def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stereo recording at another rate than the codec's, half a second long."""
-    path = tmp_path_factory.mktemp("voice") / "prompt.flac"
-    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((22_050, 2)), 44_100)
-    return path
-
-
 @pytest.fixture
 def speak(cli: Cli, gguf: Path, codec: Path) -> Cli:
     """`speak(...)` with the model, the codec and quick settings given."""

@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
-import pytest
 import soundfile
 from support import Cli
-from vallex_golden import CHECKPOINT, golden
+from vallex_golden import CHECKPOINT
 
 from valle_convert.audio import read_codes
 from valle_convert.families.vallex.symbols import symbol_ids
@@ -33,30 +31,26 @@ def test_inspect_shows_no_row_without_a_value(vallex: Path, cli: Cli) -> None:
         )
 
 
-# ------------------------------------------------------------------------------ speaking
-
 QUICK = "--temperature 0 --set max_seconds=0.2 --threads 1".split()
 
 
-@pytest.fixture
-def voice(tmp_path: Path) -> Path:
-    """A voice file as the model's own project writes them."""
-    path = tmp_path / "voice.npz"
-    np.savez(
-        path,
-        audio_tokens=golden("").prompt[None].astype(np.int64),
-        text_tokens=np.array([symbol_ids("haɪ_ðɛɹ.")]),
-        lang_code=2,
-    )
-    return path
-
-
 def test_text_and_a_voice_file_become_sound_and_codes(
-    vallex: Path, codec: Path, voice: Path, tmp_path: Path, cli: Cli
+    vallex: Path, codec: Path, voice_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
     out, codes = tmp_path / "hello.wav", tmp_path / "hello.npz"
-    given = ["-o", out, "--save-codes", codes, "--voice", voice, "--codec", codec, "--json", *QUICK]
-    result = cli("speak", vallex, "[EN]Hello.[EN][ZH]你好。[ZH]", *given)
+    given = [
+        "-o",
+        out,
+        "--save-codes",
+        codes,
+        "--voice",
+        voice_file,
+        "--codec",
+        codec,
+        "--json",
+        *QUICK,
+    ]
+    result = cli("speak", vallex, "[EN]Hello.[EN][ZH]你好。[ZH]", *given, "--json", *QUICK)
     assert result.code == 0, result.err
     told = json.loads(result.out)
     assert [one["phonemes"] for one in told["sentences"]] == ["hɛˈloʊ.", "ni↓↑xɑʊ↓↑."]

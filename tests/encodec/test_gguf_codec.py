@@ -82,9 +82,6 @@ def test_a_codec_of_encodec_cpp_becomes_gguf_and_back(
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "c.bin").read_bytes()
 
 
-# ------------------------------------------------------------------------------- bad input
-
-
 def rewritten(codec: EncodecWeights, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The file with other keys and tensors: `change` is given both, by name."""
     keys, tensors = plan_gguf_codec(codec)
@@ -165,9 +162,6 @@ def test_what_cannot_be_computed_is_not_written(
 ) -> None:
     with pytest.raises(InputError, match="look ahead"):
         write_gguf_codec(open_encodec(configured(use_causal_conv=False)), tmp_path / "a.gguf")
-
-
-# ------------------------------------------------------------------------------- commands
 
 
 def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None:

@@ -24,8 +24,6 @@ from valle_convert.quantize.limits import read_earlier
 from valle_convert.quantize.manifest import check_manifest, read_manifest
 from valle_convert.tokenizer.choose import open_tokenizer
 
-# ------------------------------------------------------------------------------ configs
-
 
 def test_what_yaml_names_twice_is_taken_twice() -> None:
     assert load_yaml("a: &a [1, 2]\nb: {c: *a, d: *a}") == {
@@ -72,9 +70,6 @@ def test_a_counter_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "x.pth").stats == {"global_step": 3}
 
 
-# -------------------------------------------------------------------------- torch's zips
-
-
 def saved(path: Path) -> Path:
     state = {"sep": torch.arange(12.0), "b": torch.arange(8.0)}
     torch.save({"module": state, "config": config_of(Shape())}, path)
@@ -113,9 +108,6 @@ def test_a_zip_says_the_same_of_an_entry_in_both_places(
         read_checkpoint(tmp_path / "x.pth")
 
 
-# --------------------------------------------------------------------------- llama.cpp
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [("\0hidden", None), ("\0hidden", "\0other"), ("", "[EMPTY_700]"), ("a\0b", "a")],
@@ -130,9 +122,6 @@ def test_tokens_that_llama_cpp_cuts_or_names_alike_are_told(old: str, new: str |
     keys["tokenizer.ggml.tokens"] = tokens
     file.keys = keys
     assert any("have the text of another token" in one for one in dangers(file))
-
-
-# ------------------------------------------------------------------- reports, states, arrays
 
 
 @pytest.mark.parametrize("shape", ["[1e999]", "[NaN]", "[[]]"])
@@ -168,9 +157,6 @@ def test_an_archive_that_says_an_entry_is_larger_than_it_all_is_refused(tmp_path
         read_npz(tmp_path / "x.npz", ["a"], max_bytes=1 << 20, what="file")
 
 
-# --------------------------------------------------------------------- tokenizers, codecs
-
-
 def test_a_piece_that_sentencepiece_does_not_find_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(seeds.sentencepiece_model().replace(b"</s>", b"<!s>"))
     with pytest.raises(InputError, match=r"eos_id is 2, which is the piece '<!s>', but Sent"):
@@ -200,9 +186,6 @@ def test_a_shard_whose_name_is_too_long_is_missing(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace("model-1.", "x" * 300 + "."))
     with pytest.raises(InputError, match=r"names 'x+, expected names of weight files"):
         open_encodec(tmp_path)
-
-
-# ------------------------------------------------------------------ names, shapes, folders
 
 
 def test_a_header_without_metadata_is_read(tmp_path: Path) -> None:

@@ -74,9 +74,6 @@ def test_the_limits_of_the_workflow_name_its_types_and_its_cache_has_keys() -> N
         assert KEY.fullmatch(re.sub(r"\$\{\{.*?\}\}", "d41d8cd9", key)), key
 
 
-# ------------------------------------------------------------------- many checkpoints and types
-
-
 class Runner:
     """What the second workflow needs of GitHub: a folder a job, outputs, artifacts, and a cache.
 

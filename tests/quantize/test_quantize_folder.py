@@ -22,8 +22,6 @@ from valle_convert.quantize.tool import Quantizer
 
 QUICK = ("--threads", "1")
 
-# ------------------------------------------------------------------ nothing of the user's
-
 
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
@@ -59,9 +57,6 @@ def test_a_folder_whose_manifest_is_missing_or_damaged_takes_force(
     assert result.code == 0
     assert "no manifest lists: wide-Q4_0.gguf" in result.err
     assert contents(made)["wide-Q4_0.gguf"] == before["wide-Q4_0.gguf"]
-
-
-# ------------------------------------------------------------------------ runs that fail
 
 
 def test_a_run_that_breaks_off_leaves_whole_files_and_a_manifest_of_them(
@@ -100,9 +95,6 @@ def test_an_importance_matrix_goes_with_the_files_that_were_made_with_it(
         assert cli(*run, types).code == 0
         assert {path.stem for path in out.glob("*.gguf")} == {f"wide-{one}" for one in left}
         assert check_manifest(out).passed
-
-
-# ------------------------------------------------------------------------ killed, or two at once
 
 
 @contextmanager

@@ -69,9 +69,6 @@ def test_context_of_earlier_sentences_changes_the_later_ones_only(
     assert same == [True, False, False]
 
 
-# --------------------------------------------------------------------------- voices, codes
-
-
 def test_a_voice_is_a_file_audio_or_codes_alike(
     speaker: VersionFiveSpeaker, encodec: EncodecCodec, voice: Path, tmp_path: Path
 ) -> None:
@@ -83,18 +80,6 @@ def test_a_voice_is_a_file_audio_or_codes_alike(
     codes = [speaker.speak("Hello.", one, AR).codes for one in (voice, str(voice), saved, file)]
     for one, other in pairwise(codes):
         np.testing.assert_array_equal(one, other)
-
-
-def test_a_prompt_is_cut_or_repeated_with_a_notice(
-    speaker: VersionFiveSpeaker, voice: Path
-) -> None:
-    (cut, _) = speaker.speak("Hello.", voice, QUICK).notices
-    assert f"{voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in cut
-    (repeated, _) = speaker.speak("Hello.", voice, replace(QUICK, prompt_seconds=2.0)).notices
-    assert "38 frames of sound, shorter than the 150" in repeated
-
-
-# -------------------------------------------------------------------------------- tasks
 
 
 def test_voice_conversion_keeps_the_length_of_the_recording(
@@ -140,9 +125,6 @@ def test_a_recording_is_transcribed_to_phonemes(speaker: VersionFiveSpeaker, voi
     assert heard.phonemes
     assert (heard.language, heard.end in {"stop", "limit"}) == ("en", True)
     assert heard.decode_seconds > 0
-
-
-# -------------------------------------------------------------------------------- ids
 
 
 def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:

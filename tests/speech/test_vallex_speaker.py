@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vallex_golden import CHECKPOINT, decode_vallex, golden
+from vallex_golden import CHECKPOINT, HEARD, decode_vallex, golden
 
 from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.checkpoint import read_checkpoint
@@ -25,7 +25,6 @@ from valle_convert.speech.results import SpeakOptions
 QUICK = SpeakOptions(sampling=GREEDY, max_seconds=0.2, seed=1)
 MAX_FRAMES = 15
 SAID = "Hi there."
-HEARD = "haɪ_ðɛɹ."
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +41,6 @@ def speaker(network: VallexReference, encodec: EncodecCodec) -> VallexSpeaker:
 @pytest.fixture
 def codes_only(network: VallexReference) -> VallexSpeaker:
     return VallexSpeaker(network)
-
-
-@pytest.fixture
-def voice_file(tmp_path: Path) -> Path:
-    """A voice file as its project writes them."""
-    path = tmp_path / "voice.npz"
-    np.savez(
-        path,
-        audio_tokens=golden("").prompt[None].astype(np.int64),
-        text_tokens=np.array([symbol_ids(HEARD)]),
-        lang_code=2,
-    )
-    return path
 
 
 def text_of(symbols: str, *languages: int) -> VallexText:

@@ -51,15 +51,9 @@ def true_ids_of(llama: LlamaTokenizer, compiled: CompiledTokenizer, text: str) -
     return [compiled.true_ids[id_] for id_ in ids]
 
 
-# --- the bytes' alphabet ----------------------------------------------------------------------
-
-
 @given(st.binary())
 def test_the_byte_alphabet_loses_nothing(data: bytes) -> None:
     assert from_byte_level(to_byte_level(data)) == data
-
-
-# --- what is refused ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,9 +73,6 @@ def test_a_row_name_that_text_could_turn_into_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         compile_bpe(published, placeholders)
-
-
-# --- stock llama.cpp makes the original ids of it -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,8 +135,6 @@ def test_an_added_token_that_spells_a_byte_is_refused() -> None:
         compile_bpe(parse_bpe(data, "f"), [])
 
 
-# --- other tokenizers than the published one ----------------------------------------------------
-
 LETTERS = "abcdeɛːˈɹʃθ漢か한𐐀\u0303"  # one to four bytes each, all letters or marks
 assert all(unicodedata.category(letter)[0] in "LM" for letter in LETTERS)
 
@@ -193,9 +182,6 @@ def test_any_tokenizer_is_refused_or_reproduced_exactly(
         chosen = itertools.islice(texts(bpe.vocab, 3900, seed=seed), 2800, None)
         report = compare(llama, HuggingFaceOracle(data), compiled.true_ids, chosen)
     assert report.ok, report.first
-
-
-# --- and the comparison would notice if it did not ----------------------------------------------
 
 
 def without(compiled: CompiledTokenizer, text: str) -> CompiledTokenizer:

@@ -305,25 +305,6 @@ def test_the_number_of_heads_can_be_corrected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "words"),
-    [
-        (264, 265, "row 0 of langs_emb.weight is called 'ja', expected 'en'"),
-        (300, 301, "row 300 is named '<|P|0|9|>', expected number 8"),
-        (400, 20, "row 400 is named '"),
-    ],
-)
-def test_names_that_are_none_of_a_model_are_refused(
-    first: int, second: int, words: str, tmp_path: Path, cli: Cli
-) -> None:
-    def swap(names: list[str]) -> None:
-        names[first], names[second] = names[second], names[first]
-
-    path = with_names(OLD / "q8_0.gguf", tmp_path / "odd.gguf", swap)
-    assert words in error_of(cli("repair", path, tmp_path / "new.gguf"), 2)
-    assert not (tmp_path / "new.gguf").exists()
-
-
-@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"llama__attention__head_count": 3}, "3 heads do not divide the width 64"),

@@ -96,9 +96,6 @@ def test_parts_of_two_sets_are_not_run_together(golden_set: Converted, tmp_path:
         open_bundle(paths[0])
 
 
-# ------------------------------------------------------------ what is found out at load
-
-
 def session(files: Bundle) -> MptSession:
     return MptSession(
         files.path,
@@ -150,9 +147,6 @@ def test_long_texts_and_speech_fit_and_short_ones_after_them(golden_set: Convert
             nar = [one.pass_nar(text, prompt, frames[:, :7]) for one in (reference, network)]
             assert nmse(*ar) <= MAX_NMSE["f32"], n_text
             assert nmse(*nar) <= MAX_NMSE["f32"], n_text
-
-
-# ------------------------------------------------------------------- one model for all levels
 
 
 def probe(session: MptSession, rows: np.ndarray) -> np.ndarray:

@@ -59,9 +59,6 @@ def test_networks_of_two_widths_pass(tmp_path: Path) -> None:
     assert report.passed, report.verdict()
 
 
-# ------------------------------------------------------- mistakes of whoever computes
-
-
 class CausalText(VallexReference):
     """An AR whose text sees only what is before it."""
 
