@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
-from support import Cli, Convert, Result, golden_checkpoint
+from support import Cli, Convert, Result, contents, golden_checkpoint
 
 if TYPE_CHECKING:
     from checkpoint.small_hub import SmallHub
@@ -189,16 +189,13 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Smal
 def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
     """A function that fails if the test's folder has other files, or other bytes, than before it
     was first called; it is called again at the end."""
-    before: dict[Path, bytes] | None = None
-
-    def contents() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before: dict[str, bytes] | None = None
 
     def check() -> None:
         nonlocal before
         if before is None:
-            before = contents()
-        assert contents() == before
+            before = contents(tmp_path)
+        assert contents(tmp_path) == before
 
     yield check
     if before is not None:

@@ -81,6 +81,15 @@ Cli = Callable[..., Result]
 Convert = Callable[[str | Path, str], Path]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def with_keys(source: Path, out: Path, *keys: Key, drop: Sequence[str] = ()) -> Path:
     """A GGUF file with other keys; in its own place, if that is `out`."""
     file, raw = GgufFile(source, allow_part=True), source.read_bytes()

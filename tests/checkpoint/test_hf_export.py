@@ -61,9 +61,6 @@ def export(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXPORT, tmp_path / "export"))
 
 
-# ------------------------------------------------------------------------------ the judge
-
-
 def test_the_golden_logits_less_the_biases_come_out_of_both_networks(
     tmp_path: Path, two_heads: Path
 ) -> None:
@@ -125,9 +122,6 @@ def test_quantized_from_the_export(tmp_path: Path, cli: Cli) -> None:
     assert cli("verify", folder, made, "--config", config, "--level", "tensors").code == 0
 
 
-# ------------------------------------------------------------------- what is said of a model
-
-
 def test_the_published_width_needs_no_word(tmp_path: Path) -> None:
     folder = write_export(tmp_path / "e", Shape(dim=1024, heads=16, layers=1, levels=1, ffn=1))
     checkpoint = read_checkpoint(folder)
@@ -158,9 +152,6 @@ def test_what_is_assumed_is_changed_by_the_user(export: Path, tmp_path: Path) ->
     assert (config.positions, config.nar_attention) == ("unified", "causal")
     assert (config.sum_prompt, config.sum_response) == (True, False)
     assert checkpoint.assumed == ()
-
-
-# -------------------------------------------------------------------------- which rows are which
 
 
 def change_json(path: Path, **changes: Any) -> None:

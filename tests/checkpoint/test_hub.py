@@ -24,7 +24,7 @@ from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from safetensors.numpy import load_file
-from support import PROJECT, Cli, Convert, error_of, run_program
+from support import PROJECT, Cli, Convert, contents, error_of, run_program
 from verify.old_files import make_old
 
 from valle_convert import read_checkpoint
@@ -37,14 +37,6 @@ REPO = "ecker/vall-e"
 NAME = "ar+nar-len-llama-8"
 OTHER = "ar+nar-llama-8"
 WEIGHTS = f"models/ckpt/{NAME}/ckpt/fp32.sft"
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +53,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     lora = folder / "loras" / "someone" / "lora.sft"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(b"large")
-    return files_below(folder)
+    return contents(folder)
 
 
 @pytest.fixture
@@ -139,7 +131,7 @@ def test_every_form_of_a_folder_is_read(
 ) -> None:
     folder = tmp_path / "m"
     make(folder / "a", SHAPE, "f16")  # type: ignore[operator]
-    hub.add("me/training", files_below(folder) | {"big.sft.bak": b"0" * 1000})
+    hub.add("me/training", contents(folder) | {"big.sft.bak": b"0" * 1000})
     out, local = tmp_path / "hub.gguf", tmp_path / "local.gguf"
     result = cli("hf:me/training:a", out)
     assert result.code == 0, result.err

@@ -18,8 +18,6 @@ from support import Cli, error_of
 Make = Callable[[Path], object]
 VERSION_7 = Shape(version=7)
 
-# ------------------------------------------------------------------------------- makers
-
 
 def parts_of(path: Path) -> tuple[dict[str, Any], bytes]:
     """Header and data of a safetensors file."""
@@ -301,9 +299,6 @@ def test_a_type_that_rows_do_not_fit_is_refused(tmp_path: Path, cli: Cli) -> Non
     make_checkpoint(path, Shape(dim=48, heads=2))
     message = error_of(cli(path, tmp_path / "o.gguf", "--outtype", "q8_0"), 2)
     assert "rows of 48 do not divide into blocks of 32" in message
-
-
-# ------------------------------------------------------------------------------ outputs
 
 
 @pytest.fixture

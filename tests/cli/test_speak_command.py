@@ -44,9 +44,6 @@ def done(result: Result) -> Result:
     return result
 
 
-# ------------------------------------------------------------------------------ the whole
-
-
 @pytest.mark.parametrize("mode", ["ar", "nar-len"])
 def test_text_and_a_wav_become_a_wav_on_a_quantized_file(
     speak: Cli, voice: Path, tmp_path: Path, mode: str
@@ -100,9 +97,6 @@ def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
     result = cli("transcribe", gguf, voice, tmp_path / "none.wav", "--codec", codec, *limit)
     assert "none.wav" in error_of(result, 2)
     assert result.out == ""
-
-
-# ---------------------------------------------------------------------------- the options
 
 
 def test_saved_codes_are_sounded_again_without_llama_cpp(
@@ -232,9 +226,6 @@ def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     assert re.match(r"sentence 3 of 3: .* \(.*\): And this\.", told[4])
 
 
-# ------------------------------------------------------------------------------ Ctrl-C
-
-
 def start(gguf: Path, codec: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     """The program in its own process, speaking a long text."""
     text = " ".join(f"This is number {i} of many." for i in range(400))
@@ -290,9 +281,6 @@ def test_a_second_interrupt_aborts() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
-
-
-# -------------------------------------------------------------------------------- refused
 
 
 def no_audio(folder: Path) -> Path:

@@ -81,9 +81,6 @@ class Watcher:
         self.seen.append((label, done, total))
 
 
-# ------------------------------------------------------------------------------- the AR
-
-
 def test_interrupted_ar_keeps_the_frames_so_far(network: Network, golden: Golden) -> None:
     result = decode_ar(network, golden.condition, GREEDY_AR, rng(), watch=after(7))
     assert result.end == "interrupted"
@@ -122,9 +119,6 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
     assert len(np.unique(codes)) == len(codes)
 
 
-# --------------------------------------------------------------------------- NAR levels
-
-
 def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
     result = decode_nar(
         network,
@@ -142,9 +136,6 @@ def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None
     nothing = np.zeros(0, np.int32)
     result = decode_nar(network, golden.condition, nothing, NarOptions(), rng())
     assert result.codes.shape == (0, 8)
-
-
-# ---------------------------------------------------------------------------- demasking
 
 
 @given(n_frames=st.integers(1, 2000), n_steps=st.integers(1, 100))
@@ -218,9 +209,6 @@ def test_demasking_hears_the_prefix(network: Network, golden: Golden) -> None:
     assert not np.array_equal(without, behind)
 
 
-# ------------------------------------------------------------------------------- length
-
-
 @pytest.mark.parametrize(
     ("said", "frames"), [(0, 78), (75, 78), (200, 210), (900, 900), (9_711_118_561, 900)]
 )
@@ -241,9 +229,6 @@ def test_there_is_always_a_frame_to_decode(
 ) -> None:
     frames = frames_for(said, LengthOptions(padding, least, most))
     assert 1 <= frames <= max(1, most)
-
-
-# ------------------------------------------------------------------------------- speech
 
 
 def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNetwork) -> None:
@@ -329,9 +314,6 @@ def test_a_text_too_long_for_the_model_is_refused(
     condition = replace(golden.condition, phonemes=np.full(30_000, 5))
     with pytest.raises(InputError, match=r"30\d\d\d elements.*made for 22750"):
         decode_speech(network, condition, replace(QUICK, mode=mode), rng())
-
-
-# --------------------------------------------------------------------- speech to phonemes
 
 
 @pytest.mark.parametrize("folder", SPEAKING)

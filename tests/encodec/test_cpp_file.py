@@ -103,8 +103,6 @@ def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
     assert (header.bandwidth, header.n_levels) == (2, 2)
 
 
-# ----------------------------------------------------------------------------- refusals
-
 #: Everything that encodec.cpp would load and compute wrongly, or refuse or abort on.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pad_mode": "constant"}, "pad_mode is constant"),
@@ -186,9 +184,6 @@ def test_values_beyond_float16_are_refused_before_they_are_written(
     assert open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")[3, 4] == np.float32(value)
 
 
-# ------------------------------------------------------------------------- reading them
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     write_cpp_file(open_encodec(GOLDEN_FOLDER), tmp_path / "golden.bin")
@@ -255,9 +250,6 @@ def test_a_bias_of_one_element_may_have_a_dim(written: Path) -> None:
     written.write_bytes(longer)
     expected = open_encodec(GOLDEN_FOLDER).read(name.decode())
     np.testing.assert_array_equal(open_encodec(written).read(name.decode()), expected)
-
-
-# ------------------------------------------------------------------------------- command
 
 
 def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:

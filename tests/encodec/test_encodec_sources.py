@@ -155,9 +155,6 @@ def test_without_a_network_the_way_to_work_offline_is_told(
         open_encodec("nobody/no-codec")
 
 
-# ------------------------------------------------------------------------------- bad input
-
-
 def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     tensors = golden_tensors()
     change(tensors)

@@ -43,10 +43,6 @@ def planner(program: Quantizer) -> str:
     return f'if [ "$1" = --dry-run ]; then exec "{program.command[0]}" "$@"; fi\n'
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def flip(path: Path, at: int = -1) -> None:
     raw = bytearray(path.read_bytes())
     raw[at] ^= 1

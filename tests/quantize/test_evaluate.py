@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
-from quantize.making import contents, flip, write_utterance
+from quantize.making import flip, write_utterance
 from safetensors.numpy import save_file
-from support import Cli, error_of, with_keys
+from support import Cli, contents, error_of, with_keys
 
 from valle_convert import read_checkpoint
 from valle_convert.cli import console

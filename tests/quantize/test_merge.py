@@ -15,8 +15,8 @@ import pytest
 import yaml
 from make_checkpoint import Shape, make_checkpoint
 from msgspec.structs import replace
-from quantize.making import contents, flip
-from support import PROJECT, Cli, error_of, install
+from quantize.making import flip
+from support import PROJECT, Cli, contents, error_of, install
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, read_manifest, write_manifest
@@ -181,9 +181,6 @@ def test_the_reference_of_something_else_is_refused(
     assert "damaged" in error_of(cli(*run, "--reference", path), 2)
     shutil.copy(checkpoint_256, path)
     assert "is not a reference file" in error_of(cli(*run, "--reference", path), 2)
-
-
-# ----------------------------------------------------------------------------- workflow/
 
 
 @pytest.fixture

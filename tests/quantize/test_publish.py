@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
-from quantize.making import contents, flip
-from support import Cli, error_of
+from quantize.making import flip
+from support import Cli, contents, error_of
 from vallex_golden import CHECKPOINT, set_paths
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf

@@ -8,14 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from quantize.making import (
-    alive,
-    contents,
-    planner,
-    script,
-    write_utterance,
-)
-from support import Cli, error_of, wait_for
+from quantize.making import alive, planner, script, write_utterance
+from support import Cli, contents, error_of, wait_for
 
 from valle_convert.quantize.manifest import check_manifest
 from valle_convert.quantize.tool import Quantizer

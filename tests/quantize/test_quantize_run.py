@@ -13,8 +13,8 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from quantize.conftest import Family
-from quantize.making import contents, flip, planner, script, voice_file, write_utterance
-from support import Cli, Result, error_of, with_keys
+from quantize.making import flip, planner, script, voice_file, write_utterance
+from support import Cli, Result, contents, error_of, with_keys
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
@@ -38,9 +38,6 @@ def files_of(result: Result) -> list[dict[str, Any]]:
     assert result.code == 0, result.err
     found: list[dict[str, Any]] = json.loads(result.out)["files"]
     return found
-
-
-# ------------------------------------------------------------------------ files of a folder
 
 
 def test_the_common_types_are_made_at_once_and_each_is_what_it_says(
@@ -141,9 +138,6 @@ def test_a_file_that_is_not_what_its_source_is_fails(
     assert "FAILED: o.gguf: " in result.out
     assert ("blk.1.ffn_up.weight has " in result.out) == (what == "weights")
     assert ("blk.1.ffn_up.weight holds NaN or infinity" in result.out) == (what == "NaN")
-
-
-# ---------------------------------------------------------------------------------- resume
 
 
 def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
@@ -248,9 +242,6 @@ def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
     assert check_manifest(out).passed
 
 
-# ----------------------------------------------------------------------------------- plans
-
-
 @pytest.mark.parametrize(
     ("given", "types", "needs_matrix"),
     [("checkpoint", "Q8_0,Q4_0", False), ("source", "Q5_1,Q2_K_S", True)],
@@ -295,9 +286,6 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
     for file in (files.files["ar"], files.files["nar"]):
         assert file.keys["general.quantized_by"] == "me"
         assert file.keys["general.base_model.0.name"] == "b"
-
-
-# -------------------------------------------------------------------------------- refusals
 
 
 def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(

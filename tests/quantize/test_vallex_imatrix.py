@@ -38,9 +38,6 @@ def model_of(path: Path) -> VallexModel:
     return describe(read_checkpoint(path)).model
 
 
-# ------------------------------------------------------------------------- the numbers
-
-
 class Recorded(VallexReference):
     """Keeps the rows of every pass: the net, the level, how many rows are text, all rows."""
 
@@ -153,9 +150,6 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
             np.testing.assert_allclose(entry.sums, sums[net, name], rtol=SAME, err_msg=name)
 
 
-# --------------------------------------------------------------------------- the files
-
-
 def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
     program: Quantizer, cli: Cli, tmp_path: Path
 ) -> None:
@@ -182,9 +176,6 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
         again = error_of(cli("imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf"), 2)
         assert f"{name} exists" in again
         (tmp_path / name).unlink()
-
-
-# -------------------------------------------------------------------- what they are for
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +232,6 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
     )
     assert "belongs to another model" in error_of(cli(*run, tmp_path / "x.gguf"), 2)
     assert not (tmp_path / "o.gguf").exists()
-
-
-# -------------------------------------------------------------------------- utterances
 
 
 def test_a_voice_file_is_an_utterance_whose_beginning_is_the_prompt(tmp_path: Path) -> None:

@@ -139,9 +139,6 @@ def test_level_0_of_given_codes_stays_and_the_rest_is_decoded(causal: Talking, v
     np.testing.assert_array_equal(part.pieces[0].codes, spoken.codes[:, :3])
 
 
-# ------------------------------------------------------------------------ cut off, stopped
-
-
 def test_an_interrupted_text_keeps_what_was_finished(causal: Talking, voice: Path) -> None:
     whole = causal.speaker.speak(TEXT, voice, causal.heard)
     first, second = whole.pieces[0].codes, whole.pieces[1].codes
@@ -207,9 +204,6 @@ def test_a_sentence_that_is_cut_off_is_told(talking: Talking, is_phonemes: bool)
     assert f"{said!r} {words}" in spoken.notices
 
 
-# --------------------------------------------------------------------------- saved codes
-
-
 def test_spoken_codes_are_saved_and_sounded_again(
     talking: Talking, voice: Path, tmp_path: Path
 ) -> None:
@@ -236,9 +230,6 @@ def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voic
             mute.decode(spoken.codes)
 
 
-# ---------------------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize("text", ["", "...", "\n\n"])
 def test_text_with_nothing_to_say_is_refused(talking: Talking, text: str) -> None:
     with pytest.raises(InputError, match="nothing to say"):
@@ -262,8 +253,6 @@ def test_a_codec_that_is_not_the_models_is_refused(talking: Talking, encodec: En
     with pytest.raises(InputError, match=r"4 levels of 64 codes, and the model.*8 levels of 64"):
         talking.bundle.family.speaker(talking.bundle, codec=four_levels)
 
-
-# -------------------------------------------------------------------------------- options
 
 #: Another value than the default for each of them.
 OTHER: dict[str, Any] = {

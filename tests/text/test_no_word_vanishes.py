@@ -41,8 +41,6 @@ def sounds(phonemes: str | None) -> str:
     return "".join(one for one in phonemes or "" if unicodedata.category(one) in ("Ll", "Lo"))
 
 
-# --- random texts -----------------------------------------------------------------------------
-
 #: Writing of the languages, from which half of all words are drawn.
 OWN = {
     "en": "Latin", "de": "Latin", "fr": "Latin", "zh": "Han", "ja": "kana Han", "ko": "Hangul",
@@ -202,9 +200,6 @@ def test_length_loses_nothing(language: str, word: str, space: str) -> None:
 
 def test_a_text_of_many_pages_is_read_to_its_end() -> None:
     assert (read(("vallex", "ja"), "さかなをたべました" * 500)[0] or "").count("na") == 500
-
-
-# --- what was lost once -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,6 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         to_phonemes("a\ud800b", "en")
 
 
-def test_a_missing_package_is_named_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "pykakasi", None)
-    with pytest.raises(EnvironmentFault, match=r"Reading kanji needs .*pykakasi.*\[speech\]"):
-        require("pykakasi", "Reading kanji")
-
-
 def test_a_library_that_does_not_load_is_told_like_a_missing_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
