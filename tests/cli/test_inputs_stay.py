@@ -49,7 +49,7 @@ REFUSED = [
     ("verify x.pt x.gguf --level structure --force --report x-nar.gguf", LOST),
     *(
         (f"evaluate x.gguf --checkpoint x.pt --force --report to-{what}.json", LOST)
-        for what in ("part", "measurements", "manifest")
+        for what in ("part", "checkpoint", "measurements", "manifest")
     ),
     ("evaluate out/m-Q8_0.gguf --checkpoint c.sft --force", "input"),
     ("quantize m-F16.gguf m-F16.gguf Q8_0 --force", INPUT),
@@ -110,6 +110,7 @@ def stage(
         "null.gguf": "/dev/null",
         "to-mine": "mine",
         "to-part.json": "x-nar-3.gguf",
+        "to-checkpoint.json": "x.pt",
         "to-measurements.json": "x.measurements.json",
         "to-manifest.json": "manifest.json",
         "to-other.wav": "other.wav",
