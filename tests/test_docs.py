@@ -61,9 +61,7 @@ ELSEWHERE = {
     "valle-convert evaluate heard/": "tests/quantize/test_quantize_listen.py",
 }
 #: Pages whose commands have placeholders, or need a LoRA, an old file or a hub.
-PAGES_ELSEWHERE = {
-    "docs/inputs.md": "tests/checkpoint/test_hub.py",
-}
+PAGES_ELSEWHERE = {"docs/inputs.md": "tests/checkpoint/test_hub.py"}
 #: Of a line that cannot be run here, and why.
 NOT_HERE = {
     "pip install": "what it installs is what runs; its extras are looked up",

@@ -25,13 +25,7 @@ from safetensors.numpy import load_file
 from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 from verify.random_shapes import random_dtype, random_shape
 
-from valle_convert import (
-    Choices,
-    open_network,
-    plan_conversion,
-    read_checkpoint,
-    write_gguf,
-)
+from valle_convert import Choices, open_network, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.checkpoint.exported import HEADS
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile

@@ -56,10 +56,7 @@ def read(path: Path, **options: Any) -> Checkpoint:
 
 
 def metadata(config: dict[str, Any] | None = None) -> dict[str, str]:
-    return {
-        "config": json.dumps(config or config_of(SHAPE)),
-        "userdata": json.dumps(userdata()),
-    }
+    return {"config": json.dumps(config or config_of(SHAPE)), "userdata": json.dumps(userdata())}
 
 
 def save(path: Path, value: object, **options: Any) -> Path:

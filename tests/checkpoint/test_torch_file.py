@@ -93,11 +93,7 @@ values = st.recursive(
 def test_what_torch_saved_is_what_torch_loads(value: Any, is_zip: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.pth"
-        torch.save(
-            {"once": value, "again": value},
-            path,
-            _use_new_zipfile_serialization=is_zip,
-        )
+        torch.save({"once": value, "again": value}, path, _use_new_zipfile_serialization=is_zip)
         assert same(load_torch_file(path), torch.load(path, weights_only=True))
 
 

@@ -76,9 +76,7 @@ def test_the_config_lies_beside_or_above(tmp_path: Path, key: str, levels_up: in
     assert describe(checkpoint).model.config.n_embd == 32
 
 
-def test_of_several_models_in_a_config_the_folders_name_decides(
-    tmp_path: Path,
-) -> None:
+def test_of_several_models_in_a_config_the_folders_name_decides(tmp_path: Path) -> None:
     folder = local_training(tmp_path / "model1-llama-8", SHAPE)
     write_config(folder, Shape(dim=64), SHAPE)
     same_weights(folder, SHAPE)
@@ -161,11 +159,7 @@ TAGS = ["../../etc", "/etc", "..", ".", "1000\n../x", "", "..\\x", "\xff\xfe\0",
 REFUSED: list[tuple[Make, Callable[[Path], object], str]] = [
     (local_training, lambda f: (f / "config.yaml").unlink(), "nor a config.yaml beside it"),
     (local_training, lambda f: write_config(f, Shape(dim=64), SHAPE), "2 models (model0, model1)"),
-    (
-        local_training,
-        lambda f: (f / "1000/state.pth").touch(),
-        "state.pth, state.sft, expected",
-    ),
+    (local_training, lambda f: (f / "1000/state.pth").touch(), "state.pth, state.sft, expected"),
     (local_training, latest("7"), "names the folder 7, which does not exist; found 1000"),
     *((local_training, latest(tag), "expected the name of a folder beside it") for tag in TAGS),
     (deepspeed_training, second_rank, "split over 2 ranks"),

@@ -139,11 +139,7 @@ FAMILIES = [
     ("tokenize SET-NAR-3 a", "give the file of the AR"),
     *(
         (f"speak GGUF Hi. --save-codes o.npz {given}", "does not apply to VALL-E; leave it out.")
-        for given in (
-            "--set best_of=1",
-            "--set accent=en",
-            "--voice CODES --voice-text Hi",
-        )
+        for given in ("--set best_of=1", "--set accent=en", "--voice CODES --voice-text Hi")
     ),
     *(
         (f"speak SEVEN {given} --save-codes o.npz", f"{words} VALL-E of version 7; leave it out.")

@@ -46,9 +46,7 @@ from valle_convert.speech.results import SpeakOptions
 FOLDER = "ar-nar-len"
 GREEDY_AR = ArOptions(GREEDY, max_frames=40)
 QUICK = SpeechOptions(
-    ar=GREEDY_AR,
-    masked=MaskedOptions(4, GREEDY),
-    length=LengthOptions(min_frames=6, max_frames=12),
+    ar=GREEDY_AR, masked=MaskedOptions(4, GREEDY), length=LengthOptions(min_frames=6, max_frames=12)
 )
 
 
@@ -121,12 +119,7 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
 
 def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
     result = decode_nar(
-        network,
-        golden.condition,
-        golden["gen.ar"],
-        NarOptions(),
-        rng(),
-        watch=after(3),
+        network, golden.condition, golden["gen.ar"], NarOptions(), rng(), watch=after(3)
     )
     assert result.end == "interrupted"
     np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :4])

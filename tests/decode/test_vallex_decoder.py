@@ -195,14 +195,7 @@ def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
     network = Chain(stop_at=10)
     speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(3))
     assert (speech.codes.shape, speech.end) == ((3, 1), "interrupted")
-    speech = decode_vallex(
-        network,
-        text_of(7),
-        NO_VOICE,
-        options,
-        rng(),
-        watch=after(10 + 1 + 2),
-    )
+    speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(10 + 1 + 2))
     assert (speech.codes.shape, speech.end) == ((10, 3), "interrupted")
 
 

@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cpp_arithmetic import EncodecCppArithmetic
-from encodec_files import (
-    GOLDEN_ENCODEC,
-    LAYOUT,
-    LAYOUT_24KHZ,
-    golden,
-    golden_tensors,
-)
+from encodec_files import GOLDEN_ENCODEC, LAYOUT, LAYOUT_24KHZ, golden, golden_tensors
 from safetensors.torch import save_file
 from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel

@@ -12,12 +12,7 @@ import pytest
 import torch
 from checkpoint.containers import write_shards
 from checkpoint.small_hub import SmallHub
-from encodec_files import (
-    GOLDEN_ENCODEC,
-    golden_tensors,
-    with_meta_names,
-    with_old_names,
-)
+from encodec_files import GOLDEN_ENCODEC, golden_tensors, with_meta_names, with_old_names
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -184,10 +179,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
     ("changes", "words"),
     [
         ({"hidden_size": "16"}, "hidden_size is '16': Expected `int`, got `str`"),
-        (
-            {"num_filters": -2, "kernel_size": True},
-            r"num_filters is -2.*kernel_size is True",
-        ),
+        ({"num_filters": -2, "kernel_size": True}, r"num_filters is -2.*kernel_size is True"),
         ({"num_filters": 10**12}, "num_filters is 1000000000000"),
         ({"upsampling_ratios": [8, 0]}, "upsampling_ratios"),
         ({"upsampling_ratios": 8}, "upsampling_ratios is 8: Expected `array`"),

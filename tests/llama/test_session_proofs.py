@@ -149,9 +149,7 @@ def test_layers_for_a_gpu_need_a_build_for_one(models: Path) -> None:
         open_session(models / "f32.gguf", settings=Settings(n_gpu_layers=1))
 
 
-def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(
-    models: Path,
-) -> None:
+def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(models: Path) -> None:
     """Rows divided by the scale stand for a graph that would not multiply by it."""
     rows = {token: WEIGHTS["token_embd.weight"][token] / np.float32(16) for token in (3, 40, 77)}
     with GemmaSession(models / "f32.gguf", probe_rows=rows, n_threads=1) as session:

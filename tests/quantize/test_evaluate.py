@@ -28,11 +28,7 @@ from valle_convert.quantize import tables
 from valle_convert.quantize.evaluate import Given, evaluate, prune
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import (
-    ManifestFile,
-    read_manifest,
-    write_manifest,
-)
+from valle_convert.quantize.manifest import ManifestFile, read_manifest, write_manifest
 from valle_convert.quantize.measurements import measurements_in
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.report import EvaluationReport

@@ -10,12 +10,7 @@ from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import FilePlan, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import (
-    COMMON,
-    FILE_TYPES,
-    read_tensor_types,
-    weights_of,
-)
+from valle_convert.quantize.types import COMMON, FILE_TYPES, read_tensor_types, weights_of
 
 OPTIONS = MakeOptions(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64

@@ -281,11 +281,7 @@ def test_every_option_is_read_by_a_family() -> None:
 
 
 #: The fixtures of `conftest` by the titles of families.
-TALKING = {
-    "VALL-E": "version_five",
-    "VALL-E X": "vall_e_x",
-    "VALL-E of version 7": "version_seven",
-}
+TALKING = {"VALL-E": "version_five", "VALL-E X": "vall_e_x", "VALL-E of version 7": "version_seven"}
 
 
 @pytest.mark.parametrize(

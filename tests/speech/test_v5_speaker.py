@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from valle_convert.audio import (
-    Audio,
-    EncodecCodec,
-    SavedCodes,
-    read_audio,
-    write_codes,
-)
+from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
 from valle_convert.errors import InputError
 from valle_convert.families.v5.speech import VersionFiveSpeaker

@@ -11,11 +11,7 @@ import tokenizers
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
-from valle_convert.tokenizer.choose import (
-    BUILT_IN,
-    choose_tokenizer,
-    open_tokenizer,
-)
+from valle_convert.tokenizer.choose import BUILT_IN, choose_tokenizer, open_tokenizer
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Setting
 
 

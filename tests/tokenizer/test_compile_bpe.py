@@ -15,10 +15,7 @@ from vocabularies import PLACEHOLDERS, OpenVocabulary, write_vocabulary
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe
-from valle_convert.tokenizer.byte_level import (
-    from_byte_level,
-    to_byte_level,
-)
+from valle_convert.tokenizer.byte_level import from_byte_level, to_byte_level
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.compile import compile_bpe
@@ -224,10 +221,7 @@ SABOTAGE = {
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_wrong_vocabulary_is_found_out(
-    name: str,
-    published: PhonemeBpe,
-    compiled: CompiledTokenizer,
-    open_vocabulary: OpenVocabulary,
+    name: str, published: PhonemeBpe, compiled: CompiledTokenizer, open_vocabulary: OpenVocabulary
 ) -> None:
     wrong = SABOTAGE[name](compiled)
     oracle = HuggingFaceOracle(BUILT_IN.read_bytes())
