@@ -308,16 +308,6 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_folder_that_is_not_there_is_named(source: Path, tmp_path: Path, cli: Cli) -> None:
-    assert "mkdir -p" in error_of(cli(source, tmp_path / "no" / "out.gguf"), 2)
-
-
-def test_an_output_is_required(source: Path, cli: Cli) -> None:
-    result = cli(source)
-    assert result.code == 2
-    assert "--dry-run" in result.err
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -354,10 +344,6 @@ def test_bad_companion_files_are_refused(
     path = tmp_path / "companion"
     text(content)(path)
     assert words in error_of(cli(source, tmp_path / "o.gguf", option, path), 2)
-
-
-def test_an_unknown_codec_is_refused(source: Path, tmp_path: Path, cli: Cli) -> None:
-    assert "no codec 'mp3'" in error_of(cli(source, tmp_path / "o.gguf", "--codec-name", "mp3"), 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 64, b"text"])

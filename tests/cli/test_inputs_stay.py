@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from support import GOLDEN, Cli, Convert, golden_checkpoint
+from support import GOLDEN, Cli, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.families.bundle import open_files
-from valle_convert.quantize.options import MakeOptions
-from valle_convert.quantize.run import quantize
-from valle_convert.quantize.types import parse_types
 from valle_convert.tokenizer.choose import BUILT_IN
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
@@ -69,14 +66,6 @@ REFUSED = [
     (f"{SPEAK} -o other.wav --save-codes to-other.wav", "are the same file"),
     (f"{SPEAK} -o nowhere/o.wav", "does not exist"),
 ]
-
-
-@pytest.fixture(scope="session")
-def quantized(converted: Convert, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantized")
-    shutil.copy(converted("ar-nar-len", "f16"), folder / "m-F16.gguf")
-    quantize(folder / "m-F16.gguf", folder / "out", MakeOptions(parse_types("Q8_0"), threads=1))
-    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from support import Cli, error_of, golden_checkpoint, run_program
+from support import Cli, golden_checkpoint, run_program
 
 
 @pytest.mark.parametrize("name", ["ar-nar-len", "v6-text-head"], ids=["safetensors", "torch"])
@@ -41,20 +41,6 @@ def test_a_name_that_is_not_utf8_goes_all_the_way(
     assert bytes(fields["valle.source.name"].parts[-1]).decode("utf-8").startswith("\ufffd\ufffd")
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        (os.fsdecode(b"\xff\xfe"), "name is not valid UTF-8"),
-        ("", "name is '', expected some text"),
-        (" ", "name is ' ', expected some text"),
-    ],
-)
-def test_a_name_that_is_none_is_refused(name: str, words: str, tmp_path: Path, cli: Cli) -> None:
-    result = cli(golden_checkpoint("ar-nar-len"), tmp_path / "o.gguf", "--name", name)
-    assert f"The option --name: {words}" in error_of(result, 2)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_config_with_half_a_character_is_no_traceback(tmp_path: Path, cli: Cli) -> None:
     config = tmp_path / "config.yaml"
     config.write_text('{"name": "a\\ud800b"}')
@@ -63,8 +49,3 @@ def test_a_config_with_half_a_character_is_no_traceback(tmp_path: Path, cli: Cli
     assert result.code == 0, result
     name = bytes(gguf.GGUFReader(out).fields["general.name"].parts[-1])
     assert name.decode("utf-8") == "a\ufffdb"
-
-
-def test_a_text_that_is_not_utf8_is_refused(cli: Cli) -> None:
-    message = error_of(cli("tokenize", "model.gguf", os.fsdecode(b"a\xff")), 2)
-    assert "The text is not valid UTF-8" in message

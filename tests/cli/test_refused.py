@@ -30,7 +30,15 @@ OPTIONS = [
     ("verify VALLEX SET --level structure --lora ADAPTER", "lora does not support VALL-E X yet"),
     ("utterances a.wav x --list l --model GGUF", "--list: it cannot be combined with AUDIO"),
     ("export GGUF ''", "the name is empty"),
+    ("tokenize GGUF a\udcff", "The text is not valid UTF-8"),
     ("convert CHECKPOINT -", "- is not a file name here"),
+    ("CHECKPOINT", "--dry-run"),
+    ("CHECKPOINT no/out.gguf", "mkdir -p"),
+    ("CHECKPOINT o.gguf --codec-name mp3", "no codec 'mp3'"),
+    ("CHECKPOINT o.gguf --codec-name encodec-24khz", "has 8 levels of 1024 codes, but the model"),
+    ("CHECKPOINT o.gguf --name \udcff\udcfe", "The option --name: name is not valid UTF-8"),
+    ("CHECKPOINT o.gguf --name ''", "The option --name: name is '', expected some text"),
+    ("CHECKPOINT o.gguf --name ' '", "The option --name: name is ' ', expected some text"),
     ("publish o.gguf owner --dry-run", "is no OWNER/NAME"),
     ("publish o.gguf --message words", "has no effect"),
     # ---- scan
@@ -70,6 +78,8 @@ OPTIONS = [
     ("evaluate GGUF --asr true", "--asr"),
     ("evaluate GGUF --listen --voice x.wav", "--voice"),
     ("evaluate GGUF --config x.yaml", "--config"),
+    ("evaluate OUT --checkpoint CHECKPOINT --types Q6_K", "no converted model of type Q6_K"),
+    ("evaluate OUT --checkpoint CHECKPOINT --types Q8_0,Q6_K", "no file of type Q6_K"),
     *(
         (f"evaluate GGUF --checkpoint CHECKPOINT {given}", words)
         for given, words in (
@@ -89,6 +99,30 @@ OPTIONS = [
     ("speak GGUF Hi --task tts --source a.wav", "--source: it has no effect without --task vc"),
     ("speak GGUF --codes a.npz -o o.wav --seed 0", "--seed: it has no effect without TEXT or"),
     ("speak GGUF Hi --save-codes o.npz --set guidance_strength=inf", "a finite number"),
+    ("speak SINGLE Hi. --save-codes o.npz --set mode=nar-len", "use the mode ar"),
+    # ... before the hub is asked
+    ("speak GGUF Hi. -o o.wav", "trained on 8 levels of 64 codes"),
+    *(
+        (f"speak GGUF -o o.wav --codec CODEC {given}", words)
+        for given, words in (
+            ("''", "nothing to say"),
+            ("a\udcff", "not valid Unicode"),
+            ("a\udcff --phonemes", "not valid Unicode"),
+            ("Привет.", "the script Cyrillic"),
+            ("Hi. --voice TEXTS", "cannot be read as audio"),
+            ("Hi. --voice none.wav", "There is no audio file"),
+            ("Hi. --codes NOISE", "is no file of codes"),
+            ("Hi. --temperature -1", "temperature is -1"),
+            ("Hi. --set tempo=2", "--set tempo=2"),
+            ("Hi. -o o.aac", "must end in .wav, .flac, .ogg"),
+            ("Hi. -o o", "must end in .wav, .flac, .ogg"),
+            ("Hi. -o o.flac --float", "cannot store 32-bit floats"),
+            # The last of an option that is given twice counts.
+            ("Hi. --codec none", "There is no codec "),
+            ("Hi. --codec GGUF", "architecture 'gemma', expected a codec"),
+            ("Hi. --codec LARGE", "8 levels of 1024 codes, and the model was trained on 8 levels"),
+        )
+    ),
     *(
         (f"speak GGUF {given}", "Invalid value")
         for given in (
@@ -164,15 +198,26 @@ FAMILIES = [
 
 @pytest.fixture(scope="session")
 def known(
-    converted: Convert, vallex: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory
+    converted: Convert,
+    vallex: Path,
+    lora: Path,
+    codec: Path,
+    quantized: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, object]:
     """What the words in capitals stand for."""
     folder, seven = tmp_path_factory.mktemp("known"), converted(GOLDEN_VERSION_7, "f16")
     np.savez(folder / "codes.npz", codes=np.zeros((9, 8), np.int32), codec=np.str_("unknown"))
     (folder / "texts.txt").write_text("Hi.\nYes.\n", encoding="utf-8")
+    (folder / "noise.npz").write_bytes(np.random.default_rng(0).bytes(5000))
     write_lora(CHECKPOINT, lora, folder / "adapter.gguf")
     return {
         "GGUF": converted("ar-nar-len", "f16"),
+        "SINGLE": converted("single-classifier", "f32"),
+        "OUT": quantized / "out",
+        "CODEC": codec,
+        "LARGE": GOLDEN / "encodec-small" / "hf",
+        "NOISE": folder / "noise.npz",
         "CHECKPOINT": CHECKPOINT,
         "OLD": GOLDEN / "old-gguf" / "f16.gguf",
         "VALLEX": VALLEX,

@@ -318,29 +318,6 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
         error_of(cli(*again), 2)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--types", "Q6_K"], "no converted model of type Q6_K"),
-        (["--types", "Q8_0,Q6_K"], "no file of type Q6_K"),
-    ],
-)
-def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
-    cli: Cli,
-    evaluated: Path,
-    checkpoint_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = contents(evaluated)
-    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256)
-    assert message in error_of(cli(*run, *arguments), 2)
-    assert contents(evaluated) == before
-
-
 def test_a_folder_is_inspected_a_line_a_file(
     cli: Cli, evaluated: Path, checkpoint_256: Path
 ) -> None:
