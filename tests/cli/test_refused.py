@@ -10,6 +10,8 @@ from support import GOLDEN, GOLDEN_VERSION_7, Cli, Convert, error_of, golden_che
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import write_lora
+from valle_convert.audio import SavedCodes, write_codes
+from valle_convert.model.spec import UNKNOWN_CODEC
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 CANNOT = "does not support VALL-E of version 7 yet."
@@ -28,7 +30,23 @@ OPTIONS = [
     ("verify OLD GGUF --lora x.sft", "--lora"),
     ("verify VALLEX SET --tokenizer x.json", "--tokenizer"),
     ("verify VALLEX SET --level structure --lora ADAPTER", "lora does not support VALL-E X yet"),
-    ("utterances a.wav x --list l --model GGUF", "--list: it cannot be combined with AUDIO"),
+    *(
+        (f"utterances {given} --model GGUF", words)
+        for given, words in (
+            ("a.wav x --list l", "--list: it cannot be combined with AUDIO"),
+            ("out", "give recordings"),
+            ("VOICE VOICE out --text Hello.", "2 recordings and 1 text;"),
+            ("absent.wav out --text Hello.", "no recording absent.wav"),
+            ("VOICE out --text Hello. --language xx", "language 'xx'"),
+            ("VOICE out --text ...", "nothing to say"),
+            ("VOICE out --text Hello. --codec LARGE", "1024 codes"),
+            ("VOICE out --text Hello. --voice absent.wav", "no recording absent.wav"),
+            ("FEW out --text Hello.", "4 levels of 64 codes"),
+            ("TEXTS out --text Hello. --codec CODEC", "texts.txt"),
+            ("out --list TEXTS", "line 1 has 1 tab-separated fields"),
+            ("out --list TEXTS --text a", "it cannot be combined with"),
+        )
+    ),
     ("export GGUF ''", "the name is empty"),
     ("tokenize GGUF a\udcff", "The text is not valid UTF-8"),
     ("convert CHECKPOINT -", "- is not a file name here"),
@@ -202,12 +220,15 @@ def known(
     vallex: Path,
     lora: Path,
     codec: Path,
+    voice: Path,
     quantized: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, object]:
     """What the words in capitals stand for."""
     folder, seven = tmp_path_factory.mktemp("known"), converted(GOLDEN_VERSION_7, "f16")
     np.savez(folder / "codes.npz", codes=np.zeros((9, 8), np.int32), codec=np.str_("unknown"))
+    few = SavedCodes(np.zeros((9, 4), np.int32), UNKNOWN_CODEC, 64)
+    write_codes(folder / "few.npz", few)
     (folder / "texts.txt").write_text("Hi.\nYes.\n", encoding="utf-8")
     (folder / "noise.npz").write_bytes(np.random.default_rng(0).bytes(5000))
     write_lora(CHECKPOINT, lora, folder / "adapter.gguf")
@@ -229,6 +250,8 @@ def known(
         "SEVEN-AUDIO": seven.with_name(f"{seven.stem}-audio.gguf"),
         "SEVENTH": golden_checkpoint(GOLDEN_VERSION_7),
         "CODES": folder / "codes.npz",
+        "FEW": folder / "few.npz",
+        "VOICE": voice,
         "TEXTS": folder / "texts.txt",
         "LORA": lora,
         "ADAPTER": folder / "adapter.gguf",
