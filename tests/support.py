@@ -126,7 +126,7 @@ def run_program(
 
 
 def executable(path: Path, text: str = "") -> Path:
-    """A program that others may find: a shell script."""
+    """A shell script that may be started."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -134,7 +134,7 @@ def executable(path: Path, text: str = "") -> Path:
 
 
 def install(folder: Path) -> Path:
-    """A `valle-convert` that is this very code."""
+    """A `valle-convert` that runs this code."""
     run = f'PYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"'
     return executable(folder / "valle-convert", run)
 

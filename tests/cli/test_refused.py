@@ -1,4 +1,4 @@
-"""What options cannot say, at all or together or of a family, is refused; nothing is written."""
+"""A command line that cannot be done is refused in a sentence, and nothing is written."""
 
 import shlex
 from pathlib import Path
@@ -47,6 +47,7 @@ OPTIONS = [
             ("out --list TEXTS --text a", "it cannot be combined with"),
         )
     ),
+    ("utterances VOICE out --text Hello. --model absent.gguf", "absent.gguf"),
     ("export GGUF ''", "the name is empty"),
     ("tokenize GGUF a\udcff", "The text is not valid UTF-8"),
     ("convert CHECKPOINT -", "- is not a file name here"),
@@ -118,7 +119,7 @@ OPTIONS = [
     ("speak GGUF --codes a.npz -o o.wav --seed 0", "--seed: it has no effect without TEXT or"),
     ("speak GGUF Hi --save-codes o.npz --set guidance_strength=inf", "a finite number"),
     ("speak SINGLE Hi. --save-codes o.npz --set mode=nar-len", "use the mode ar"),
-    # ... before the hub is asked
+    # Before the hub is asked for a codec.
     ("speak GGUF Hi. -o o.wav", "trained on 8 levels of 64 codes"),
     *(
         (f"speak GGUF -o o.wav --codec CODEC {given}", words)
@@ -168,7 +169,7 @@ OPTIONS = [
     ),
 ]
 
-#: The same of what a family cannot do; what is typed counts, though it be the default.
+#: The same of what a family cannot do, even if a value is the default.
 FAMILIES = [
     *(
         (f"speak SET Hi. --save-codes o.npz {given}", words)
