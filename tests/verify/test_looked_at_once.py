@@ -22,7 +22,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         MAPPED[Path(f"/proc/self/fd/{arguments[0]}").readlink()] += 1
 
 
-sys.addaudithook(_hook)
+if IO.exists():
+    sys.addaudithook(_hook)
 
 
 def n_read() -> int:
