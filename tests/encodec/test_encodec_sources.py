@@ -190,7 +190,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
         ({"hidden_size": "\udfff"}, "hidden_size is"),
         ({"num_lstm_layers": 10**6}, "num_lstm_layers"),
         ({"codebook_size": 1}, "codebook_size is 1: Expected `int` >= 2"),
-        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}:.*mode is 'x{39}:"),
+        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}: .*, and 1 more"),
     ],
     ids=str,
 )
@@ -217,26 +217,25 @@ def test_any_tensors_under_metas_names_open_or_are_refused(
         open_encodec(tmp_path / "any.th")
 
 
-def test_wrong_tensors_are_named_together(folder: Path) -> None:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        del tensors["decoder.layers.15.conv.bias"]
-        del tensors["quantizer.layers.7.codebook.embed"]
-        del tensors["encoder.layers.0.conv.parametrizations.weight.original0"]
-        tensors["text_encoder.weight"] = torch.zeros(3)
-        tensors["encoder.layers.0.conv.bias"] = torch.zeros(3)
-        tensors["decoder.layers.0.conv.bias"] = torch.zeros(32, dtype=torch.int32)
-
-    spoil(folder, change)
-    with pytest.raises(InputError, match=r"3 of \d+ tensors missing: encoder") as refusal:
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("decoder.layers.15.conv.bias", None, "missing: decoder.layers.15.conv.bias"),
+        ("quantizer.layers.7.codebook.embed", None, "missing: quantizer.layers.7.codebook.embed"),
+        ("text_encoder.weight", torch.zeros(3), "unknown: 'text_encoder.weight'"),
+        ("encoder.layers.0.conv.bias", torch.zeros(3), "(float32 [3], expected float32 or"),
+        ("decoder.layers.0.conv.bias", torch.zeros(32, dtype=torch.int32), "(int32"),
+    ],
+)
+def test_a_wrong_tensor_is_named(
+    folder: Path, name: str, tensor: torch.Tensor | None, words: str
+) -> None:
+    tensors = {**golden_tensors(), name: tensor}
+    whole(folder, {key: value for key, value in tensors.items() if value is not None})
+    with pytest.raises(InputError) as refusal:
         open_encodec(folder)
-    for words in (
-        "quantizer.layers.7.codebook.embed",
-        "decoder.layers.15.conv.bias",
-        "unknown: 'text_encoder.weight'",
-        "encoder.layers.0.conv.bias (float32 [3], expected float32 or",
-        "decoder.layers.0.conv.bias (int32",
-    ):
-        assert words in str(refusal.value)
+    assert words in str(refusal.value)
+    assert name in str(refusal.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -72,12 +72,13 @@ def add_to_vocab(string: str, id_: object) -> Callable[[Document], None]:
     return lambda document: document["model"]["vocab"].__setitem__(string, id_)
 
 
-def add_merge(merge: object, *, at: int | None = None) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
-        merges = document["model"]["merges"]
-        merges.insert(len(merges) if at is None else at, merge)
+def add_merge(merge: object) -> Callable[[Document], None]:
+    return lambda document: document["model"]["merges"].append(merge)
 
-    return change
+
+def first_merge_last(document: Document) -> None:
+    merges = document["model"]["merges"]
+    merges.append(merges.pop(0))
 
 
 def add_merge_making(left: str, right: str, id_: int) -> Callable[[Document], None]:
@@ -137,7 +138,7 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (add_merge_making("q", "x", 83), "both make the id 83"),
         (add_merge_making("<unk>", "q", 256), "special token or of unknown"),
         (add_merge_making("q", "x", 1), "special token or of unknown"),
-        (add_merge("ˈɛ ɹ", at=0), "which is made by the later rank"),
+        (first_merge_last, "which is made by the later rank"),
         # "ɴd" comes out of the merge n + d as the id 86, whatever else the file says of it.
         (add_to_vocab("ɴd", 255), "'ɴd' has the id 255"),
         (set_in_added(1, "id", 7), "has the id 7, but in the vocabulary 1"),
@@ -166,15 +167,15 @@ def test_added_tokens_that_can_overlap_are_refused() -> None:
     document["model"]["vocab"]["k><b"] = 256
     document["added_tokens"].append({"id": 256, "content": "k><b", "special": True})
     message = refusal(document)
-    assert "'<mask>' and 'k><b' can overlap" in message
+    assert "'<unk>' and 'k><b' can overlap" in message
 
 
-def test_of_a_thousand_problems_a_dozen_are_shown_and_the_rest_counted() -> None:
+def test_of_a_thousand_problems_the_first_is_shown_and_the_rest_counted() -> None:
     document = good()
     document["model"]["merges"] = ["ж ж"] * 1000
     message = refusal(document)
-    assert "and 2,988 more" in message
-    assert len(message) < 3000
+    assert "and 2,999 more" in message
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize(
