@@ -1,7 +1,5 @@
 """Exit codes by cause, as the README has them: 0 done, 1 a check failed, 2 bad input, 3 machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

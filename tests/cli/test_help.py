@@ -1,7 +1,5 @@
 """What `--help` promises, and the rules of options, hold for every command."""
 
-from __future__ import annotations
-
 import shlex
 
 import pytest
