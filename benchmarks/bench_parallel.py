@@ -26,8 +26,9 @@ import numpy as np
 from bench_speak import DEPTH, LENGTH_PENALTY, Bare, condition_of
 from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
-from valle_convert.decode import ArOptions, Batch, append_codes
-from valle_convert.decode.ar import ar_steps
+from valle_convert.decode.ar import append_codes, ar_steps
+from valle_convert.decode.batch import Batch
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.llama.cpu import cpu_name
@@ -70,19 +71,20 @@ class BareSequences(Bare):
 def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, float]]:
     """Milliseconds of a step by the number of sequences: ours, and bare llama.cpp's."""
     bundle = open_bundle(path)
-    options = ArOptions(max_frames=n_steps + 2, length_penalty=LENGTH_PENALTY)
+    options = DecodeOptions(length_penalty=LENGTH_PENALTY)
     found = {}
     for n in NUMBERS:
         with (
             bundle.family.open(
-                bundle, n_threads=n_threads, settings=Settings(n_parallel=n)
+                bundle, settings=Settings(n_threads=n_threads, n_parallel=n)
             ) as network,
             BareSequences(path, n, n_threads) as bare,
         ):
             batch = Batch(partial(append_codes, network), n)
             condition = condition_of(network.model)
             for i in range(n):
-                batch.add(ar_steps(network, condition, options, np.random.default_rng(i)))
+                rng = np.random.default_rng(i)
+                batch.add(ar_steps(network, condition, options, rng, max_frames=n_steps + 2))
             batch.step()
             bare.step()
             pairs = [(_ms(batch.step), _ms(bare.step)) for _ in range(n_steps)]

@@ -40,7 +40,8 @@ from valle_convert.speech.settings import with_settings
 
 FRAMES_A_SECOND = 75
 LAYERS, WIDTHS = (3, 6, 12, 24), (256, 512, 1024, 1536)
-FAST = Settings("f16", flash_attention=True, own_head=True)
+N_THREADS = 1 if BUSY else None
+FAST = Settings("f16", flash_attention=True, own_head=True, n_threads=N_THREADS)
 #: Of the model that speaks many sentences.
 SMALL = replace(PRODUCTION, dim=256, heads=4, layers=4)
 
@@ -122,7 +123,7 @@ def of_file(varied: str, value: float, path: Path, n_frames: int, machine: Machi
     flop = 2 * n * n_weights + 4 * n * n * width * n_layer
     depth = DEPTH if varied != "seconds" else DEPTH + n_frames
     read = sum(one.n_bytes for one in tensors.values()) + 2 * 2 * depth * width * n_layer
-    with bundle.family.open(bundle, settings=FAST, n_threads=1 if BUSY else None) as network:
+    with bundle.family.open(bundle, settings=FAST) as network:
         passes = min(pass_ms(network, n_frames) for _ in range(1 if n > 1000 else 2))
         steps = step_ms(network, depth - N_PHONEMES - 6)
     return Point(
@@ -135,7 +136,7 @@ def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
     folder.mkdir(exist_ok=True, parents=True)
     bundle = open_bundle(make_source(folder, SMALL)[1])
     options = with_settings(SpeakOptions(language="en", seed=1), {"mode": "ar", "max_seconds": 0.5})
-    with bundle.family.speaker(bundle, n_threads=1 if BUSY else None) as speaker:
+    with bundle.family.speaker(bundle, settings=Settings(n_threads=N_THREADS)) as speaker:
         for n in numbers:
             begin = clock()
             speaker.speak("He went home. " * n, None, options, keep_audio=False)

@@ -25,7 +25,7 @@ from shared import DOCS, ROOT, print_rows
 
 from miniature.world import WorldCodec
 from valle_convert import Choices, plan_conversion, write_gguf
-from valle_convert.decode import SamplingOptions
+from valle_convert.decode.sampling import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings
@@ -55,8 +55,8 @@ class Measured:
 def open_speaker(bundle: Bundle, threads: int, parallel: int = 1) -> AnySpeaker:
     """The miniature, ready to speak."""
     codec = WorldCodec(MINIATURE / "codec.safetensors")
-    settings = Settings(n_parallel=parallel)
-    return bundle.family.speaker(bundle, codec=codec, n_threads=threads, settings=settings)
+    settings = Settings(n_threads=threads, n_parallel=parallel)
+    return bundle.family.speaker(bundle, codec=codec, settings=settings)
 
 
 def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:

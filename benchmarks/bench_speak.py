@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from shared import DOCS, in_own_process, make_file, make_source, print_rows
 
 from valle_convert import plan_conversion
 from valle_convert.closing import Closing
-from valle_convert.decode import ArOptions, Callbacks, decode_ar
+from valle_convert.decode.ar import decode_ar
+from valle_convert.decode.control import Callbacks
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores
@@ -121,21 +124,20 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
     runs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     with ExitStack() as held:
 
-        def add(name: str, **how: Any) -> Network:
-            network: Network = held.enter_context(
-                bundle.family.open(bundle, n_threads=1 if BUSY else None, **how)
-            )
+        def add(name: str, settings: Settings) -> Network:
+            how = replace(settings, n_threads=1 if BUSY else None)
+            network: Network = held.enter_context(bundle.family.open(bundle, settings=how))
             runs[name] = (lambda: pass_ms(network), lambda: step_ms(network))
             return network
 
         if not BUSY:
-            add(TUNED, tune="again")
-        network = add(WHOLE_HEAD, settings=EXACT)
+            add(TUNED, Settings(tune="again"))
+        network = add(WHOLE_HEAD, EXACT)
         for repack, (cache, flash) in product((True, False), CACHES):
             settings = Settings(
                 cache_type=cache, flash_attention=flash, repack=repack, own_head=True
             )
-            add(settings_words(settings), settings=settings)
+            add(settings_words(settings), settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)
         runs[BARE] = (lambda: bare.pass_ms(inputs), bare.step_ms)
@@ -171,11 +173,10 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
         marks.append(clock())
         return False
 
-    options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
+    options = DecodeOptions(length_penalty=LENGTH_PENALTY)
     condition = condition_of(network.model, n_prompt)
-    decode_ar(
-        network, condition, options, np.random.default_rng(0), watch=Callbacks(should_stop=mark)
-    )
+    rng, watch = np.random.default_rng(0), Callbacks(should_stop=mark)
+    decode_ar(network, condition, options, rng, max_frames=STEPS, watch=watch)
     return float(np.diff(marks)[1:].min()) * 1e3  # the first is the prompt
 
 

@@ -99,6 +99,7 @@ def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
 
     from valle_convert.audio import Audio, open_codec
     from valle_convert.families.bundle import open_bundle
+    from valle_convert.llama.context import Settings
     from valle_convert.speech.results import SpeakOptions
     from valle_convert.speech.settings import with_settings
 
@@ -124,7 +125,7 @@ def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
 
     for name in SLOW:
         setattr(api, name, timed(getattr(api, name)))
-    with bundle.family.speaker(bundle, codec=future, tune="auto") as speaker:
+    with bundle.family.speaker(bundle, codec=future, settings=Settings(tune="auto")) as speaker:
         done("load the model; open the codec, import torch")
         import numpy as np
 

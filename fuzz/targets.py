@@ -282,8 +282,8 @@ def _read_calls(folder: Path) -> None:
 def _session() -> GemmaSession:
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
-    two = Settings(n_parallel=2)
-    return GemmaSession(path, n_ctx=32, n_threads=1, settings=two, probe_rows=rows)
+    two = Settings(n_threads=1, n_parallel=2)
+    return GemmaSession(path, n_ctx=32, settings=two, probe_rows=rows)
 
 
 def _read_imatrix(folder: Path) -> None:
@@ -831,7 +831,7 @@ def _read_set(folder: Path) -> None:
     bundle = open_bundle(path)
     family, model = bundle.family, bundle.model
     (example,) = family.trials.utterances(model, 1)
-    with family.open(bundle, n_threads=1) as network:
+    with family.open(bundle, settings=Settings(n_threads=1)) as network:
         next(family.trials.cases(model, example)).run(network)
 
 
@@ -848,7 +848,7 @@ def _read_old(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
+    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
 
 
 # ------------------------------------------------------------------------ folders, reports

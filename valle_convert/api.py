@@ -177,9 +177,10 @@ def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
         EnvironmentFault: there is no usable llama.cpp.
     """
     from valle_convert.families.bundle import open_bundle
+    from valle_convert.llama.context import Settings
 
     bundle = open_bundle(Path(file))
-    network: Computing = bundle.family.open(bundle, n_threads=n_threads)
+    network: Computing = bundle.family.open(bundle, settings=Settings(n_threads=n_threads))
     return network
 
 

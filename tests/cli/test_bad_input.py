@@ -180,7 +180,7 @@ SAFETENSORS: list[tuple[Make, str]] = [
     (replaced("text_emb.weight", (300, 64)), "300"),
     (
         removed(*map(HEAD.format, range(11))),
-        "classifiers_bias is True in the config, but the weights have none",
+        "classifiers_bias is True in the config, but False by the weights",
     ),
     # ---- version 7
     (with_config(VERSION_7, version=6), "does not fit its config"),
