@@ -375,7 +375,7 @@ def test_bad_metadata_is_refused(
     ("option", "content", "words"),
     [
         ("--config", "a: [", "neither YAML nor JSON"),
-        ("--config", "just words", "holds a text"),
+        ("--config", "just words", "holds 'just words'"),
         ("--config", "", "holds nothing"),
         ("--config", "x" * (2 << 20), "is larger than 1,048,576 bytes"),
         ("--config", b"\xff\xfe\x00", "neither YAML nor JSON"),

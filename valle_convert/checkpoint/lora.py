@@ -31,7 +31,6 @@ from valle_convert.checkpoint.plain_values import whole
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
-from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing, plural
 
 _PARAMETRIZED = ".parametrizations.weight.original"
@@ -85,7 +84,7 @@ class LoraScale:
         changed = [key for key, usual in _PEFT_USUAL.items() if config.get(key) not in usual]
         if changed:
             raise UnsupportedModelError(
-                f"{where}: {', '.join(f'{key} {config[key]!r:.40}' for key in changed)} is not "
+                f"{where}: {listing([f'{key} {config[key]!r:.40}' for key in changed], 2)} is not "
                 "supported, only W + alpha / r B A; merge it with PEFT (merge_and_unload) and "
                 "convert the result."
             )
@@ -291,7 +290,6 @@ def merge_loras(
     beside: TensorSource | None,
     config: Mapping[str, Any],
     given: Sequence[LoraFile],
-    progress: Progress,
 ) -> tuple[TensorSource, str | None, tuple[str, ...]]:
     """Add the checkpoint's own adapter, if it has one, and the given ones.
 
@@ -310,7 +308,7 @@ def merge_loras(
         adapters.append(LoraPairs(inside, scale, base.specs))
         words.append(lora_words("inside the checkpoint", adapters[-1], 1.0))
     for one in given:
-        adapters.append(open_lora(one, base.specs, progress=progress))
+        adapters.append(open_lora(one, base.specs))
         words.append(lora_words(one.path.name, adapters[-1], one.factor))
         notes += [f"{one.path.name}: {note}" for note in adapters[-1].notes]
     return MergedTensors(base, adapters), ", ".join(words), tuple(notes)
@@ -323,14 +321,10 @@ def _without_adapters(base: TensorSource) -> TensorSource:
 
 
 def open_lora(
-    given: LoraFile,
-    specs: Mapping[str, TensorSpec],
-    *,
-    kept_apart: bool = False,
-    progress: Progress = silent,
+    given: LoraFile, specs: Mapping[str, TensorSpec], *, kept_apart: bool = False
 ) -> LoraPairs:
     """Open the file of an adapter and check it against the weights of a model."""
-    tree, place = locate(given.path, progress)
+    tree, place = locate(given.path)
     if tree.is_folder(place):
         inner = find_adapter(tree, place)
         if inner is None:
@@ -342,7 +336,7 @@ def open_lora(
     strange = [name for name in tensors.specs if "lora_" in name and not has_adapters([name])]
     if strange:
         raise UnsupportedModelError(
-            f"{given.path} holds {listing(strange)}, expected pairs of lora_A and lora_B of "
+            f"{given.path} holds {listing(strange, 2)}, expected pairs of lora_A and lora_B of "
             "linear layers only; merge it with PEFT, and convert the result."
         )
     scale = LoraScale.from_config(_adapter_config(adapter, tree, place), str(given.path))
@@ -350,8 +344,8 @@ def open_lora(
     others = [one for one in adapted_weights(tensors) if ".model.layers." not in f".{one}"]
     if kept_apart and others:
         raise UnsupportedModelError(
-            f"{given.path} changes {listing(others)}: tables and heads are rows of one matrix in a "
-            "converted file, and stock llama.cpp applies no adapter to it; merge it when you "
+            f"{given.path} changes {listing(others, 2)}: tables and heads are rows of one matrix "
+            "in a converted file, and stock llama.cpp applies no adapter to it; merge it when you "
             "convert (--lora)."
         )
     return LoraPairs(tensors, scale, specs, given.factor, adapter.notes)
@@ -362,8 +356,9 @@ def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[
     try:
         said = _numbers(plain_keys(adapter.extras.get("config") or {})[0])
         if not {"alpha", "lora_alpha"} & said.keys() and _PEFT_CONFIG in tree.files(place.parent):
-            path = tree.get(place.parent / _PEFT_CONFIG)
-            said = plain_keys(read_json_object(path, "file", _MAX_JSON_BYTES))[0] | {**said}
+            place = place.parent / _PEFT_CONFIG
+            beside = read_json_object(tree.get(place), "file", _MAX_JSON_BYTES)
+            said = plain_keys(beside)[0] | {**said}
     except ValueError as error:
         raise InputError(f"{tree.name(place)}: its config is rejected: {error}.") from error
     return said

@@ -33,7 +33,6 @@ from valle_convert.checkpoint.lora import LoraFile, has_adapters, merge_loras
 from valle_convert.checkpoint.names import is_model, is_refused_by_name
 from valle_convert.checkpoint.plain_values import is_plain
 from valle_convert.errors import InputError
-from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
 
@@ -42,11 +41,10 @@ def read_checkpoint(
     *,
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
-    progress: Progress = silent,
     headers_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights."""
-    tree, place = locate(path, progress, headers_only=headers_only)
+    tree, place = locate(path, headers_only=headers_only)
     if tree.is_folder(place):
         found = find_weights(tree, place, partial(holds_model, tree))
     else:
@@ -67,7 +65,7 @@ def read_checkpoint(
     companions += said.files
     if not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
-    tensors, merged, more = merge_loras(file, tensors, contents.lora, said.keys, lora, progress)
+    tensors, merged, more = merge_loras(file, tensors, contents.lora, said.keys, lora)
     companions += [one.path for one in lora]
     hub = tree.origin
     lenient = (*contents.notes, *said.notes, *(() if export is None else export.notes), *more)

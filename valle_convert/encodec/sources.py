@@ -17,16 +17,16 @@ import math
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from valle_convert.checkpoint.containers import Container, read_container
-from valle_convert.checkpoint.folder import DiskTree
-from valle_convert.checkpoint.hub import transport_errors, words_of
+from valle_convert.checkpoint.containers import read_container
+from valle_convert.checkpoint.folder import HUB_PREFIX, DiskTree, Tree
+from valle_convert.checkpoint.hub import HubTree, parse_location
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
@@ -42,7 +42,6 @@ from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
 from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.extras import require
 from valle_convert.files import (
     ZIP_MAGIC,
     check_input_file,
@@ -55,12 +54,9 @@ from valle_convert.wording import listing
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
-_CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
+_CONFIG, _CARD = "config.json", "README.md"
 #: In transformers' order; the index lists the shards.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", _INDEX)
-#: Files to download from the hub; the second set only if the first does not exist.
-_HUB_FILES = (("model.safetensors", _INDEX, "model-*.safetensors"), ("pytorch_model.bin",))
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
 _MAX_JSON_BYTES = 1 << 20
 
 #: The two parts of a weight with weight norm: magnitude and direction.
@@ -95,7 +91,7 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     path = Path(source)
     found = stat_of(path, f"The codec {path}")
     if found is not None and stat.S_ISDIR(found.st_mode):
-        return _open_folder(path, str(source))
+        return _open_folder(DiskTree(), path, str(source))
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
@@ -105,9 +101,19 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
             f"There is no codec {source}; expected a folder with config.json and weights, a .th, "
             f".bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
         )
-    folder = _fetch(str(source))
-    opened = _open_folder(folder, str(source))
+    opened = _open_folder(_on_hub(str(source)), PurePosixPath("."), str(source))
     return replace(opened, url=f"https://huggingface.co/{source}")
+
+
+def _on_hub(name: str) -> Tree:
+    """The files of a model on the hub at one commit; without a request if all are in the cache."""
+    location = parse_location(f"{HUB_PREFIX}{name}")
+    with suppress(EnvironmentFault):
+        cached = HubTree(location, only_cached=True)
+        held = cached.files(PurePosixPath("."))
+        if _CONFIG in held and not {*_WEIGHT_FILES}.isdisjoint(held):
+            return cached
+    return HubTree(location)
 
 
 # -------------------------------------------------------------------------------- files
@@ -238,57 +244,53 @@ def _count_codebooks(names: Iterable[str]) -> int:
 # ------------------------------------------------------------------------------- folders
 
 
-def _open_folder(folder: Path, source: str) -> EncodecWeights:
-    config = _read_config(folder)
-    weights, found = _folder_weights(folder)
+def _open_folder(tree: Tree, folder: PurePath, source: str) -> EncodecWeights:
+    names = tree.files(folder)
+    config_file = tree.get(folder / _CONFIG)
+    config = _read_config(config_file, source)
+    weights = next((folder / name for name in _WEIGHT_FILES if name in names), None)
+    if weights is None:
+        raise InputError(
+            f"The codec {source} has no weights, expected {' or '.join(_WEIGHT_FILES)}; "
+            "download it again."
+        )
+    found = read_container(tree.get(weights), tree, weights)
     n_codebooks = max(1, _count_codebooks(found.tensors.specs))
-    spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(folder / _CONFIG))
+    spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(config_file))
     if spec.norm_type != EncodecSpec.norm_type:
         raise InputError(
-            f"The codec {folder} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
+            f"The codec {source} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
             f"expected {ENCODEC_24KHZ}. {_ELSEWHERE}"
         )
     # transformers makes as many codebooks as the highest bandwidth needs.
     n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
-    names = [entry.transformers_name for entry in tensor_table(spec)]
-    reader = _FoldingReader(source, found.tensors, spec, names)
+    stored = [entry.transformers_name for entry in tensor_table(spec)]
+    reader = _FoldingReader(source, found.tensors, spec, stored)
     return EncodecWeights(
         spec,
         source,
         "a folder of transformers",
         reader,
-        (folder / _CONFIG, weights, *found.shards),
-        license=_license_in_card(folder / "README.md"),
+        (config_file, tree.get(weights), *found.shards),
+        license=_license_in_card(tree.get(folder / _CARD)) if _CARD in names else None,
         notes=found.notes,
     )
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    config = read_json_object(folder / _CONFIG, "config of the codec", _MAX_JSON_BYTES)
+def _read_config(path: Path, source: str) -> Mapping[str, Any]:
+    config = read_json_object(path, "config of the codec", _MAX_JSON_BYTES)
     kind = config.get("model_type")
     if kind == "encodec":
         return config
     name = next((words for key, words in _OTHER_CODECS.items() if key in str(kind).lower()), None)
     if name is not None:
         raise InputError(
-            f"The folder {folder} contains {name} (model_type {kind!r}), expected EnCodec. "
-            f"{_ELSEWHERE}"
+            f"The codec {source} is {name} (model_type {kind!r}), expected EnCodec. {_ELSEWHERE}"
         )
     raise InputError(
-        f"The folder {folder} has the model_type {kind!r}, expected encodec; pass a folder of "
+        f"The codec {source} has the model_type {kind!r}, expected encodec; pass a folder of "
         f"{ENCODEC_24KHZ}."
-    )
-
-
-def _folder_weights(folder: Path) -> tuple[Path, Container]:
-    for name in _WEIGHT_FILES:
-        path = folder / name
-        if path.is_file():
-            return path, read_container(path, DiskTree(), path)
-    raise InputError(
-        f"The codec folder {folder} has no weights, expected {' or '.join(_WEIGHT_FILES)}; "
-        "download it again."
     )
 
 
@@ -302,37 +304,6 @@ def _license_in_card(card: Path) -> str | None:
     except Exception:  # untrusted text, and only a hint
         return None
     return found if isinstance(found, str) else None
-
-
-# --------------------------------------------------------------------------------- hub
-
-
-def _fetch(name: str) -> Path:
-    """A model on the hub at one commit, from the cache or downloaded."""
-    hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
-    commit: str | None = None
-    error: Exception | None = None
-    for from_cache, weights in product((True, False), _HUB_FILES):
-        try:
-            folder = Path(
-                hub.snapshot_download(
-                    name,
-                    revision=commit,
-                    allow_patterns=[_CONFIG, "README.md", *weights],
-                    local_files_only=from_cache,
-                )
-            )
-        except transport_errors() as found:
-            error = found
-            continue
-        if all(any((folder / one).is_file() for one in some) for some in ((_CONFIG,), weights)):
-            return folder
-        error, commit = None, None if from_cache else folder.name
-    reason = words_of(error)[:60] if error else "it has no weights that can be read"
-    raise EnvironmentFault(
-        f"The codec {name} cannot be downloaded: {reason}; with a network, run hf download {name} "
-        "--local-dir DIR, and give DIR."
-    ) from error
 
 
 # ----------------------------------------------------------------------------- the tensors

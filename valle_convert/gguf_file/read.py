@@ -36,6 +36,7 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
+from valle_convert.gguf_file.keys import PART_KEY
 from valle_convert.gguf_file.reader import DamageError, Keys, Reader, quote
 
 _MAX_ALIGNMENT = 1 << 16
@@ -178,7 +179,7 @@ class GgufFile:
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             advice = "join the parts with `llama-gguf-split --merge`."
-            if "valle.part" in self.keys:  # llama.cpp's program cannot join these
+            if PART_KEY in self.keys:  # llama.cpp's program cannot join these
                 advice = "give the main file of the model, such as out.gguf."
             raise InputError(
                 f"{self.path} is one part of a split model ({_SPLIT_NUMBER} {number!r:.20}, "
