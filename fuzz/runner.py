@@ -48,8 +48,6 @@ _FORBIDDEN = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What went wrong with one input."""
-
     target: str
     seed: int
     index: int
@@ -223,7 +221,6 @@ def _on_alarm(_number: int, _frame: object) -> NoReturn:
 
 
 def keep(finding: Finding, folder: Path) -> None:
-    """Append a finding to the list of its target."""
     with (folder / f"{finding.target}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(finding)) + "\n")
 

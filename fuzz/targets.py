@@ -107,7 +107,6 @@ def _fields(split: Callable[[bytes], list[bytes]], seed: Callable[[], bytes]) ->
 def _by_fields(
     name: str, split: Callable[[bytes], list[bytes]], seed: Callable[[], bytes]
 ) -> Callable[[Random], Files]:
-    """A file with damaged bytes or fields."""
     return lambda rng: {name: _damaged(rng, _fields(split, seed))}
 
 
@@ -296,7 +295,6 @@ def _read_imatrix(folder: Path) -> None:
 
 
 def _damaged_header(rng: Random, file: bytes) -> bytes:
-    """A safetensors file with another header."""
     header, data = formats.safetensors_parts(file)
     return formats.safetensors_of(damage_json(rng, header), data)
 

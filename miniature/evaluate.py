@@ -34,7 +34,6 @@ PROMPT_TEXT = "Good morning everybody."
 
 
 def main() -> None:
-    """Measure all files and print a table."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("models", type=Path, nargs="*", help="checkpoints or converted files")
     arguments.add_argument("--sentences", type=int, default=20)

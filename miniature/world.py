@@ -44,7 +44,6 @@ class WorldSettings:
 
     @property
     def n_fft(self) -> int:
-        """WORLD's FFT size for this sample rate."""
         found: int = _world().get_cheaptrick_fft_size(self.sample_rate, _F0_FLOOR)
         return found
 

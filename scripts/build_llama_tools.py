@@ -188,7 +188,6 @@ def build(version: str, target: Path, *, jobs: int, shared: Path) -> None:
 
 
 def libraries(folder: Path) -> list[Path]:
-    """The shared libraries in a folder."""
     return sorted([*folder.glob("lib*.so"), *folder.glob("lib*.dylib")])
 
 

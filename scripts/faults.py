@@ -53,7 +53,6 @@ class Operation:
     outputs: tuple[str, ...]
 
     def words(self, given: Path, out: Path, *, first: bool = False) -> list[str]:
-        """The arguments of a run."""
         text = f"{self.command} {self.first if first else self.again} --force"
         return [word.format(given=given, out=out) for word in text.split()]
 
@@ -127,7 +126,6 @@ def run(
 
 
 def prepare(folder: Path) -> None:
-    """The inputs of all operations."""
     from old_files import make_old
 
     shutil.copy(PROJECT / "miniature" / "miniature.sft", folder / "model.sft")
@@ -146,7 +144,6 @@ def prepare(folder: Path) -> None:
 
 
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the files that exist."""
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names
