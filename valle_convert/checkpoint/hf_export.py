@@ -29,7 +29,6 @@ from valle_convert.checkpoint.exported import (
     is_named,
     rows_of_export,
 )
-from valle_convert.checkpoint.plain_values import check_plain
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
@@ -132,10 +131,6 @@ class _Rows:
 
 
 def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
-    try:
-        check_plain(said)
-    except ValueError as error:
-        raise InputError(f"{path} is rejected: {error}; copy or download it again.") from error
     rope = said.get("rope_parameters")
     values = dict(rope) | dict(said) if isinstance(rope, Mapping) else said
     wrong = [

@@ -12,6 +12,7 @@ A checkpoint may have no config; its family decides whether it needs one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from valle_convert.checkpoint.hf_export import (
 )
 from valle_convert.checkpoint.lora import LoraFile, has_adapters, merge_loras
 from valle_convert.checkpoint.names import is_model, is_refused_by_name
-from valle_convert.checkpoint.plain_values import is_plain
+from valle_convert.checkpoint.plain_values import to_plain
 from valle_convert.errors import InputError
 from valle_convert.wording import listing
 
@@ -143,9 +144,13 @@ def _title_of(tree: Tree, found: Found) -> str:
 def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:
     """The counters, which are only shown."""
     stats = extras.get("stats")
-    if not isinstance(stats, Mapping):
-        return {}
-    return {k: v for k, v in stats.items() if isinstance(k, str) and is_plain(v)}
+    found = {}
+    for key, value in stats.items() if isinstance(stats, Mapping) else ():
+        with suppress(ValueError):
+            plain, left_out = to_plain(value)
+            if isinstance(key, str) and not left_out:
+                found[key] = plain
+    return found
 
 
 def _symmap(path: Path, extras: Mapping[str, Any]) -> Mapping[str, int] | None:
