@@ -102,8 +102,7 @@ def test_a_recording_is_transcribed_alike_as_sound_and_as_codes(
     assert all(seconds > 0 for seconds in told["timings"].values())
     # No codec is needed for codes, and none is looked for.
     spoken, codes = tmp_path / "a.wav", tmp_path / "a.npz"
-    done(speak("Hello.", "-o", spoken, "--save-codes", codes, "--float"))
-    assert soundfile.info(spoken).subtype == "FLOAT"
+    done(speak("Hello.", "-o", spoken, "--save-codes", codes))
     assert done(cli("transcribe", gguf, codes, *limit)).out.strip()
     # Of several, each with its path; all of them have to be there.
     both = done(cli("transcribe", gguf, voice, codes, "--codec", codec, *limit))
@@ -196,8 +195,6 @@ def test_a_codec_whose_codes_are_not_the_models_is_not_recorded(cli: Cli, tmp_pa
 def test_sound_of_another_format_is_refused(speak: Cli, tmp_path: Path, name: str) -> None:
     message = error_of(speak("Hi.", "-o", tmp_path / name), 2)
     assert "must end in .wav, .flac, .ogg" in message
-    floats = speak("Hi.", "-o", tmp_path / "a.flac", "--float")
-    assert "cannot store 32-bit floats" in error_of(floats, 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -428,7 +425,6 @@ def test_outputs_are_not_overwritten_unasked(speak: Cli, voice: Path, tmp_path: 
             )
         ),
         ["Hi.", "-o", "o.wav", "--voice-text", "Ho."],
-        ["Hi.", "--save-codes", "a.npz", "--float"],
         ["Hi.", "-o", "-", "--json"],
         ["Hi.", "-o", "o.wav", "--threads", "0"],
         ["Hi.", "-o", "o.wav", "--parallel", "65"],
@@ -456,5 +452,5 @@ def test_without_a_network_the_hub_is_named_with_what_to_do(
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done_ = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     message = error_of(Result(done_.returncode, done_.stdout, done_.stderr), 3)
-    assert "hf download facebook/encodec_24khz --local-dir" in message
+    assert "hf download facebook/encodec_24khz" in message
     assert not (tmp_path / "o.wav").exists()
