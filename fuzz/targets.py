@@ -85,8 +85,6 @@ class Target:
     read: Callable[[Path], None]
     #: The inputs that mutations start from; `read` accepts them.
     valid: Callable[[], Sequence[Files]]
-    #: Of the running time, relative to the others.
-    share: float = 1.0
 
 
 def _damaged(rng: Random, fields: list[bytes]) -> bytes:
@@ -911,15 +909,14 @@ def _of_gguf(
     how: Callable[[Callable[[], bytes]], Callable[[Random], Files]],
     seed: Callable[[], bytes],
     read: Callable[[Path], None],
-    share: float = 1.0,
 ) -> Target:
-    return Target(name, how(seed), read, _one("x.gguf", seed), share)
+    return Target(name, how(seed), read, _one("x.gguf", seed))
 
 
 _LIST = (
-    _of_gguf("gguf", _gguf, seeds.gguf_file, _read_gguf, 2.0),
-    _of_gguf("model", _rekeyed, seeds.converted, _read_model, 2.0),
-    _of_gguf("vocabulary", _rekeyed, seeds.converted, _read_vocabulary, 2.0),
+    _of_gguf("gguf", _gguf, seeds.gguf_file, _read_gguf),
+    _of_gguf("model", _rekeyed, seeds.converted, _read_model),
+    _of_gguf("vocabulary", _rekeyed, seeds.converted, _read_vocabulary),
     Target("text", _make_text, _read_text, lambda: [{"text": _SPOKEN.encode(), "ids": b"[1, 2]"}]),
     Target("session", _make_calls, _read_calls, _one("calls", lambda: _RIGHT_CALLS)),
     _of_gguf("imatrix", _gguf, seeds.imatrix, _read_imatrix),
@@ -928,13 +925,12 @@ _LIST = (
         _make_safetensors,
         _read_safetensors,
         _one("x.safetensors", seeds.safetensors_file),
-        2.0,
     ),
-    Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
-    Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
+    Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip)),
+    Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip)),
     Target("legacy-pickle", _make_legacy, _read_legacy, _one("x.th", _legacy)),
-    Target("checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint), 2.0),
-    Target("config", _make_config, _read_config, _one("config.yaml", seeds.config_json), 2.0),
+    Target("checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint)),
+    Target("config", _make_config, _read_config, _one("config.yaml", seeds.config_json)),
     Target("folder", _make_folder, _read_folder, lambda: [*_folders().values()]),
     Target(
         "lora",
@@ -943,9 +939,7 @@ _LIST = (
         lambda: [{"x.sft": seeds.lora()}, {"x.pth": seeds.lora(".pth")}],
     ),
     _of_json("metadata", _METADATA, _read_metadata),
-    Target(
-        "tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json), 2.0
-    ),
+    Target("tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json)),
     Target(
         "sentencepiece",
         _make_sentencepiece,

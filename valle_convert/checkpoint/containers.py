@@ -34,8 +34,6 @@ _SUPPORTED = "supported are safetensors, files of torch.save, and folders with o
 
 @dataclass(frozen=True)
 class Container:
-    """A parsed container of a checkpoint or a LoRA."""
-
     container: str  # how the weights are stored, in words
     tensors: TensorSource
     extras: Mapping[str, Any]  # what is stored beside them: config, userdata, stats

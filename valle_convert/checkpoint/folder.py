@@ -145,8 +145,6 @@ def _leads_back(entry: os.DirEntry[str]) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """The weights of a folder."""
-
     weights: PurePath  # the file, or the index of several
     title: str  # the model's name, if its config does not have one
     #: Whether they are a training state, whose config is in a folder above.

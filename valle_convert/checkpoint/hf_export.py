@@ -12,7 +12,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,13 @@ _ARITHMETIC: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Export:
-    """An export, understood."""
+    """The checkpoint in an export."""
 
     tensors: TensorSource  # under the names of the original checkpoint
-    config: Mapping[str, Any]  # of that checkpoint, without the user's keys
-    words: Mapping[str, tuple[str, ...]]  # the names of the rows by table, such as `en`
-    assumed: tuple[str, ...]  # values that the export lacks, in words
+    config: object  # of that checkpoint, without the user's keys
+    #: The names of the rows by table, such as `en`.
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()  # values that the export lacks, in words
     notes: tuple[str, ...] = ()
 
 

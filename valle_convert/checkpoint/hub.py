@@ -44,8 +44,6 @@ _TIMEOUT = 30.0  # seconds without an answer
 
 @dataclass(frozen=True)
 class Location:
-    """A place on the hub."""
-
     text: str
     repository: str
     revision: str | None  # a commit, branch or tag; None for the main branch

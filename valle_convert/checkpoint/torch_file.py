@@ -37,8 +37,6 @@ _MAGIC = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.",
 
 @dataclass
 class _Piece:
-    """Bytes of a mapped file."""
-
     file: mmap.mmap
     n_bytes: int
     start: int = 0

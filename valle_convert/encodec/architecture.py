@@ -230,8 +230,6 @@ def _block(spec: EncodecSpec, stack: str, index: int, width: int, n: int) -> Res
 
 @dataclass(frozen=True)
 class CodecTensor:
-    """One tensor of the codec."""
-
     name: str
     transformers_name: str
     shape: tuple[int, ...]  # as in torch, slowest dimension first

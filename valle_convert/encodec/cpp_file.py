@@ -94,8 +94,6 @@ class CppHeader:
 
 @dataclass(frozen=True)
 class CppTensor:
-    """One tensor in a file."""
-
     name: str
     dims: tuple[int, ...]  # fastest first; none for a single number
     ftype: int  # 0 float32, 1 float16

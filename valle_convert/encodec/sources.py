@@ -295,7 +295,6 @@ def _read_config(path: Path, source: str) -> Mapping[str, Any]:
 
 
 def _license_in_card(card: Path) -> str | None:
-    """The license in a model card."""
     try:
         text = read_small_file(card, "model card", _MAX_JSON_BYTES).decode()
         from huggingface_hub import ModelCard  # slow, and most folders have no card

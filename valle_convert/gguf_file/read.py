@@ -51,8 +51,6 @@ class _Contents:
 
 @dataclass(frozen=True)
 class TensorInfo(TensorEntry):
-    """One tensor of a GGUF file."""
-
     start: int = field(compare=False)  # offset of its data in the file
     _contents: _Contents = field(compare=False, repr=False)
 

@@ -22,8 +22,6 @@ MAX_SHOWN_DIFFERENCES = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A text with different ids."""
-
     text: str
     setting: Setting
     expected: tuple[int, ...]  # the ids of the tokenizer's own library
@@ -33,8 +31,6 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
-    """The verdict."""
-
     n_texts: int
     settings: tuple[Setting, ...]
     n_differences: int  # pairs of text and setting with different ids
