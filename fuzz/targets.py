@@ -132,7 +132,7 @@ def _read_gguf(folder: Path) -> None:
 def _rebuilt(rng: Random, data: bytes) -> bytes:
     """A GGUF file with other keys, types and shapes."""
     keys, tensors = _gguf_parts(data)
-    chosen = rng.sample(sorted(keys), 6)
+    chosen = rng.sample(sorted(keys), min(6, len(keys)))
     tree = damage_tree(rng, json.loads(json.dumps({name: keys[name][0] for name in chosen})))
     tree = tree if isinstance(tree, dict) else {chosen[0]: tree}
     changed = []
@@ -555,27 +555,39 @@ def _folders() -> dict[str, Files]:
     }
 
 
-def _make_folder(rng: Random) -> Files:
-    files = dict(_folders()[rng.choice(("shards", "shards", "training", "export"))])
+_NAMES = ("a.sft", "fp32.sft", "latest", "1000", "lora.sft", "state.pth")
+
+
+def _damaged_files(rng: Random, files: Files) -> Files:
+    """Files that belong together: one missing, under another name, or damaged."""
+    files = dict(files)
     name = rng.choice(list(files))
     match rng.randrange(6):
         case 0:
             del files[name]
         case 1:
-            files[rng.choice(("a.sft", "fp32.sft", "latest", "1000", "lora.sft", "state.pth"))] = (
-                files.pop(name)
-            )
+            files[rng.choice((*_NAMES, *files))] = files.pop(name)
         case 2:
             files[name] = damage_bytes(rng, files[name])
         case _ if name.endswith((".json", ".yaml")):
             files[name] = damage_json(rng, files[name])
         case _ if name.endswith((".safetensors", ".sft")):
             files[name] = _damaged_header(rng, files[name])
+        case 3 if name.endswith(".gguf"):
+            files[name] = _damaged(rng, formats.gguf_fields(files[name]))
+        case _ if name.endswith(".gguf"):
+            files[name] = _rebuilt(rng, files[name])
         case _:
             files[name] = rng.choice(TEXTS).encode("utf-8", "surrogatepass")
     # A file cannot be where a folder has to be.
     folders = {one.partition("/")[0] for one in files if "/" in one}
     return {one: data for one, data in files.items() if one not in folders}
+
+
+def _of_files(
+    name: str, seeds_of: Callable[[], Sequence[Files]], read: Callable[[Path], None]
+) -> Target:
+    return Target(name, lambda rng: _damaged_files(rng, rng.choice(seeds_of())), read, seeds_of)
 
 
 def _read_folder(folder: Path) -> None:
@@ -685,26 +697,6 @@ def _read_codec(folder: Path) -> None:
         codec.read(tensor.name)
 
 
-def _make_codec_folder(rng: Random) -> Files:
-    files = dict(seeds.codec_folder(shards=bool(rng.randrange(2))))
-    weights = [name for name in files if name.endswith(".safetensors")]
-    index = "model.safetensors.index.json"
-    match rng.randrange(5):
-        case 0 | 1:
-            files["config.json"] = damage_json(rng, files["config.json"])
-        case 2 if index in files:
-            files[index] = damage_json(rng, files[index])
-        case 3:
-            files[weights[0]] = _damaged_header(rng, files[weights[0]])
-        case _:
-            name = rng.choice(list(files))
-            if rng.randrange(3):
-                files[name] = damage_bytes(rng, files[name])
-            else:
-                del files[name]
-    return files
-
-
 # ------------------------------------------------------------------------- sound and codes
 
 _SOUNDS = ("FLAC", "OGG", "MP3", "AIFF")
@@ -804,22 +796,6 @@ def _read_vallex(folder: Path) -> None:
         header_of(file)
 
 
-def _make_set(rng: Random) -> Files:
-    """A model of several files: one damaged, missing, or in the place of another."""
-    files = dict(rng.choice([seeds.vallex_set, seeds.version_7_set])())
-    one, other = rng.sample(sorted(files), 2)
-    match rng.randrange(6):
-        case 0:
-            del files[one]
-        case 1:
-            files[one] = files[other]
-        case 2:
-            files[one] = _damaged(rng, formats.gguf_fields(files[one]))
-        case _:
-            files[one] = _rebuilt(rng, files[one])
-    return files
-
-
 def _read_set(folder: Path) -> None:
     """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
@@ -848,16 +824,6 @@ def _read_adapter(folder: Path) -> None:
 
 
 # ------------------------------------------------------------------------ folders, reports
-
-
-def _make_manifest(rng: Random) -> Files:
-    files = dict(seeds.manifest())
-    if rng.randrange(3):
-        files["manifest.json"] = damage_json(rng, files["manifest.json"])
-    else:
-        name = rng.choice(list(files))
-        files[name] = damage_bytes(rng, files[name])
-    return files
 
 
 def _read_manifest(folder: Path) -> None:
@@ -931,7 +897,7 @@ _LIST = (
     Target("legacy-pickle", _make_legacy, _read_legacy, _one("x.th", _legacy)),
     Target("checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint)),
     Target("config", _make_config, _read_config, _one("config.yaml", seeds.config_json)),
-    Target("folder", _make_folder, _read_folder, lambda: [*_folders().values()]),
+    _of_files("folder", lambda: [*_folders().values()], _read_folder),
     Target(
         "lora",
         _make_lora,
@@ -953,18 +919,17 @@ _LIST = (
         _read_codec,
         _one("x.bin", seeds.codec_cpp),
     ),
-    Target(
+    _of_files(
         "codec-folder",
-        _make_codec_folder,
-        _read_codec,
         lambda: [seeds.codec_folder(shards=shards) for shards in (False, True)],
+        _read_codec,
     ),
     Target("sound", _make_sound, _read_sound, _sounds),
     Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
-    Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
+    _of_files("manifest", lambda: [seeds.manifest()], _read_manifest),
     _of_json("report", _REPORT, _read_report),
     Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
-    Target("set", _make_set, _read_set, lambda: [seeds.vallex_set(), seeds.version_7_set()]),
+    _of_files("set", lambda: [seeds.vallex_set(), seeds.version_7_set()], _read_set),
     _of_gguf("old", _rekeyed, seeds.old_gguf, _read_old),
     _of_gguf("adapter", _rekeyed, seeds.adapter, _read_adapter),
     Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),

@@ -67,6 +67,10 @@ def remove_shard_and_invent_a_tensor(folder: Path, index: dict[str, Any]) -> Non
     index["weight_map"]["a.weight"] = "model-00001-of-00003.safetensors"
 
 
+def rename(folder: Path, _: dict[str, Any]) -> None:
+    (folder / "model-00002-of-00003.safetensors").rename(folder / SHARD)
+
+
 def unlist(_: Path, index: dict[str, Any]) -> None:
     del index["weight_map"]["sep"]
 
@@ -114,6 +118,10 @@ DAMAGES: dict[str, tuple[Callable[[Path, dict[str, Any]], None], tuple[str, ...]
         remove_shard_and_invent_a_tensor,
         ("missing shards: model-00002", f"missing tensors: a.weight (of {SHARD})"),
     ),
+    "a shard under the name of another": (
+        rename,
+        ("missing shards: model-00002", "missing tensors: "),
+    ),
     "a tensor in another shard": (
         entry("sep", "model-00002-of-00003.safetensors"),
         ("missing tensors: sep (of model-00002-of-00003.safetensors)",),
@@ -145,6 +153,7 @@ def test_what_is_wrong_is_named(case: str, index: Path, tmp_path: Path, cli: Cli
     for path in (index, index.parent):
         message = error_of(cli(path, tmp_path / "out.gguf"), 2)
         assert all(word in message for word in words), message
+        assert len(message.replace(str(index), "")) < 320
     assert not (tmp_path / "out.gguf").exists()
 
 

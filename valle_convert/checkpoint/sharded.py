@@ -80,16 +80,18 @@ def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Tenso
     missing = sorted(weight_map.items() - held)
     kinds = {
         "missing shards": sorted(set(weight_map.values()) - files.keys()),
-        "missing tensors": [f"{name} (of {shard})" for name, shard in missing if shard in files],
+        "missing tensors": [
+            f"{name:.40} (of {shard:.40})" for name, shard in missing if shard in files
+        ],
         "tensors that it does not list": [
-            f"{name} (in {shard})" for name, shard in sorted(held - weight_map.items())
+            f"{name:.40} (in {shard:.40})" for name, shard in sorted(held - weight_map.items())
         ],
     }
-    faults = [f"{kind}: {listing(ones)}" for kind, ones in kinds.items() if ones]
+    faults = [f"{kind}: {listing(ones, 1)}" for kind, ones in kinds.items() if ones]
     if faults:
         raise InputError(
-            f"The index {index} does not match the files beside it: {'; '.join(faults)}. Copy or "
-            "download the whole folder again."
+            f"The index {index} does not match the files beside it: {'; '.join(faults[:2])}. Copy "
+            "or download the whole folder again."
         )
 
 

@@ -36,6 +36,7 @@ from valle_convert.model.description import Description
 from valle_convert.model.spec import Head, Table
 from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
 from valle_convert.tokenizer.choose import BUILT_IN, TokenizerChoice, TokenizerFile
+from valle_convert.wording import listing
 
 ARCHITECTURE = "mpt"
 FAMILY = "vall-e-x"
@@ -58,7 +59,6 @@ _MPT_KEYS = {
     "vocab_size": "u32",
 }
 _TOKENIZER, _NO_VOCABULARY = "tokenizer.ggml.model", "no_vocab"
-_SHOWN = 5
 
 
 # ------------------------------------------------------------------------------- writing
@@ -291,7 +291,7 @@ def _model_faults(model: VallexModel, ar: GgufFile, body: GgufFile) -> Iterator[
 def _finish(file: GgufFile, faults: Sequence[str]) -> None:
     if faults:
         raise InputError(
-            f"{file.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
+            f"{file.path} cannot be run: {listing(faults, separator='; ')}. Convert the checkpoint "
             "again."
         )
 
@@ -323,7 +323,7 @@ def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
     if keys.keys.get("general.architecture") != ARCHITECTURE:
         faults.append(f"general.architecture is not {ARCHITECTURE!r}")
     if unknown:
-        faults.append(f"{', '.join(unknown[:_SHOWN])} would change the graph")
+        faults.append(f"{listing(unknown)} would change the graph")
     reader.expect(f"{prefix}vocab_size", n_rows)
     # NaN is not larger than 0; the logits show any other wrong value.
     if not reader.real(f"{prefix}attention.layer_norm_epsilon") > 0:
