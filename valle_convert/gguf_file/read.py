@@ -31,10 +31,7 @@ from valle_convert.gguf_file.header import (
     TensorEntry,
     join_header,
     pack_key,
-    pack_tensor,
     padded,
-    tensor_entries,
-    write_entries,
 )
 from valle_convert.gguf_file.keys import PART_KEY
 from valle_convert.gguf_file.reader import DamageError, Keys, Reader, quote
@@ -205,29 +202,14 @@ class GgufFile:
     def changed(self, keys: Sequence[Key], *, drop: Sequence[str] = ()) -> bytes:
         """The padded header with changed keys, which keep their place."""
         table = self._contents.buffer[self._keys_end : self._tables_end]
-        entries = self._entries(keys, drop)
-        return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
-
-    def write_aligned(self, out: BinaryIO) -> None:
-        """Write the same keys and tensors with the default alignment.
-
-        llama-quantize always aligns to 32 bytes, but keeps a key with another alignment.
-        """
-        held = self.tensors.values()
-        tensors = tensor_entries((one.name, one.shape, one.ggml_type) for one in held)
-        entries = self._entries((), (ALIGNMENT_KEY,))
-        table = map(pack_tensor, tensors)
-        header = join_header(entries, len(tensors), table, ALIGNMENT, self._version)
-        write_entries(out, header, tensors, (one.data for one in held))
-
-    def _entries(self, keys: Sequence[Key], drop: Sequence[str]) -> list[bytes]:
         new = {key.name: pack_key(key) for key in keys}
         entries = [
             new.pop(name) if name in new else self._contents.buffer[span.start : span.stop]
             for name, span in self._spans.items()
             if name not in drop
         ]
-        return [*entries, *new.values()]
+        entries += new.values()
+        return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
 
 
 def _map_path(path: Path) -> mmap.mmap:
