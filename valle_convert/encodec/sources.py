@@ -172,66 +172,30 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
 
 
 def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSpec:
-    """Sizes from shapes; everything else as published."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, found in specs.items():
-        for _, direction in _NORM_PARTS:
-            if name.endswith("." + direction):
-                name = name.removesuffix(direction) + "weight"  # noqa: PLW2901
-        shapes[name] = found.shape
-
-    def shape(name: str, n_dims: int, least: int = 1) -> tuple[int, ...]:
-        got = shapes.get(name, ())
-        if len(got) != n_dims or min(got) == 0 or got[0] < least:
-            raise InputError(
-                f"The codec {path} is not Meta's 24 kHz EnCodec: the tensor {name} is "
-                f"{list(got) or 'missing'}. Pass encodec_24khz-*.th."
-            )
-        return got
-
-    if any(".norm." in name for name in shapes):
+    """The published model with another width and other codebooks; every tensor is checked later."""
+    if any(".norm." in name for name in specs):
         raise InputError(
             f"The codec {path} is Meta's 48 kHz EnCodec, expected encodec_24khz-*.th. {_ELSEWHERE}"
         )
-    filters, channels, kernel = shape("encoder.model.0.conv.conv.weight", 3)
-    _, hidden, _ = shape("decoder.model.0.conv.conv.weight", 3)
-    pattern = re.compile(r"decoder\.model\.(\d+)\.convtr\.convtr\.weight")
-    upward = sorted(int(match[1]) for name in shapes if (match := pattern.fullmatch(name)))
-    ratios = tuple(shape(f"decoder.model.{n}.convtr.convtr.weight", 3)[2] // 2 for n in upward)
-    if len(ratios) > 16 or math.prod(ratios) != EncodecSpec(n_codebooks=1).hop_length:
+    names = [f"encoder.model.{layer}.conv.conv.bias" for layer in (0, 15)] + [codebook_name(0)]
+    shapes = [specs[name].shape for name in names if name in specs]
+    if list(map(len, shapes)) != [1, 1, 2]:
         raise InputError(
-            f"The codec {path} has {math.prod(ratios)} samples per frame, expected 320 for the 24 "
-            "kHz EnCodec. Pass encodec_24khz-*.th, or a folder of transformers with config.json."
+            f"The codec {path} is not Meta's 24 kHz EnCodec: it lacks {' or '.join(names)}. Pass "
+            "encodec_24khz-*.th, or a folder of transformers with config.json."
         )
-    blocks = {
-        name.split(".")[2] for name in shapes if re.match(r"decoder\.model\.\d+\.block", name)
+    (filters,), (hidden,), (size, dim) = shapes
+    config = {
+        "n_codebooks": _count_codebooks(specs),
+        "num_filters": filters,
+        "hidden_size": hidden,
+        "codebook_size": size,
+        "codebook_dim": dim,
     }
-    first = min(blocks, key=int, default="4")
-    narrow, wide, residual_kernel = shape(f"decoder.model.{first}.block.1.conv.conv.weight", 3)
-    lstm = re.compile(r"decoder\.model\.1\.lstm\.weight_ih_l\d+")
-    ends = re.compile(r"decoder\.model\.(\d+)\.conv\.conv\.weight")
-    last = max((int(end[1]) for name in shapes if (end := ends.fullmatch(name))), default=0)
-    n_codebooks = _count_codebooks(shapes)
-    size, dim = shape(codebook_name(0), 2, least=2)
-    spec = EncodecSpec(
-        n_codebooks=n_codebooks,
-        audio_channels=channels,
-        hidden_size=hidden,
-        num_filters=filters,
-        kernel_size=kernel,
-        last_kernel_size=shape(f"decoder.model.{last}.conv.conv.weight", 3)[2],
-        residual_kernel_size=residual_kernel,
-        num_residual_layers=max(1, len(blocks) // max(1, len(ratios))),
-        compress=max(1, wide // narrow),
-        num_lstm_layers=sum(lstm.fullmatch(name) is not None for name in shapes),
-        upsampling_ratios=ratios,
-        codebook_size=size,
-        codebook_dim=dim,
-        use_conv_shortcut=any(".shortcut." in name for name in shapes),
-    )
+    spec = spec_from_config(config, str(path))
     # The published bandwidths for which there are enough codebooks.
-    paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
-    everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
+    paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= spec.n_codebooks)
+    everything = spec.n_codebooks * spec.frame_rate * math.log2(size) / 1000
     return replace(spec, target_bandwidths=paid or (everything,))
 
 
