@@ -288,7 +288,7 @@ PICKLES: Mapping[str, Attack] = {
     "codec-bare-pickle": Attack(
         "a bare pickle for a codec",
         one_file("x.th", lambda c: dumped(touch(c))),
-        "is not a file of torch.save",
+        "is a bare pickle",
         CODEC,
     ),
     "codec-zip": Attack(

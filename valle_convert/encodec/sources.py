@@ -28,7 +28,6 @@ from valle_convert.checkpoint.containers import read_container
 from valle_convert.checkpoint.folder import HUB_PREFIX, DiskTree, Tree
 from valle_convert.checkpoint.hub import HubTree, parse_location
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
-from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
     MAX_CODEBOOKS,
     CodecTensor,
@@ -142,22 +141,11 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
     """Open Meta's `encodec_24khz-*.th`, a bare state dict."""
-    state = load_torch_file(path)
-    if not isinstance(state, Mapping) or not state:
-        raise InputError(
-            f"The codec {path} contains a {type(state).__name__}, expected the tensors of EnCodec; "
-            "pass the .th file of the 24 kHz EnCodec."
-        )
-    if "best_state" in state or "xp.cfg" in state:
-        raise InputError(
-            f"The codec {path} is a training checkpoint of audiocraft; export its state dict first."
-        )
-    inner = state.get("state_dict", state)
-    if isinstance(inner, Mapping) and any("quantizer.quantizers." in str(name) for name in inner):
+    tensors = read_container(path, DiskTree(), path).tensors
+    if any("quantizer.quantizers." in name for name in tensors.specs):
         raise InputError(
             f"The codec {path} is the Descript Audio Codec, expected EnCodec. {_ELSEWHERE}"
         )
-    tensors = TorchTensors(path, state)
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
