@@ -263,23 +263,22 @@ def test_a_config_that_is_not_of_these_weights_is_refused(
 def test_wrong_tensors_are_named_together(folder: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["decoder.layers.15.conv.bias"]
-        del tensors["quantizer.layers.7.codebook.embed"]
         del tensors["encoder.layers.0.conv.parametrizations.weight.original0"]
         tensors["text_encoder.weight"] = torch.zeros(3)
         tensors["encoder.layers.0.conv.bias"] = torch.zeros(3)
-        tensors["decoder.layers.0.conv.bias"] = torch.zeros(32, dtype=torch.int32)
 
     spoil(folder, change)
-    with pytest.raises(InputError, match=r"3 of \d+ tensors missing: encoder") as refusal:
+    with pytest.raises(InputError, match=r"2 of \d+ tensors missing: encoder.*, and 1 more; ") as e:
         open_encodec(folder)
-    for words in (
-        "quantizer.layers.7.codebook.embed",
-        "decoder.layers.15.conv.bias",
-        "unknown: 'text_encoder.weight'",
-        "encoder.layers.0.conv.bias (float32 [3], expected float32 or",
-        "decoder.layers.0.conv.bias (int32",
-    ):
-        assert words in str(refusal.value)
+    assert "unknown: 'text_encoder.weight'; 1 of " in str(e.value)
+    assert "shape or type: encoder.layers.0.conv.bias is [3], expected [" in str(e.value)
+
+
+def test_a_type_of_whole_numbers_is_refused(folder: Path) -> None:
+    name = "decoder.layers.0.conv.bias"
+    spoil(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.int32)}))
+    with pytest.raises(InputError, match=f"{name} is int32, expected float32 or float16"):
+        open_encodec(folder)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
