@@ -49,7 +49,7 @@ def test_a_name_that_is_not_utf8_goes_all_the_way(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (os.fsdecode(b"\xff\xfe"), r"name is '\udcff\udcfe', expected some text in UTF-8"),
+        (os.fsdecode(b"\xff\xfe"), "name is not valid UTF-8"),
         ("", "name is '', expected some text"),
         (" ", "name is ' ', expected some text"),
     ],

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.files import read_json_object
+from valle_convert.files import read_json_object, valid_utf8
 from valle_convert.gguf_file.header import Key
 from valle_convert.wording import listing
 
@@ -28,10 +26,6 @@ ALLOWED: dict[str, str] = dict.fromkeys(
     """.split(),
     "string",
 ) | {"tags": "[string]", "languages": "[string]"}
-_KINDS: dict[str, tuple[object, str]] = {
-    "string": (Annotated[str, msgspec.Meta(pattern=r"\S")], "some text in UTF-8"),
-    "[string]": (Annotated[list[str], msgspec.Meta(min_length=1)], "a list of strings in UTF-8"),
-}
 _MAX_BYTES = 1 << 20
 _DEFAULT_TAGS = ["text-to-speech", "vall-e"]
 
@@ -46,15 +40,21 @@ class GeneralMetadata:
     def __post_init__(self) -> None:
         faults: list[str] = []
         for name, value in self.values.items():
-            if name not in ALLOWED:
+            kind = ALLOWED.get(name)
+            if kind is None:
                 faults.append(f"{name!r:.40} is not one of {listing(ALLOWED)}")
-                continue
-            kind, words = _KINDS[ALLOWED[name]]
-            try:
-                msgspec.convert(value, kind)
-                str(value).encode()
-            except (msgspec.ValidationError, UnicodeError):
-                faults.append(f"{name} is {value!r:.40}, expected {words}")
+            elif kind == "string" and (not isinstance(value, str) or not value.strip()):
+                faults.append(f"{name} is {value!r:.40}, expected some text")
+            elif kind == "[string]" and (
+                not isinstance(value, list)
+                or not value
+                or any(not isinstance(item, str) for item in value)
+            ):
+                faults.append(f"{name} is {value!r:.40}, expected a list of strings")
+            else:
+                texts = [value] if isinstance(value, str) else value
+                if any(valid_utf8(text) != text for text in texts):
+                    faults.append(f"{name} is not valid UTF-8")
         if faults:
             raise InputError(f"{self.where}: {listing(faults, separator='; ')}.")
 
