@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle_convert.checkpoint.exported import (
-    ALL,
     EMBEDDINGS,
     HEADS,
     ExportedTensors,
@@ -107,28 +105,12 @@ def read_export(
         context=_context(said),
     )
     return Export(
-        tensors=ExportedTensors(_Rows(tensors), rows, str(path)),
+        tensors=ExportedTensors(tensors, rows, str(path)),
         config=own,
         words={name: part.words for name, part in rows.items() if part.words},
         assumed=assumed if is_given else (*assumed, plural(heads, "head")),
         notes=(f"{plural(padding, 'row')} of padding dropped",) if padding else (),
     )
-
-
-class _Rows:
-    """Rows of the tensors of a file, see `exported.ExportSource`."""
-
-    def __init__(self, tensors: TensorSource) -> None:
-        self._tensors = tensors
-        self.specs = tensors.specs
-
-    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
-        found = self._tensors.read(name)
-        return found if rows == ALL else found[rows]
-
-    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
-        del name, rows
-        return None  # numpy has the types of safetensors
 
 
 def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
