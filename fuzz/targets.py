@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fuzz import formats, oracles, seeds
 from fuzz.mutate import (
@@ -471,27 +472,14 @@ def _make_config(rng: Random) -> Files:
 def _yaml_lines(rng: Random, tree: Any, put: str) -> str:  # noqa: ANN401 - any JSON
     """A tree in block style, one of whose values is another text."""
     try:
-        lines = _block(tree, 0) if isinstance(tree, dict) else [json.dumps(tree)]
-    except (ValueError, RecursionError):
+        lines = yaml.safe_dump(tree, allow_unicode=True, sort_keys=False).splitlines()
+    except (yaml.YAMLError, ValueError, RecursionError):
         lines = ["a: 1"]
     for _ in range(rng.randrange(3)):
-        at = rng.randrange(len(lines)) if lines else 0
-        if not lines:
-            break
+        at = rng.randrange(len(lines))
         key, colon, _ = lines[at].partition(": ")
         lines[at] = f"{key}{colon}{put}" if rng.randrange(4) else put
     return "\n".join(lines)
-
-
-def _block(tree: dict[Any, Any], depth: int) -> list[str]:
-    lines = []
-    for key, value in tree.items():
-        start = "  " * depth + json.dumps(str(key), ensure_ascii=False)
-        if isinstance(value, dict) and value:
-            lines += [start + ":", *_block(value, depth + 1)]
-        else:
-            lines.append(f"{start}: {json.dumps(value, ensure_ascii=False)}")
-    return lines
 
 
 @cache

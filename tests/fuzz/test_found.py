@@ -14,6 +14,7 @@ import torch
 from make_checkpoint import Shape, config_of
 
 from fuzz import formats, seeds
+from valle_convert.api import plan_conversion
 from valle_convert.checkpoint.plain_values import load_yaml, to_plain
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
@@ -65,6 +66,14 @@ def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path
         assert f"name (a whole number of {words}" in checkpoint.notes[0]
     else:
         assert checkpoint.config["name"] == [0, 0]
+
+
+def test_a_version_that_is_a_long_list_is_cut(tmp_path: Path) -> None:
+    config = config_of(Shape()) | {"version": [0] * 300}
+    torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"has version \[0, 0") as refused:
+        plan_conversion(tmp_path / "x.pth")
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 320
 
 
 def test_a_counter_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
