@@ -340,7 +340,7 @@ FAULTS: dict[str, tuple[Callable[[SmallHub, pytest.MonkeyPatch], None], int, str
     "403": (answering(403), 3, "the hub answers 403 (out of order); check HF_TOKEN"),
     "no network": (no_network, 3, "the hub cannot be reached"),
     "offline": (offline, 3, "HF_HUB_OFFLINE is set, and the cache lacks ecker/vall-e at main"),
-    "no hub": (no_hub, 2, "has no model"),
+    "no hub": (no_hub, 2, "does not exist at main"),
     "gated": (gated, 3, "is gated; accept its terms at http://127.0.0.1"),
 }
 
@@ -391,12 +391,12 @@ def test_what_is_not_there_is_answered_with_what_is(
 ) -> None:
     out = () if command == "inspect" else (tmp_path / "out.gguf",)
     for place, words in {
-        "hf:ecker/nothing/x": "has no model ecker/nothing",
+        "hf:ecker/nothing/x": "ecker/nothing does not exist at main",
         f"hf:{REPO}/ar+nar-len-llama": f"has no model ar+nar-len-llama; did you mean {NAME}",
         f"hf:{REPO}/zzz": f"has no model zzz; it has {NAME}, {OTHER}",
         f"hf:{REPO}:models/ckpt/{NAME}/fp32.sft": WEIGHTS,
         f"hf:{REPO}:x/README.md": "no file or folder x/README.md; did you mean README.md",
-        f"hf:{REPO}/{NAME}@v9": "has no revision v9",
+        f"hf:{REPO}/{NAME}@v9": "does not exist at v9",
         f"hf:{REPO}:models/ckpt": f"holds 2 models, expected one: {NAME}/ckpt, {OTHER}",
         f"hf:{REPO}:loras/someone": "only a LoRA",
         f"hf:{REPO}:README.md": "is a text file",

@@ -284,15 +284,11 @@ class HubTree:
                 f"{where.repository} is gated; accept its terms at {url}, and set HF_TOKEN to a "
                 "token of that account (or run: hf auth login)."
             )
-        if isinstance(error, errors.RevisionNotFoundError):
+        absent = (errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
+        if isinstance(error, absent) or (status == 404 and place is None):
             return InputError(
-                f"{where.repository} has no revision {where.revision}; "
-                f"{url}/tree/main lists branches, tags and commits."
-            )
-        if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and place is None):
-            return InputError(
-                f"{self._constants.ENDPOINT} has no model {where.repository} visible to you; "
-                "check the name, or set HF_TOKEN if it is private."
+                f"{url} does not exist at {where.revision or 'main'}, or is not visible to you; "
+                "check both names, or set HF_TOKEN if it is private."
             )
         advice = "check HF_TOKEN (hf auth whoami)" if status in (401, 403) else "try later"
         said = error.server_message or error.response.reason_phrase
