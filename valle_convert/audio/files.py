@@ -208,10 +208,10 @@ class AudioWriter:
     """Writes audio piece by piece to a wav, flac, ogg, mp3 or opus file, or to a stream.
 
     A file appears when it is complete, or not at all; memory does not grow with its length. If
-    samples exceed full scale, it is made quieter as a whole, just enough. A stream (a
-    pipe, a device, standard output) receives every piece at once, as wav of unknown length; there,
-    a piece above full scale lowers the volume from then on. Nothing is clipped, and the result has
-    the `gain`.
+    samples exceed full scale, it is made quieter as a whole, just enough. A stream (a pipe, a
+    device, standard output) receives every piece at once, as wav of unknown length; there, a piece
+    above full scale lowers the volume from then on. Nothing is clipped, and the result has the
+    `gain`. Samples have 16 bits.
 
     Args:
         path: the file; not touched before the first piece.

@@ -133,7 +133,9 @@ def _misnamed(place: PurePath, suffixes: tuple[str, ...], what: str) -> tuple[st
 
 #: What a file is instead, by its first bytes.
 _OTHERS = {
-    b"GGUF": "is already a GGUF file, not a checkpoint; `valle-convert inspect` shows what it has.",
+    b"GGUF": (
+        "is already a GGUF file, not a checkpoint; `valle-convert inspect` shows its contents."
+    ),
     b"version https://git-lfs": (
         "is a pointer of Git LFS, not the weights themselves; run `git lfs pull`."
     ),

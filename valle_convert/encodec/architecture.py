@@ -337,7 +337,7 @@ def _with_bias(
 # -------------------------------------------------------------------- what can be computed
 
 
-#: What neither this project's network nor encodec.cpp computes otherwise.
+#: The only values that this project's network and encodec.cpp compute.
 _ALWAYS: Mapping[str, Sequence[object]] = {
     "audio_channels": [1],
     "normalize": [False],
@@ -364,7 +364,7 @@ def check_computable(spec: EncodecSpec, where: str) -> None:
 
 
 def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
-    """Reject what encodec.cpp, which checks none of this, has built in otherwise."""
+    """Reject what encodec.cpp, which checks none of this, would compute wrongly or crash on."""
     allowed = {
         **_ALWAYS,
         "sampling_rate": [24_000],
