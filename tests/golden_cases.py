@@ -1,7 +1,5 @@
 """The golden cases as passes of a network: what the original implementation was given."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,12 +11,7 @@ from support import GOLDEN
 
 from valle_convert.families.family import Case
 from valle_convert.families.v5.trials import NetworkPass
-from valle_convert.model.inputs import (
-    Condition,
-    Segment,
-    length_segments,
-    speech_segments,
-)
+from valle_convert.model.inputs import Condition, Segment, length_segments, speech_segments
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 

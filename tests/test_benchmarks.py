@@ -1,7 +1,5 @@
 """Benchmarks run for minutes; here they only have to start."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from pathlib import Path

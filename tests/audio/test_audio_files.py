@@ -1,7 +1,5 @@
 """Audio files of every format, rate and number of channels, in and out."""
 
-from __future__ import annotations
-
 import io
 import os
 import resource

@@ -1,7 +1,5 @@
 """Shards and their index are one checkpoint, or everything that is wrong with them is named."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

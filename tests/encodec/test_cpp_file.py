@@ -1,7 +1,5 @@
 """The file of encodec.cpp: byte for byte, and never one that it would load and compute wrongly."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct
@@ -13,13 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cpp_arithmetic import EncodecCppArithmetic
-from encodec_files import (
-    GOLDEN_ENCODEC,
-    LAYOUT,
-    LAYOUT_24KHZ,
-    golden,
-    golden_tensors,
-)
+from encodec_files import GOLDEN_ENCODEC, LAYOUT, LAYOUT_24KHZ, golden, golden_tensors
 from safetensors.torch import save_file
 from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel
@@ -105,8 +97,6 @@ def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
     assert (header.bandwidth, header.n_levels) == (2, 2)
 
 
-# ----------------------------------------------------------------------------- refusals
-
 #: Everything that encodec.cpp would load and compute wrongly, or refuse or abort on.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pad_mode": "constant"}, 'pad_mode is "constant"'),
@@ -188,9 +178,6 @@ def test_values_beyond_float16_are_refused_before_they_are_written(
     assert open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")[3, 4] == np.float32(value)
 
 
-# ------------------------------------------------------------------------- reading them
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     write_cpp_file(open_encodec(GOLDEN_FOLDER), tmp_path / "golden.bin")
@@ -257,9 +244,6 @@ def test_a_bias_of_one_element_may_have_a_dim(written: Path) -> None:
     written.write_bytes(longer)
     expected = open_encodec(GOLDEN_FOLDER).read(name.decode())
     np.testing.assert_array_equal(open_encodec(written).read(name.decode()), expected)
-
-
-# ------------------------------------------------------------------------------- command
 
 
 def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Encoder and decoder: transformers' codes and sound."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """Sessions on files that stand for themselves: their probe rows are read from them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -132,6 +132,14 @@ class Library:
             function.restype, function.argtypes = result, list(arguments)
         return library
 
+    def check_gpu(self, n_layers: int) -> None:
+        """Refuse to offload layers where llama.cpp was built without a GPU backend."""
+        if n_layers and not self.api.llama_supports_gpu_offload():
+            raise EnvironmentFault(
+                f"llama.cpp {self.binding_version} was built without a GPU backend. Leave "
+                "--gpu-layers out, or build it again with CMAKE_ARGS=-DGGML_CUDA=ON."
+            )
+
     def devices(self) -> list[str]:
         """What llama.cpp can compute on, with the memory of each."""
         pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
