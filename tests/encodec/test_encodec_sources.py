@@ -191,7 +191,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
         ({"hidden_size": "\udfff"}, "hidden_size is"),
         ({"num_lstm_layers": 10**6}, "num_lstm_layers"),
         ({"codebook_size": 1}, "codebook_size is 1: Expected `int` >= 2"),
-        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}: .*, and 1 more"),
+        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}: "),
     ],
     ids=str,
 )
