@@ -70,16 +70,10 @@ def _polyglot(canary: Path) -> bytes:
 
 _NINE = ",".join("x" * 9)
 YAML = {
-    "yaml-python": (
-        "python/object/apply:os.system",
-        "a: !!python/object/apply:os.system ['touch CANARY']",
-    ),
-    "yaml-new": (
-        "python/object/new:os.system",
-        "a: !!python/object/new:os.system ['touch CANARY']",
-    ),
-    "yaml-name": ("python/name:os.system", "a: !!python/name:os.system"),
-    "yaml-module": ("python/module:antigravity", "a: !!python/module:antigravity"),
+    "yaml-python": ("python/object/a", "a: !!python/object/apply:os.system ['touch CANARY']"),
+    "yaml-new": ("python/object/n", "a: !!python/object/new:os.system ['touch CANARY']"),
+    "yaml-name": ("python/name:os", "a: !!python/name:os.system"),
+    "yaml-module": ("python/module:a", "a: !!python/module:antigravity"),
     "yaml-laughs": (
         "expands to more",
         f"a0: &a0 [{_NINE}]\n"
@@ -415,7 +409,7 @@ TABLES: Mapping[str, Attack] = {
     "header-negative": Attack(
         "a negative dimension",
         _safetensors(_set("sep", "shape", [-8])),
-        "invalid value: integer `-8`",
+        "invalid value: integer",
     ),
     "header-overflow": Attack(
         "a shape whose product wraps around",

@@ -14,11 +14,9 @@ the environment, for a machine with other work: the processor time of one thread
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -28,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared import DOCS, in_own_process, make_file, make_source, print_rows
+from shared import DOCS, in_own_process, make_file, make_source, options, print_rows
 
 from valle_convert import plan_conversion
 from valle_convert.closing import Closing
@@ -58,29 +56,20 @@ N_THREADS = 1 if BUSY else usable_cores()
 LENGTH_PENALTY = 3.0
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and give the numbers."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--types", default=",".join(TYPES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
-    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
     load, files = os.getloadavg()[0], {}
-    with tempfile.TemporaryDirectory() as temporary:
-        checkpoint, f16 = make_source(arguments.folder or Path(temporary))
-        pytorch = pytorch_pass_ms(checkpoint, arguments.rounds)
-        for kind in arguments.types.split(","):
+    with options(__doc__, argv, types=",".join(TYPES), rounds=3, write=False) as given:
+        checkpoint, f16 = make_source(given.folder)
+        pytorch = pytorch_pass_ms(checkpoint, given.rounds)
+        for kind in given.types.split(","):
             path = make_file(checkpoint, f16, kind)
-            files[kind] = in_own_process(measure, path, arguments.rounds)
+            files[kind] = in_own_process(measure, path, given.rounds)
             print(kind, files[kind], file=sys.stderr, flush=True)
     print(machine(load), f"PyTorch in float32: {pytorch:.0f} ms a pass", sep="\n")
-    print_rows(table(files), CSV if arguments.write else None)
-    return {"files": files, "pytorch_ms": pytorch}
+    print_rows(table(files), CSV if given.write else None)
 
 
 def machine(load: float) -> str:
-    """The machine of the measurements."""
     features = [one for one in ("avx2", "avx512f", "avx512_vnni") if one in cpu_features()]
     return f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, " + (
         "processor time of one thread" if BUSY else f"load {load:.1f} at the start"
@@ -107,7 +96,6 @@ def condition_of(model: Model, n_prompt: int = N_PROMPT) -> Condition:
 
 
 def nar_inputs(network: Network, n_frames: int = N_FRAMES) -> Inputs:
-    """The inputs of one NAR level."""
     model = network.model
     rng = np.random.default_rng(1)
     response = rng.integers(0, model.config.codebook_size, (n_frames, LEVEL))
@@ -210,7 +198,6 @@ class Bare(Closing):
         self._context = api.llama_init_from_model(self._model, context)
 
     def close(self) -> None:
-        """Free both."""
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
 

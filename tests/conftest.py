@@ -1,7 +1,5 @@
 """What all tests share: the golden checkpoints, files made from them, the command line."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -11,12 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import settings
 from make_checkpoint import Shape, make_checkpoint
-from support import Cli, Convert, Result, golden_checkpoint
+from support import Cli, Convert, Result, contents, golden_checkpoint
 
 if TYPE_CHECKING:
+    from checkpoint.small_hub import SmallHub
     from playwright.sync_api import Browser
 
 # The networks of the tests are tiny: more threads than one only wait for each other, and spin. So
@@ -129,6 +130,32 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_codec(tmp_path_factory.mktemp("encodec"), codebook_size=64)
 
 
+@pytest.fixture(scope="session")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stereo recording at another rate than the codec's, half a second long."""
+    path = tmp_path_factory.mktemp("voice") / "prompt.flac"
+    samples = 0.1 * np.random.default_rng(0).standard_normal((22_050, 2))
+    soundfile.write(path, samples, 44_100)
+    return path
+
+
+@pytest.fixture
+def voice_file(tmp_path: Path) -> Path:
+    """A voice of VALL-E X as its own project writes them: it says HEARD."""
+    from vallex_golden import HEARD, golden
+
+    from valle_convert.families.vallex.symbols import symbol_ids
+
+    path = tmp_path / "voice.npz"
+    np.savez(
+        path,
+        audio_tokens=golden("").prompt[None].astype(np.int64),
+        text_tokens=np.array([symbol_ids(HEARD)]),
+        lang_code=2,
+    )
+    return path
+
+
 @pytest.fixture
 def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """`small_checkpoint(name="x.sft", dtype="f32", **Shape)`: a seeded random checkpoint."""
@@ -143,19 +170,32 @@ def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["SmallHub"]:
+    """The small hub, and huggingface_hub with a cache of the test's own, pointed to it."""
+    from checkpoint.small_hub import constants, point_to, small_hub
+
+    with small_hub() as one:
+        point_to(one.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        yield one
+
+
+@pytest.fixture
 def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
     """A function that fails if the test's folder has other files, or other bytes, than before it
     was first called; it is called again at the end."""
-    before: dict[Path, bytes] | None = None
-
-    def contents() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before: dict[str, bytes] | None = None
 
     def check() -> None:
         nonlocal before
         if before is None:
-            before = contents()
-        assert contents() == before
+            before = contents(tmp_path)
+        assert contents(tmp_path) == before
 
     yield check
     if before is not None:
@@ -163,7 +203,7 @@ def untouched(tmp_path: Path) -> Iterator[Callable[[], None]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
     """The Chromium of this machine."""
     found = [os.environ.get("CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome"))]
     programs = [one for one in found if one]

@@ -1,7 +1,5 @@
 """The golden cases as passes of a network: what the original implementation was given."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

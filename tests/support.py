@@ -1,11 +1,9 @@
 """What tests share that is no fixture: paths of the golden files, results of the command line."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.decode.control import Callbacks
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Codec, ModelConfig
@@ -84,6 +84,22 @@ Cli = Callable[..., Result]
 Convert = Callable[[str | Path, str], Path]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def with_keys(source: Path, out: Path, *keys: Key, drop: Sequence[str] = ()) -> Path:
+    """A GGUF file with other keys; in its own place, if that is `out`."""
+    file, raw = GgufFile(source, allow_part=True), source.read_bytes()
+    out.write_bytes(file.changed(keys, drop=drop) + raw[file.data_start :])
+    return out
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -101,6 +117,29 @@ def after(n: int) -> Callbacks:
     """Says stop at the question after the n-th."""
     left = iter(range(n))
     return Callbacks(should_stop=lambda: next(left, None) is None)
+
+
+def run_program(
+    *arguments: object, check: bool = False, **how: Any
+) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    words = [one if isinstance(one, bytes) else str(one) for one in arguments]
+    given = {"cwd": PROJECT, "capture_output": True, "text": True, **how}
+    return subprocess.run([sys.executable, "-m", "valle_convert", *words], check=check, **given)
+
+
+def executable(path: Path, text: str = "") -> Path:
+    """A shell script that may be started."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def install(folder: Path) -> Path:
+    """A `valle-convert` that runs this code."""
+    run = f'PYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"'
+    return executable(folder / "valle-convert", run)
 
 
 def run_without(module: str, *arguments: object) -> Result:

@@ -1,8 +1,6 @@
 """The house stays in order: imports go down only, one name means one thing, and a family is asked
 only by its interface."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import defaultdict

@@ -4,8 +4,6 @@ Each page gets a folder with the files that it takes for granted. Its blocks run
 bash or Python, without a network: the hub is a cache with a small EnCodec under the real name.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -24,7 +22,7 @@ import soundfile
 from make_checkpoint import Shape, make_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support import GOLDEN, PROJECT, describe
+from support import GOLDEN, PROJECT, describe, executable, install
 
 from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families import FOLDERS
@@ -63,9 +61,7 @@ ELSEWHERE = {
     "valle-convert evaluate heard/": "tests/quantize/test_quantize_listen.py",
 }
 #: Pages whose commands have placeholders, or need a LoRA, an old file or a hub.
-PAGES_ELSEWHERE = {
-    "docs/inputs.md": "tests/checkpoint/test_hub.py",
-}
+PAGES_ELSEWHERE = {"docs/inputs.md": "tests/checkpoint/test_hub.py"}
 #: Of a line that cannot be run here, and why.
 NOT_HERE = {
     "pip install": "what it installs is what runs; its extras are looked up",
@@ -161,9 +157,6 @@ def test_every_file_of_a_family_is_in_its_table() -> None:
             assert f"`{name}`" in page or name == "__pycache__/", path
 
 
-# ------------------------------------------------------------------------------ the folder
-
-
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the pages take for granted."""
@@ -187,14 +180,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(GOLDEN / "encodec-small" / "hf", snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
-    programs = folder / "bin"
-    programs.mkdir()
-    for name, words in {
-        "valle-convert": f'exec {sys.executable} -m valle_convert "$@"',
-        "ffplay": "exec cat > /dev/null",  # there is nothing to hear with
-    }.items():
-        (programs / name).write_text(f"#!/bin/sh\n{words}\n")
-        (programs / name).chmod(0o755)
+    install(folder / "bin")
+    executable(folder / "bin" / "ffplay", "exec cat > /dev/null")  # there is nothing to hear with
     run(folder, 'valle-convert speak model.gguf "Hi." --save-codes out.npz --set max_seconds=1')
     return folder
 
@@ -204,9 +191,8 @@ def say_little(checkpoint: Path) -> None:
     with safe_open(checkpoint, "np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    (bias,) = [
-        one.source for one in describe(read_checkpoint(checkpoint)).biases if one.head == "len"
-    ]
+    contents = describe(read_checkpoint(checkpoint)).contents.values()
+    (bias,) = [one.source for part in contents for one in part.biases if one.head == "len"]
     tensors[bias][10] += 100
     save_file(tensors, checkpoint, metadata)
 

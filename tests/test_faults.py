@@ -1,7 +1,5 @@
 """A small run of scripts/faults.py: what is left is the old file or the whole new one."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Outputs are whole or not there, and nothing but what was asked for is touched."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal
@@ -207,9 +205,6 @@ def test_what_other_users_own_is_told_before_any_work(mode: int, words: str) -> 
     assert words in done.stdout, done
 
 
-# --------------------------------------------------------------- outputs against the rest
-
-
 def test_an_output_is_held_against_every_input_by_file(tmp_path: Path) -> None:
     source, hard, soft = tmp_path / "in", tmp_path / "hard", tmp_path / "soft"
     source.write_text("precious")
@@ -231,9 +226,6 @@ def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
     for other in (tmp_path / "new", link, tmp_path / "sub" / ".." / "new"):
         with pytest.raises(InputError, match="OUT and --log are the same file"):
             check_outputs({"OUT": tmp_path / "new", "--log": other}, inputs=[], force=False)
-
-
-# ----------------------------------------------------------------------- folders and locks
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
@@ -300,9 +292,6 @@ def test_a_failure_takes_what_was_written_and_leaves_the_link_to_it(tmp_path: Pa
     assert main.read_bytes() == b"another program's"
 
 
-# ---------------------------------------------------------------------------------- inputs
-
-
 @pytest.mark.parametrize(
     "read", [check_input_file, partial(read_small_file, what="x", max_bytes=9)]
 )
@@ -324,9 +313,6 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
         ):
             with pytest.raises(InputError, match=words):
                 read(tmp_path / name)
-
-
-# --------------------------------------------------------------------------------- digests
 
 
 def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path) -> None:

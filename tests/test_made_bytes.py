@@ -1,7 +1,5 @@
 """What is made of the golden checkpoints and the miniature stays as it is, byte for byte."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What is printed and written as JSON is JSON, whatever the numbers in it."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -46,18 +44,3 @@ def test_inspect_prints_json_of_a_file_with_nan_in_its_keys(cli: Cli, tmp_path: 
         "general.nan": None,
         "general.list": [None, 2.0],
     }
-
-
-def test_compare_prints_json_of_weights_that_are_not_finite(cli: Cli, tmp_path: Path) -> None:
-    import numpy as np
-
-    from valle_convert.gguf_file.header import TensorEntry
-    from valle_convert.gguf_file.types import F32
-
-    header = pack_header([], [TensorEntry("t", (2, 4), F32, 0)])
-    for name, values in (("a", [math.nan] * 8), ("b", [1.0] * 8)):
-        (tmp_path / name).write_bytes(header + np.array(values, np.float32).tobytes())
-    value = strict(cli("compare", tmp_path / "a", tmp_path / "b", "--json").out)
-    assert isinstance(value, dict)
-    (tensor,) = value["tensors"]
-    assert (tensor["snr_db"], tensor["note"]) == (None, "not all numbers are finite")

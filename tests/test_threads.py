@@ -1,7 +1,5 @@
 """Work that is done ahead in another thread."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Counts and durations in messages, and Markdown tables."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

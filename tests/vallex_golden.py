@@ -1,7 +1,5 @@
 """The golden case of VALL-E X: what the original implementation was given, and what it gave."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,12 +10,14 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from support import GOLDEN_VALLEX, golden_checkpoint
 
-from valle_convert.decode.batch import Element, alone
+from valle_convert.decode.batch import alone
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import append_codes, vallex_steps
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
+#: "Hi there."
+HEARD = "haɪ_ðɛɹ."
 
 decode_vallex = alone(vallex_steps, append_codes)
 
@@ -77,19 +77,3 @@ def all_logits(network: ComposedNetwork, given: Golden) -> dict[str, NDArray[np.
         else network.pass_nar(given.text, given.prompt, given.codes[:, : int(name[3:])])
         for name in given.logits
     }
-
-
-def greedy_codes(network: ComposedNetwork, given: Golden) -> NDArray[np.int32]:
-    """Level 0 code by code until stop, then level by level, the best of each."""
-    codes: list[int] = []
-    logits = network.begin_ar(given.text, given.prompt[:, 0])
-    while (best := int(logits.argmax())) != network.codebook_size:
-        codes.append(best)
-        assert len(codes) <= 16 * len(given.text.symbols)
-        logits = network.append_codes([Element(0, best, len(given.prompt) + len(codes))])
-    network.forget(0)
-    frames = np.array(codes, np.int32)[:, None]
-    for _ in range(1, network.n_levels):
-        best_codes = network.pass_nar(given.text, given.prompt, frames).argmax(-1)
-        frames = np.concatenate([frames, best_codes[:, None].astype(np.int32)], 1)
-    return frames

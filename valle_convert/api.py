@@ -37,7 +37,6 @@ def read_checkpoint(
     *,
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
-    progress: Progress = silent,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
 
@@ -48,7 +47,6 @@ def read_checkpoint(
             Path(path),
             config=None if config is None else Path(config),
             lora=lora_files(lora),
-            progress=progress,
         )
     except InputError:
         from valle_convert.families import refuse_known

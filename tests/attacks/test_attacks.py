@@ -1,7 +1,5 @@
 """Every hostile file is refused by every command that reads such files, and nothing of it runs."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource

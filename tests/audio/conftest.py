@@ -1,7 +1,5 @@
 """An EnCodec of the real architecture with small random weights, saved as transformers does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """EnCodec at 24 kHz with eight codebooks, small enough to be made and saved in a test."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

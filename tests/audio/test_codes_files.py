@@ -1,7 +1,5 @@
 """Files of codes: round trip, and hostile ones refused without unpickling or unpacking."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

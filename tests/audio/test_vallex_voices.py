@@ -1,7 +1,5 @@
 """Voice files of VALL-E X's own project, right ones, wrong ones and hostile ones."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any

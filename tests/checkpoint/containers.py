@@ -1,7 +1,5 @@
 """One checkpoint in every form in which people have them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import OrderedDict

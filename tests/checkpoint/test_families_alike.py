@@ -1,7 +1,5 @@
 """What the command line tells of a checkpoint and its files, of every family alike."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -77,19 +75,6 @@ def test_inspect_tells_where_on_the_hub_it_lies(
         for name in ("sizes", "behaviour", "rows", "n_bytes"):
             assert found[name] == same[name], name
         assert found["notes"][1:] == same["notes"]
-
-
-@EACH
-def test_convert_tells_what_it_leaves_out(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    out = tmp_path / "o.gguf"
-    said = cli(checkpoint, out, "--verify", "none")
-    assert said.code == 0, said.err
-    description = plan_conversion(checkpoint).description
-    assert said.err.count("left out: ") == len(description.dropped)
-    for one in description.dropped:
-        assert f"left out: {one.source} ({one.reason})" in said.err
-    for note in description.notes:
-        assert f"note: {note}" in said.err
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,7 @@
 The judge is the golden logits of the checkpoint that the original exported, less its biases.
 """
 
-from __future__ import annotations
-
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +25,7 @@ from safetensors.numpy import load_file
 from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 from verify.random_shapes import random_dtype, random_shape
 
-from valle_convert import (
-    Choices,
-    open_network,
-    plan_conversion,
-    read_checkpoint,
-    write_gguf,
-)
+from valle_convert import Choices, open_network, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.checkpoint.exported import HEADS
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.gguf_file.read import GgufFile
@@ -62,9 +53,6 @@ def two_heads(tmp_path: Path) -> Path:
 def export(tmp_path: Path) -> Path:
     """A copy of the golden export that tests may change."""
     return Path(shutil.copytree(EXPORT, tmp_path / "export"))
-
-
-# ------------------------------------------------------------------------------ the judge
 
 
 def test_the_golden_logits_less_the_biases_come_out_of_both_networks(
@@ -128,9 +116,6 @@ def test_quantized_from_the_export(tmp_path: Path, cli: Cli) -> None:
     assert cli("verify", folder, made, "--config", config, "--level", "tensors").code == 0
 
 
-# ------------------------------------------------------------------- what is said of a model
-
-
 def test_the_published_width_needs_no_word(tmp_path: Path) -> None:
     folder = write_export(tmp_path / "e", Shape(dim=1024, heads=16, layers=1, levels=1, ffn=1))
     checkpoint = read_checkpoint(folder)
@@ -161,22 +146,6 @@ def test_what_is_assumed_is_changed_by_the_user(export: Path, tmp_path: Path) ->
     assert (config.positions, config.nar_attention) == ("unified", "causal")
     assert (config.sum_prompt, config.sum_response) == (True, False)
     assert checkpoint.assumed == ()
-
-
-def test_the_users_config_is_read_once_so_that_it_may_come_through_a_pipe(
-    tmp_path: Path, cli: Cli
-) -> None:
-    reader, writer = os.pipe()
-    os.write(writer, b"size: {heads: 2}\nassumed: inside the checkpoint")
-    os.close(writer)
-    out = tmp_path / "out.gguf"
-    result = cli(EXPORT, out, "--config", f"/dev/fd/{reader}", "--verify", "none")
-    os.close(reader)
-    assert result.code == 0, result.err
-    assert f"config: assumed, overridden by {reader}" in result.err
-
-
-# -------------------------------------------------------------------------- which rows are which
 
 
 def change_json(path: Path, **changes: Any) -> None:

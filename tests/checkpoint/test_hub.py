@@ -1,14 +1,10 @@
 """Checkpoints on the hub, through the real huggingface_hub, from a small hub on 127.0.0.1."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +23,17 @@ from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from safetensors.numpy import load_file
-from support import PROJECT, Cli, Convert, error_of
+from support import PROJECT, Cli, Convert, contents, error_of, run_program
 from verify.old_files import make_old
 
-from valle_convert import read_checkpoint
 from valle_convert.checkpoint.hub import parse_location
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.progress import Advance
 
 SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)
 REPO = "ecker/vall-e"
 NAME = "ar+nar-len-llama-8"
 OTHER = "ar+nar-llama-8"
 WEIGHTS = f"models/ckpt/{NAME}/ckpt/fp32.sft"
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +50,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     lora = folder / "loras" / "someone" / "lora.sft"
     lora.parent.mkdir(parents=True)
     lora.write_bytes(b"large")
-    return files_below(folder)
+    return contents(folder)
 
 
 @pytest.fixture
@@ -142,7 +128,7 @@ def test_every_form_of_a_folder_is_read(
 ) -> None:
     folder = tmp_path / "m"
     make(folder / "a", SHAPE, "f16")  # type: ignore[operator]
-    hub.add("me/training", files_below(folder) | {"big.sft.bak": b"0" * 1000})
+    hub.add("me/training", contents(folder) | {"big.sft.bak": b"0" * 1000})
     out, local = tmp_path / "hub.gguf", tmp_path / "local.gguf"
     result = cli("hf:me/training:a", out)
     assert result.code == 0, result.err
@@ -150,22 +136,6 @@ def test_every_form_of_a_folder_is_read(
     assert GgufFile(out).keys["valle.source.sha256"] == GgufFile(local).keys["valle.source.sha256"]
     assert cli("compare", out, local).code in (0, 1)
     assert not [r for r in hub.requests if "optim" in r.path or "bak" in r.path]
-
-
-def test_an_export_on_a_branch_is_read(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    hub.add(REPO, files_below(EXPORT), "hf")
-    config, out = tmp_path / "heads.yaml", tmp_path / "out.gguf"
-    config.write_text("size: {heads: 2}")
-    looked = cli("inspect", f"hf:{REPO}@hf", "--config", config)
-    assert looked.code == 0, looked.err
-    assert "lost in this file: the biases" in looked.err
-    result = cli(f"hf:{REPO}@hf", out, "--config", config)
-    assert result.code == 0, result.err
-    keys = GgufFile(out).keys
-    assert keys["general.name"] == "vall-e"
-    assert keys["valle.source.revision"] == commit_of(hub, "hf")
-    assert keys["valle.source.format"] == "Hugging Face export"
-    assert "the default of every export, 16 heads" in error_of(cli("inspect", f"hf:{REPO}@hf"), 2)
 
 
 def test_a_tokenizer_beside_the_weights_is_taken(
@@ -177,19 +147,6 @@ def test_a_tokenizer_beside_the_weights_is_taken(
     result = cli("hf:me/one", tmp_path / "out.gguf", "--verify", "none")
     assert result.code == 0, result.err
     assert "found beside the checkpoint" in result.err
-
-
-def test_quantize_and_imatrix_take_it_too(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    place = f"hf:{REPO}/{NAME}"
-    result = cli("imatrix", place, "-o", tmp_path / "m.gguf", "--utterances", "1")
-    assert result.code == 0, result.err
-    result = cli("quantize", place, tmp_path / "q", "--types", "Q8_0")
-    assert result.code == 0, result.err
-    assert (tmp_path / "q" / f"{NAME}-Q8_0.gguf").is_file()
-    assert (
-        cli("verify", place, tmp_path / "q" / f"{NAME}-Q8_0.gguf", "--level", "structure").code == 0
-    )
-    assert len({r.path for r in hub.requests if "/store/" in r.path}) == 1
 
 
 # --------------------------------------------------------------------------- headers alone
@@ -343,7 +300,7 @@ FAULTS: dict[str, tuple[Callable[[SmallHub, pytest.MonkeyPatch], None], int, str
     "403": (answering(403), 3, "the hub answers 403 (out of order); check HF_TOKEN"),
     "no network": (no_network, 3, "the hub cannot be reached"),
     "offline": (offline, 3, "HF_HUB_OFFLINE is set, and the cache lacks ecker/vall-e at main"),
-    "no hub": (no_hub, 2, "has no model"),
+    "no hub": (no_hub, 2, "does not exist at main"),
     "gated": (gated, 3, "is gated; accept its terms at http://127.0.0.1"),
 }
 
@@ -394,14 +351,13 @@ def test_what_is_not_there_is_answered_with_what_is(
 ) -> None:
     out = () if command == "inspect" else (tmp_path / "out.gguf",)
     for place, words in {
-        "hf:ecker/nothing/x": "has no model ecker/nothing",
+        "hf:ecker/nothing/x": "ecker/nothing does not exist at main",
         f"hf:{REPO}/ar+nar-len-llama": f"has no model ar+nar-len-llama; did you mean {NAME}",
         f"hf:{REPO}/zzz": f"has no model zzz; it has {NAME}, {OTHER}",
         f"hf:{REPO}:models/ckpt/{NAME}/fp32.sft": WEIGHTS,
         f"hf:{REPO}:x/README.md": "no file or folder x/README.md; did you mean README.md",
-        f"hf:{REPO}/{NAME}@v9": "has no revision v9",
-        f"hf:{REPO}:models/ckpt": f"holds 2 models, expected one: "
-        f"hf:{REPO}:models/ckpt/{NAME}/ckpt, hf:{REPO}:models/ckpt/{OTHER}",
+        f"hf:{REPO}/{NAME}@v9": "does not exist at v9",
+        f"hf:{REPO}:models/ckpt": f"holds 2 models, expected one: {NAME}/ckpt, {OTHER}",
         f"hf:{REPO}:loras/someone": "only a LoRA",
         f"hf:{REPO}:README.md": "is a text file",
     }.items():
@@ -414,22 +370,10 @@ def test_what_is_not_there_is_answered_with_what_is(
 @pytest.mark.parametrize(
     "text",
     [
-        "hf:",
-        "hf:ecker",
-        "hf:ecker/",
-        "hf:/vall-e",
-        "hf:ecker/vall-e@",
-        "hf:ecker/vall-e:../x.sft",
-        "hf:ecker/vall-e:/etc/passwd",
-        "hf:ecker/vall-e:a\\b",
-        "hf:ecker/vall-e/../x",
-        "hf:ecker/vall-e/a:b",
-        "hf:ecker/vall-e@a\nb:c",
-        "hf:ecker/vall-e@../..:c",
-        "hf:ecker/va ll-e",
-        "hf:ecker/vall-e@/etc/passwd",
-        "hf:a--b/c..d",
-        f"hf:a/{'b' * 97}",
+        *"hf: hf:ecker hf:ecker/ hf:/vall-e hf:ecker/vall-e@ hf:ecker/vall-e:../x.sft".split(),
+        *r"hf:ecker/vall-e:/etc/passwd hf:ecker/vall-e:a\b hf:ecker/vall-e/../x".split(),
+        *"hf:ecker/vall-e/a:b hf:ecker/vall-e@../..:c hf:ecker/vall-e@/etc/passwd".split(),
+        *("hf:ecker/vall-e@a\nb:c", "hf:ecker/va ll-e", "hf:a--b/c..d", f"hf:a/{'b' * 97}"),
     ],
 )
 def test_a_place_of_another_form_asks_nobody(
@@ -477,11 +421,7 @@ def test_the_environment_is_the_librarys(published: dict[str, bytes], tmp_path: 
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = clean | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(PROJECT)} | more
-        program = [sys.executable, "-m", "valle_convert", *arguments]
-        return subprocess.run(
-            program, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        return run_program(*arguments, env=clean | {"HF_HOME": str(tmp_path / "home")} | more)
 
     with small_hub() as hub:
         hub.add(REPO, published)
@@ -500,24 +440,6 @@ def test_the_environment_is_the_librarys(published: dict[str, bytes], tmp_path: 
     assert result.stderr.count("\n") == 1
 
 
-def test_progress_is_shown(hub: SmallHub) -> None:
-    shown: list[tuple[str, int, str]] = []
-    sizes: list[int] = []
-
-    @contextmanager
-    def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
-        shown.append((label, total, unit))
-        yield sizes.append
-
-    hub.cut_after, hub.cuts_left = 10_000, 1
-    read_checkpoint(Path(f"hf:{REPO}/{NAME}"), progress=progress)
-    size = len(hub.repositories[REPO].commits[commit_of(hub)][WEIGHTS])
-    ((label, *counted),) = shown
-    assert label.startswith("downloading")
-    assert counted == [size, "B"]
-    assert sum(sizes) == size
-
-
 def test_every_command_takes_a_gguf_file_of_the_hub(
     hub: SmallHub, published: dict[str, bytes], tmp_path: Path, cli: Cli
 ) -> None:
@@ -526,37 +448,29 @@ def test_every_command_takes_a_gguf_file_of_the_hub(
     make_old(tmp_path / "fp32.sft", tmp_path / "old.gguf")
     hub.add("me/files", {n: (tmp_path / n).read_bytes() for n in ("m.gguf", "old.gguf")})
     model, old = "hf:me/files:m.gguf", "hf:me/files:old.gguf"
-    codes = tmp_path / "codes.npz"
+    place, codes = f"hf:{REPO}/{NAME}", tmp_path / "codes.npz"
+    how = ("--set", "max_seconds=0.2", "--language", "en")
     for command in (
         ("verify", model),
-        ("verify", f"hf:{REPO}/{NAME}", model, "--level", "structure"),
+        ("verify", place, model, "--level", "structure"),
         ("tokenize", model, "həlˈoʊ"),
-        (
-            "speak",
-            model,
-            "--phonemes",
-            "həlˈoʊ",
-            "--save-codes",
-            codes,
-            "--set",
-            "max_seconds=0.2",
-            "--language",
-            "en",
-        ),
+        ("speak", model, "--phonemes", "həlˈoʊ", "--save-codes", codes, *how),
         ("transcribe", model, codes),
         ("export", model, tmp_path / "export"),
         ("repair", old, tmp_path / "repaired.gguf", "--verify", "none"),
         ("quantize", model, tmp_path / "q8.gguf", "Q8_0"),
         ("compare", model, tmp_path / "m.gguf", "--exit-code"),
+        # And those that take a checkpoint.
+        ("imatrix", place, "-o", tmp_path / "i.gguf", "--utterances", "1"),
+        ("quantize", place, tmp_path / "q", "--types", "Q8_0"),
     ):
         result = cli(*command)
         assert result.code == 0, (command, result.err)
+    assert (tmp_path / "q" / f"{NAME}-Q8_0.gguf").is_file()
     # Each was downloaded once.
-    assert hub.sent(".gguf") == sum(
-        (tmp_path / name).stat().st_size for name in ("m.gguf", "old.gguf")
-    )
-    message = error_of(cli("tokenize", f"hf:{REPO}/{NAME}", "a"), 2)
-    assert "is not a GGUF file" in message
+    files = (tmp_path / "m.gguf", tmp_path / "old.gguf", tmp_path / "fp32.sft")
+    assert hub.sent("/resolve/") + hub.sent("/store/") == sum(one.stat().st_size for one in files)
+    assert "is not a GGUF file" in error_of(cli("tokenize", place, "a"), 2)
     assert "no file" in error_of(cli("tokenize", "hf:me/files:n.gguf", "a"), 2)
 
 

@@ -1,7 +1,5 @@
 """A LoRA kept apart does on stock llama.cpp what it does merged, in the passes that it is for."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ import torch
 from checkpoint.containers import torch_state
 from make_checkpoint import Shape, make_checkpoint
 from safetensors.numpy import load_file, save_file
-from support import ONE_THREAD, Cli, error_of
+from support import ONE_THREAD, Cli, error_of, with_keys
 
 from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.api import write_lora
@@ -295,21 +293,19 @@ def test_tables_and_heads_can_be_merged_only(kept: Kept, tmp_path: Path, cli: Cl
 
 
 def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(kept: Kept, tmp_path: Path) -> None:
-    file, whole = GgufFile(kept.adapter), kept.adapter.read_bytes()
-    base = AdapterBase.of(GgufFile(kept.base))
-    for keys, words in (
-        ([Key("adapter.type", "dora", "string")], "not a lora of the architecture"),
-        ([Key("adapter.lora.alpha", 0.0, "f32")], "adapter.lora.alpha is 0.0"),
-        ([Key("adapter.lora.alpha", float("nan"), "f32")], "adapter.lora.alpha is nan"),
-        ([Key("valle.adapter.levels", ["a"], "[string]")], "valle.adapter.levels"),
-        ([Key("general.architecture", "llama", "string")], "not a lora of the architecture"),
+    base, odd = AdapterBase.of(GgufFile(kept.base)), tmp_path / "odd.gguf"
+    for key, words in (
+        (Key("adapter.type", "dora", "string"), "not a lora of the architecture"),
+        (Key("adapter.lora.alpha", 0.0, "f32"), "adapter.lora.alpha is 0.0"),
+        (Key("adapter.lora.alpha", float("nan"), "f32"), "adapter.lora.alpha is nan"),
+        (Key("valle.adapter.levels", ["a"], "[string]"), "valle.adapter.levels"),
+        (Key("general.architecture", "llama", "string"), "not a lora of the architecture"),
     ):
-        odd = tmp_path / "odd.gguf"
-        odd.write_bytes(file.changed(keys) + whole[file.data_start :])
+        with_keys(kept.adapter, odd, key)
         with pytest.raises(Exception, match=words):
             open_adapter(LoraFile(odd), base)
-    renamed = whole.replace(b"blk.1.attn_q.weight.lora_a", b"blk.1.attn_q.weight.lora_c")
-    odd.write_bytes(renamed)
+    name = b"blk.1.attn_q.weight.lora_"
+    odd.write_bytes(kept.adapter.read_bytes().replace(name + b"a", name + b"c"))
     with pytest.raises(Exception, match="not an adapter for"):
         open_adapter(LoraFile(odd), base)
 

@@ -1,7 +1,5 @@
 """What other trainers, wrappers and people write: the same model, and what was done is said."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import datetime as dt
@@ -31,7 +29,7 @@ from support import Cli, describe, error_of
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.checkpoint.plain_values import load_yaml, to_plain
+from valle_convert.checkpoint.plain_values import load_yaml
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.read import GgufFile
 
@@ -58,10 +56,7 @@ def read(path: Path, **options: Any) -> Checkpoint:
 
 
 def metadata(config: dict[str, Any] | None = None) -> dict[str, str]:
-    return {
-        "config": json.dumps(config or config_of(SHAPE)),
-        "userdata": json.dumps(userdata()),
-    }
+    return {"config": json.dumps(config or config_of(SHAPE)), "userdata": json.dumps(userdata())}
 
 
 def save(path: Path, value: object, **options: Any) -> Path:
@@ -444,18 +439,6 @@ def test_a_number_of_yaml_is_a_number_however_it_is_written(value: float) -> Non
     assert load_yaml(f"x: {value!r}") == {"x": value}
     assert load_yaml(f"x: {value:e}") == {"x": float(f"{value:e}")}
     assert load_yaml(f"x: {value:.0e}") == {"x": float(f"{value:.0e}")}
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=8,
-)
-
-
-@given(PLAIN)
-def test_plain_values_stay_as_they_are(value: object) -> None:
-    assert repr(to_plain(value)) == repr((value, []))
 
 
 # ----------------------------------------------------------------------------------- LoRAs

@@ -1,11 +1,8 @@
 """VALL-E X files: what is read of their container, and which of their relatives are refused."""
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import pathlib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,19 +187,3 @@ def test_what_is_not_laid_out_like_it_is_an_error_that_names_it(
     torch.save({"model": change(vallex_state(VallexShape())), "nhead": 4}, tmp_path / "x.pt")
     with pytest.raises(InputError, match=words):
         describe_file(tmp_path / "x.pt")
-
-
-def test_paths_of_another_system_are_passed_over(tmp_path: Path) -> None:
-    """The published file has paths of one system, and an unrestricted load fails on the other."""
-    make_vallex(tmp_path / "x.pt", VallexShape())
-    with (
-        zipfile.ZipFile(tmp_path / "x.pt") as given,
-        zipfile.ZipFile(tmp_path / "windows.pt", "w") as made,
-    ):
-        for name in given.namelist():
-            data = given.read(name)
-            if name.endswith("data.pkl"):
-                assert b"PosixPath" in data
-                data = data.replace(b"PosixPath", b"WindowsPath")
-            made.writestr(name, data)
-    assert describe_file(tmp_path / "windows.pt").model.ar.n_head == 4

@@ -1,7 +1,5 @@
 """The commands as people type them."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -20,12 +18,6 @@ from support import GOLDEN_NAMES, PROJECT, Cli, Convert, error_of, golden_checkp
 
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
-
-
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
 
 
 def wait_until_writing(process: subprocess.Popen[str], folder: Path) -> None:
@@ -59,14 +51,6 @@ def test_converting_safetensors_imports_no_torch(tmp_path: Path) -> None:
         "try: main()\nexcept SystemExit as end: assert end.code == 0"
     )
     assert loaded.isdisjoint(HEAVY)
-
-
-def test_the_main_job_needs_no_command_name(tmp_path: Path, cli: Cli) -> None:
-    path = golden_checkpoint("ar-nar-len")
-    assert cli(path, tmp_path / "a.gguf").code == 0
-    assert cli("convert", path, tmp_path / "b.gguf").code == 0
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    assert cli("verify").code == cli("convert", "--nonsense").code == 2
 
 
 def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
@@ -216,44 +200,6 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
         if how != signal.SIGKILL:
             assert process.returncode == 130, err
             assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
-
-
-@pytest.mark.parametrize("name", ["convert", "quantize", "repair"])
-def test_pipes_and_devices_get_no_gguf_file(
-    name: str, tmp_path: Path, cli: Cli, converted: Convert
-) -> None:
-    source = (
-        golden_checkpoint("ar-nar-len") if name == "convert" else converted("ar-nar-len", "f16")
-    )
-    pipe, null = tmp_path / "pipe.gguf", tmp_path / "null.gguf"
-    os.mkfifo(pipe)
-    null.symlink_to("/dev/null")
-    for out in (pipe, null):
-        arguments = (name, source, out, *(["Q8_0"] if name == "quantize" else []), "--force")
-        assert "expected a regular file" in error_of(cli(*arguments), 2)
-    assert pipe.is_fifo()
-    assert null.is_symlink()
-
-
-@pytest.mark.parametrize("option", ["--config", "--lora", "--tokenizer", "--metadata"])
-def test_no_companion_file_is_overwritten(option: str, tmp_path: Path, cli: Cli) -> None:
-    companion, link = tmp_path / "companion", tmp_path / "link"
-    companion.write_text("precious")
-    link.symlink_to(companion)
-    for out in (companion, link):
-        message = error_of(
-            cli(golden_checkpoint("ar-nar-len"), out, option, companion, "--force"), 2
-        )
-        assert "is the input file itself" in message
-    assert companion.read_text() == "precious"
-
-
-def test_a_folder_where_no_file_can_be_made_ends_with_3() -> None:
-    # Not even root makes files there.
-    result = run(golden_checkpoint("ar-nar-len"), "/proc/o.gguf")
-    assert result.returncode == 3
-    assert "/proc" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

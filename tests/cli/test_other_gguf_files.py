@@ -1,7 +1,5 @@
 """GGUF files that are no converted checkpoint: one sentence for each command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

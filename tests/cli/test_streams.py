@@ -1,7 +1,5 @@
 """A verdict outlives its readers, and a signal ends the program in one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -45,11 +43,7 @@ def run_with(streams: dict[int, str | None], *arguments: str) -> tuple[int, str]
             os.close(opened)
 
     done = subprocess.run(
-        [*PROGRAM, *arguments],
-        capture_output=True,
-        check=False,
-        cwd=PROJECT,
-        preexec_fn=prepare,
+        [*PROGRAM, *arguments], capture_output=True, check=False, cwd=PROJECT, preexec_fn=prepare
     )
     return done.returncode, done.stderr.decode()
 

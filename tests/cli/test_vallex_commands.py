@@ -1,19 +1,13 @@
 """VALL-E X from the command line: symbols, and text to sound."""
 
-from __future__ import annotations
-
 import json
-import shutil
 from pathlib import Path
 
-import numpy as np
-import pytest
 import soundfile
-from support import Cli, Convert, error_of
-from vallex_golden import CHECKPOINT, golden
+from support import Cli
+from vallex_golden import CHECKPOINT
 
 from valle_convert.audio import read_codes
-from valle_convert.families.bundle import open_files
 from valle_convert.families.vallex.symbols import symbol_ids
 
 
@@ -23,28 +17,6 @@ def test_tokenize_knows_the_symbols_and_tells_what_is_none(vallex: Path, cli: Cl
     found = json.loads(result.out)
     assert found["llama_cpp"]["ids"] == found["bpe"]["ids"] == symbol_ids("ðɛɹ_c.")
     assert "the vocabulary lacks c (U+0063)" in result.err
-
-
-def test_tokenize_takes_no_other_tokenizer_and_no_other_part(vallex: Path, cli: Cli) -> None:
-    result = cli("tokenize", vallex, "a", "--tokenizer", CHECKPOINT)
-    assert "one table of symbols" in error_of(result, 2)
-    for other in ("nar", "nar-3"):
-        result = cli("tokenize", vallex.with_name(f"{vallex.stem}-{other}.gguf"), "a")
-        assert "set's main file" in error_of(result, 2)
-
-
-def test_a_set_with_a_file_missing_fails_in_one_sentence(
-    vallex: Path, tmp_path: Path, cli: Cli
-) -> None:
-    for path in open_files(vallex).paths:
-        if not path.name.endswith("-nar-3.gguf"):
-            shutil.copy(path, tmp_path)
-    result = cli("verify", CHECKPOINT, tmp_path / vallex.name)
-    assert result.code == 1
-    said = (result.out + result.err).splitlines()
-    (line,) = [line for line in said if line.startswith("FAILED")]
-    assert "nar-3.gguf" in line
-    assert not line.endswith("?.")
 
 
 def test_inspect_shows_no_row_without_a_value(vallex: Path, cli: Cli) -> None:
@@ -59,87 +31,18 @@ def test_inspect_shows_no_row_without_a_value(vallex: Path, cli: Cli) -> None:
         )
 
 
-# ------------------------------------------------------------------------------ speaking
-
 QUICK = "--temperature 0 --set max_seconds=0.2 --threads 1".split()
-FRAMES = 15  # of 0.2 seconds
-
-
-@pytest.fixture
-def voice(tmp_path: Path) -> Path:
-    """A voice file as the model's own project writes them."""
-    path = tmp_path / "voice.npz"
-    np.savez(
-        path,
-        audio_tokens=golden("").prompt[None].astype(np.int64),
-        text_tokens=np.array([symbol_ids("haɪ_ðɛɹ.")]),
-        lang_code=2,
-    )
-    return path
 
 
 def test_text_and_a_voice_file_become_sound_and_codes(
-    vallex: Path, codec: Path, voice: Path, tmp_path: Path, cli: Cli
+    vallex: Path, codec: Path, voice_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
     out, codes = tmp_path / "hello.wav", tmp_path / "hello.npz"
-    given = ["-o", out, "--save-codes", codes, "--voice", voice, "--codec", codec, "--json", *QUICK]
-    result = cli("speak", vallex, "[EN]Hello.[EN][ZH]你好。[ZH]", *given)
+    given = ["-o", out, "--save-codes", codes, "--voice", voice_file, "--codec", codec]
+    result = cli("speak", vallex, "[EN]Hello.[EN][ZH]你好。[ZH]", *given, "--json", *QUICK)
     assert result.code == 0, result.err
     told = json.loads(result.out)
     assert [one["phonemes"] for one in told["sentences"]] == ["hɛˈloʊ.", "ni↓↑xɑʊ↓↑."]
     assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
     assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
     assert len(read_codes(codes).codes) == sum(one["frames"] for one in told["sentences"])
-
-
-def test_codes_alone_need_no_codec(vallex: Path, voice: Path, tmp_path: Path, cli: Cli) -> None:
-    codes = tmp_path / "hello.npz"
-    result = cli("speak", vallex, "Hello.", "--save-codes", codes, "--voice", voice, *QUICK)
-    assert result.code == 0, result.err
-    assert read_codes(codes).codes.shape == (FRAMES, 8)
-    assert "'Hello.' did not end within 0.2 seconds" in result.err
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (
-            "--set max_steps=3,guidance_strength=1",
-            "--set max_steps, --set guidance_strength do not apply",
-        ),
-        ("--set mode=nar-len", "--set mode does not apply to VALL-E X; leave it out."),
-        # What is typed counts, though it be the default.
-        (
-            "--set prompt_seconds=3",
-            "--set prompt_seconds does not apply to VALL-E X; leave it out.",
-        ),
-        ("--set repetition_penalty=1.0", "--set repetition_penalty does not apply to VALL-E X"),
-        ("--lora a.gguf", "--lora does not apply to VALL-E X; leave it out."),
-        ("--task sr --source a.wav", "--task sr does not apply to VALL-E X; leave it out."),
-        ("--language de", "does not speak the language 'de'"),
-        ("--set accent=fr", "does not speak the language 'fr'"),
-        ("--set best_of=0", "best_of is 0"),
-    ],
-)
-def test_what_it_cannot_do_is_refused_in_one_sentence(
-    vallex: Path, tmp_path: Path, cli: Cli, given: str, said: str
-) -> None:
-    result = cli("speak", vallex, "Hi.", "--save-codes", tmp_path / "a.npz", *given.split())
-    assert said in error_of(result, 2)
-    assert not (tmp_path / "a.npz").exists()
-
-
-def test_its_options_are_refused_for_other_models(
-    converted: Convert, tmp_path: Path, cli: Cli
-) -> None:
-    path = converted("ar-nar-len", "f32")
-    voice = ["--voice", "a.npz", "--voice-text", "Hi"]
-    for given in (["--set", "best_of=1"], voice, ["--set", "accent=en"]):
-        result = cli("speak", path, "Hi.", "--save-codes", tmp_path / "a.npz", *given)
-        assert "does not apply to VALL-E; leave it out." in error_of(result, 2)
-
-
-@pytest.mark.parametrize("command", ["transcribe", "export"])
-def test_a_command_it_lacks_is_refused(command: str, vallex: Path, voice: Path, cli: Cli) -> None:
-    result = cli(command, vallex, voice)
-    assert error_of(result, 2) == f"{command} does not support VALL-E X yet."

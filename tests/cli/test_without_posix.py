@@ -1,7 +1,5 @@
 """What a checkpoint becomes a file by needs no module that Windows has not."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The golden checkpoints on every back end: PyTorch, and stock llama.cpp on a converted file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any

@@ -1,7 +1,5 @@
 """The golden checkpoints that can speak, and what their own project made of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

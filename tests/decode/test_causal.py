@@ -1,7 +1,5 @@
 """Sequences that grow: as the whole sequence at once, at the price of one element a step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

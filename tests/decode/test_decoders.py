@@ -1,7 +1,5 @@
 """What decoders do beyond the golden cases: ends, interruption, prefixes, guidance, tasks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Advance
+from valle_convert.speech.results import SpeakOptions
 
 FOLDER = "ar-nar-len"
 GREEDY_ONES = DecodeOptions(sampling=GREEDY)
@@ -65,9 +64,6 @@ class Watcher:
 
         yield advance
         self.seen.append((label, done, total))
-
-
-# ------------------------------------------------------------------------------- the AR
 
 
 def test_interrupted_ar_keeps_the_frames_so_far(network: Network, golden: Golden) -> None:
@@ -117,9 +113,6 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
     assert len(np.unique(codes)) == len(codes)
 
 
-# --------------------------------------------------------------------------- NAR levels
-
-
 def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
     result = decode_nar(
         network,
@@ -137,9 +130,6 @@ def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None
     nothing = np.zeros(0, np.int32)
     result = decode_nar(network, golden.condition, nothing, DecodeOptions(), rng())
     assert result.codes.shape == (0, 8)
-
-
-# ---------------------------------------------------------------------------- demasking
 
 
 @given(n_frames=st.integers(1, 2000), n_steps=st.integers(1, 100))
@@ -194,9 +184,6 @@ def test_demasking_hears_the_prefix(network: Network, golden: Golden) -> None:
     assert not np.array_equal(without, behind)
 
 
-# ------------------------------------------------------------------------------- length
-
-
 @pytest.mark.parametrize(
     ("said", "frames"), [(0, 78), (75, 78), (200, 210), (900, 900), (9_711_118_561, 900)]
 )
@@ -217,9 +204,6 @@ def test_there_is_always_a_frame_to_decode(
 ) -> None:
     options = DecodeOptions(duration_padding=padding, max_seconds=most)
     assert 1 <= frames_for(said, options, rate) <= max(1, round(rate * most))
-
-
-# ------------------------------------------------------------------------------- speech
 
 
 def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNetwork) -> None:
@@ -311,9 +295,6 @@ def test_a_text_too_long_for_the_model_is_refused(
         decode_speech(network, condition, replace(QUICK, mode=mode), rng(), FRAME_RATE)
 
 
-# --------------------------------------------------------------------- speech to phonemes
-
-
 @pytest.mark.parametrize("folder", SPEAKING)
 def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
     open_network: OpenNetwork, folder: str
@@ -359,8 +340,13 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
         lambda: DecodeOptions(max_steps=0),
         lambda: DecodeOptions(best_of=0),
         lambda: DecodeOptions(duration_padding=0),
+        lambda: DecodeOptions(best_of=65),
+        lambda: SpeakOptions(max_seconds=0),
+        lambda: SpeakOptions(max_seconds=math.nan),
+        lambda: SpeakOptions(prompt_seconds=61),
+        lambda: SpeakOptions(context_history=-1),
     ],
 )
 def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:
-    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2), expected"):
+    with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2|61|65), expected"):
         build()

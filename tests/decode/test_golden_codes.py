@@ -1,7 +1,5 @@
 """Greedy decoding gives the codes of the checkpoints' own project, every one of them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from golden_models import BACK_ENDS, SPEAKING, OpenNetwork, read_golden

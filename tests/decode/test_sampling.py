@@ -1,7 +1,5 @@
 """Samplers: what each filter keeps, and how codes are drawn."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

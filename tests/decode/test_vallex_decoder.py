@@ -1,7 +1,5 @@
 """VALL-E X's decoding, on a chain whose probabilities are known."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -199,14 +197,7 @@ def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
     network = Chain(stop_at=10)
     speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(3))
     assert (speech.codes.shape, speech.end) == ((3, 1), "interrupted")
-    speech = decode_vallex(
-        network,
-        text_of(7),
-        NO_VOICE,
-        options,
-        rng(),
-        watch=after(10 + 1 + 2),
-    )
+    speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(10 + 1 + 2))
     assert (speech.codes.shape, speech.end) == ((10, 3), "interrupted")
 
 

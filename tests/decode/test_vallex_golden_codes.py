@@ -1,7 +1,5 @@
 """VALL-E X's greedy codes of the original, through our decoder, on PyTorch and on llama.cpp."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from golden_models import BACK_ENDS, OpenNetwork

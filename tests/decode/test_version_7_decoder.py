@@ -1,7 +1,5 @@
 """Demasking of all levels, held against the algorithm as its description has it, word for word."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The golden codec, and one of the real architecture with random weights, in every kind of file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -11,11 +9,8 @@ from typing import Any
 import pytest
 import torch
 from audio.small_codec import save_with_codebooks
-from checkpoint.small_hub import empty_hub
 from encodec_files import GOLDEN_ENCODEC
 from transformers import EncodecConfig, EncodecModel
-
-__all__ = ["empty_hub"]
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ Weights and inputs of convolutions, the matrices of LSTMs and the vectors that t
 rounded to float16; sums, biases, gates, residuals and distances stay float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """EnCodecs in every kind of file that is read, made of the golden folder and of random weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

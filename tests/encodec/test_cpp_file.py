@@ -1,7 +1,5 @@
 """The file of encodec.cpp: byte for byte, and never one that it would load and compute wrongly."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct
@@ -13,13 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cpp_arithmetic import EncodecCppArithmetic
-from encodec_files import (
-    GOLDEN_ENCODEC,
-    LAYOUT,
-    LAYOUT_24KHZ,
-    golden,
-    golden_tensors,
-)
+from encodec_files import GOLDEN_ENCODEC, LAYOUT, LAYOUT_24KHZ, golden, golden_tensors
 from safetensors.torch import save_file
 from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel
@@ -105,12 +97,10 @@ def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
     assert (header.bandwidth, header.n_levels) == (2, 2)
 
 
-# ----------------------------------------------------------------------------- refusals
-
 #: Everything that encodec.cpp would load and compute wrongly, or refuse or abort on.
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"pad_mode": "constant"}, "pad_mode is constant"),
-    ({"pad_mode": "replicate"}, "pad_mode is replicate"),
+    ({"pad_mode": "constant"}, 'pad_mode is "constant"'),
+    ({"pad_mode": "replicate"}, 'pad_mode is "replicate"'),
     ({"use_causal_conv": False}, "use_causal_conv is false"),
     ({"trim_right_ratio": 0.5}, r"trim_right_ratio is 0\.5"),
     ({"normalize": True}, "normalize is true"),
@@ -163,7 +153,7 @@ def test_more_than_32_codebooks_are_refused(configured: Callable[..., Path]) -> 
     for n in range(33):
         tensors[f"quantizer.layers.{n}.codebook.embed"] = torch.zeros(1024, 16)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(InputError, match=r"33 codebooks, where encodec\.cpp has 32"):
+    with pytest.raises(InputError, match=r"n_codebooks is 33, expected 1 to 32"):
         write_cpp_file(open_encodec(folder), folder / "out.bin")
 
 
@@ -186,9 +176,6 @@ def test_values_beyond_float16_are_refused_before_they_are_written(
         write_cpp_file(open_encodec(folder), out)
     write_cpp_file(open_encodec(folder), out, out_type="f32")
     assert open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")[3, 4] == np.float32(value)
-
-
-# ------------------------------------------------------------------------- reading them
 
 
 @pytest.fixture
@@ -257,9 +244,6 @@ def test_a_bias_of_one_element_may_have_a_dim(written: Path) -> None:
     written.write_bytes(longer)
     expected = open_encodec(GOLDEN_FOLDER).read(name.decode())
     np.testing.assert_array_equal(open_encodec(written).read(name.decode()), expected)
-
-
-# ------------------------------------------------------------------------------- command
 
 
 def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """A codec as GGUF: what goes in comes out, the gguf package reads it, and nothing is made up."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -15,7 +13,7 @@ import torch
 from encodec_files import GOLDEN_ENCODEC, golden_tensors
 from gguf import GGUFReader
 from safetensors.torch import save_file
-from support import PROJECT, Cli, Convert, error_of
+from support import PROJECT, Cli
 
 from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
 from valle_convert.encodec.gguf_codec import plan_gguf_codec
@@ -84,9 +82,6 @@ def test_a_codec_of_encodec_cpp_becomes_gguf_and_back(
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "c.bin").read_bytes()
 
 
-# ------------------------------------------------------------------------------- bad input
-
-
 def rewritten(codec: EncodecWeights, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The file with other keys and tensors: `change` is given both, by name."""
     keys, tensors = plan_gguf_codec(codec)
@@ -139,7 +134,7 @@ def without(*names: str) -> Callable[[dict[str, Any]], None]:
         (put(TensorEntry("text.weight", (3,), F16, 0)), "unknown: 'text.weight'"),
         (
             put(TensorEntry("decoder.model.15.conv.conv.bias", (2,), F16, 0)),
-            r"\(F16 \[2\], expected F16 or F32",
+            r"bias is \[2\], expected \[1\]",
         ),
     ],
 )
@@ -165,11 +160,8 @@ def test_values_beyond_float16_and_nan_leave_no_file(folder: Path) -> None:
 def test_what_cannot_be_computed_is_not_written(
     configured: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="look ahead"):
+    with pytest.raises(InputError, match="use_causal_conv is false"):
         write_gguf_codec(open_encodec(configured(use_causal_conv=False)), tmp_path / "a.gguf")
-
-
-# ------------------------------------------------------------------------------- commands
 
 
 def test_the_commands_write_verify_and_show_it(cli: Cli, tmp_path: Path) -> None:
@@ -210,15 +202,3 @@ def test_a_codec_of_other_sizes_is_compared_where_it_can_be(
     assert "hidden_size is 128, expected 16" in report.levels[0].checks[0].summary
     assert all(not check.passed for check in report.levels[1].checks)
     assert "it is (32,), expected (2,)" in report.levels[1].checks[0].summary
-
-
-def test_a_codec_that_does_not_fit_the_model_is_refused(
-    cli: Cli, tmp_path: Path, converted: Convert, codec: EncodecWeights
-) -> None:
-    write_gguf_codec(codec, tmp_path / "codec.gguf")
-    model = converted("ar-nar-len", "f32")  # 64 codes a codebook
-    out = tmp_path / "o.wav"
-    error = error_of(cli("speak", model, "Hi.", "-o", out, "--codec", tmp_path / "codec.gguf"), 2)
-    assert "8 levels of 1024 codes, and the model was trained on 8 levels of 64" in error
-    error = error_of(cli("speak", model, "Hi.", "-o", out, "--codec", model), 2)
-    assert "architecture 'gemma', expected a codec" in error

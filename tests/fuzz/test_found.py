@@ -1,7 +1,5 @@
 """What fuzzing found, each as the smallest input that shows it."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct
@@ -14,7 +12,8 @@ import torch
 from make_checkpoint import Shape, config_of
 
 from fuzz import formats, seeds
-from valle_convert.checkpoint.plain_values import check_plain, load_yaml
+from valle_convert.api import plan_conversion
+from valle_convert.checkpoint.plain_values import load_yaml, to_plain
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.encodec.sources import open_encodec
@@ -25,8 +24,6 @@ from valle_convert.npz_file import read_npz
 from valle_convert.quantize.limits import read_earlier
 from valle_convert.quantize.manifest import check_manifest, read_manifest
 from valle_convert.tokenizer.choose import open_tokenizer
-
-# ------------------------------------------------------------------------------ configs
 
 
 def test_what_yaml_names_twice_is_taken_twice() -> None:
@@ -53,7 +50,7 @@ def circle() -> object:
 )
 def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
-        check_plain({"a": value})
+        to_plain(value)
     config = config_of(Shape()) | {"name": value}
     torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
     if words in ("contains itself", "expands to more"):
@@ -67,33 +64,25 @@ def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path
         assert checkpoint.config["name"] == [0, 0]
 
 
+def test_a_version_that_is_a_long_list_is_cut(tmp_path: Path) -> None:
+    config = config_of(Shape()) | {"version": [0] * 300}
+    torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"has version \[0, 0") as refused:
+        plan_conversion(tmp_path / "x.pth")
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 320
+
+
 def test_a_counter_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
-    stats = {"global_step": 3, "loss": torch.ones(1)}
+    stats = {"global_step": 3, "losses": torch.ones(10_000)}
     saved = {"module": {"sep": torch.ones(1)}, "config": config_of(Shape()), "stats": stats}
     torch.save(saved, tmp_path / "x.pth")
     assert read_checkpoint(tmp_path / "x.pth").stats == {"global_step": 3}
-
-
-# -------------------------------------------------------------------------- torch's zips
 
 
 def saved(path: Path) -> Path:
     state = {"sep": torch.arange(12.0), "b": torch.arange(8.0)}
     torch.save({"module": state, "config": config_of(Shape())}, path)
     return path
-
-
-def test_a_pickle_that_asks_for_more_data_than_its_entry_has_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "x.pth")
-    entries = []
-    for name, data in formats.zip_entries(path.read_bytes()):
-        if name.endswith("data.pkl"):
-            assert data.count(b"K\x0c") == 2  # elements of the storage, and the shape
-        entries.append((name, data.replace(b"K\x0c", b"K\x0d") if "data.pkl" in name else data))
-    path.write_bytes(formats.zip_of(entries))
-    assert torch.load(path, mmap=True, weights_only=True)["module"]["sep"].shape == (13,)
-    with pytest.raises(InputError, match=r"disagree on the size of tensor data"):
-        read_checkpoint(path)
 
 
 def changed(mark: bytes, nth: int, field: int, value: bytes) -> Callable[[list[bytes]], None]:
@@ -109,13 +98,11 @@ def changed(mark: bytes, nth: int, field: int, value: bytes) -> Callable[[list[b
 
 ZIPS = {
     "a folder by its attributes": changed(b"PK\1\2", 0, 15, struct.pack("<I", 0x10)),
-    "encrypted": changed(b"PK\1\2", 0, 3, struct.pack("<H", 1)),
     "a place below zero": changed(b"PK\1\2", 0, 16, struct.pack("<I", 0x7FFFFFF0)),
     "no entry there": changed(b"PK\3\4", 1, 0, b"PK\3\5"),
     "other flags": changed(b"PK\3\4", 1, 2, struct.pack("<H", 0)),
     "another method": changed(b"PK\3\4", 1, 3, struct.pack("<H", 8)),
     "a longer name": changed(b"PK\3\4", 1, 9, struct.pack("<H", 60)),
-    "another name": changed(b"PK\3\4", 1, 11, b"right/.format_versioN"),
 }
 
 
@@ -128,16 +115,6 @@ def test_a_zip_says_the_same_of_an_entry_in_both_places(
     (tmp_path / "x.pth").write_bytes(b"".join(fields))
     with pytest.raises(InputError, match=r"readers read|is truncated or damaged|is damaged"):
         read_checkpoint(tmp_path / "x.pth")
-
-
-def test_an_entry_twice_is_refused(tmp_path: Path) -> None:
-    entries = formats.zip_entries(saved(tmp_path / "right.pth").read_bytes())
-    (tmp_path / "x.pth").write_bytes(formats.zip_of([*entries, entries[-1]]))
-    with pytest.raises(InputError, match="an entry twice"):
-        read_checkpoint(tmp_path / "x.pth")
-
-
-# --------------------------------------------------------------------------- llama.cpp
 
 
 @pytest.mark.parametrize(
@@ -154,9 +131,6 @@ def test_tokens_that_llama_cpp_cuts_or_names_alike_are_told(old: str, new: str |
     keys["tokenizer.ggml.tokens"] = tokens
     file.keys = keys
     assert any("have the text of another token" in one for one in dangers(file))
-
-
-# ------------------------------------------------------------------- reports, states, arrays
 
 
 @pytest.mark.parametrize("shape", ["[1e999]", "[NaN]", "[[]]"])
@@ -192,9 +166,6 @@ def test_an_archive_that_says_an_entry_is_larger_than_it_all_is_refused(tmp_path
         read_npz(tmp_path / "x.npz", ["a"], max_bytes=1 << 20, what="file")
 
 
-# --------------------------------------------------------------------- tokenizers, codecs
-
-
 def test_a_piece_that_sentencepiece_does_not_find_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(seeds.sentencepiece_model().replace(b"</s>", b"<!s>"))
     with pytest.raises(InputError, match=r"eos_id is 2, which is the piece '<!s>', but Sent"):
@@ -226,27 +197,9 @@ def test_a_shard_whose_name_is_too_long_is_missing(tmp_path: Path) -> None:
         open_encodec(tmp_path)
 
 
-# ------------------------------------------------------------------ names, shapes, folders
-
-
-def test_a_header_with_a_name_twice_or_hundreds_of_dimensions_is_refused(tmp_path: Path) -> None:
-    entry = {"dtype": "U8", "shape": [1] * 65, "data_offsets": [0, 1]}
-    (tmp_path / "x.sft").write_bytes(
-        formats.safetensors_of(json.dumps({"a": entry}).encode(), b"1")
-    )
-    with pytest.raises(InputError, match=r"'a' has 65 dimensions"):
-        SafetensorsFile(tmp_path / "x.sft")
-    empty = {"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}
-    (tmp_path / "x.sft").write_bytes(formats.safetensors_of(json.dumps({"a": empty}).encode(), b""))
-    with pytest.raises(InputError, match="overflow"):
-        SafetensorsFile(tmp_path / "x.sft")
+def test_a_header_without_metadata_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.sft").write_bytes(formats.safetensors_of(b'{"__metadata__": null}', b""))
     assert not SafetensorsFile(tmp_path / "x.sft").specs
-    entry["shape"] = [1]
-    twice = json.dumps({"a": entry, "b": 0}).replace('"b": 0', f'"a": {json.dumps(entry)}')
-    (tmp_path / "x.sft").write_bytes(formats.safetensors_of(twice.encode(), b"1"))
-    with pytest.raises(InputError, match="twice in one object of its header"):
-        SafetensorsFile(tmp_path / "x.sft")
 
 
 def test_a_manifest_whose_file_has_too_long_a_name_finds_it_missing(tmp_path: Path) -> None:

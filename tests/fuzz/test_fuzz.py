@@ -1,7 +1,5 @@
 """The fuzzer finds what is planted; every reader stands a short run of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """GGUF files byte by byte, so that each can be wrong in a place of one's own choice."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 

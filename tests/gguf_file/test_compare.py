@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -8,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_bytes import entry, whole
-from support import GOLDEN_VERSION_7, Cli, Convert, error_of
+from support import GOLDEN_VERSION_7, Cli, Convert, error_of, with_keys
 
 from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.compare import Comparison, compare_files
@@ -26,13 +24,9 @@ def golden(converted: Convert) -> Path:
 
 
 def test_a_changed_key_is_named_with_both_values(golden: Path, tmp_path: Path) -> None:
-    header = GgufFile(golden)
-    name = header.keys["general.name"]
-    other = tmp_path / "other.gguf"
+    name = GgufFile(golden).keys["general.name"]
     keys = [Key("general.name", "another", "string"), Key("extra", 5, "u32")]
-    other.write_bytes(
-        header.changed(keys, drop=["general.tags"]) + golden.read_bytes()[header.data_start :]
-    )
+    other = with_keys(golden, tmp_path / "other.gguf", *keys, drop=["general.tags"])
     found = compared(golden, other)
     assert {key.name: (key.first, key.second) for key in found.keys} == {
         "general.name": (repr(name), "'another'"),
@@ -45,11 +39,11 @@ def test_a_changed_key_is_named_with_both_values(golden: Path, tmp_path: Path) -
 def test_long_values_are_whole_in_json_and_shown_from_where_they_differ(
     cli: Cli, golden: Path, tmp_path: Path
 ) -> None:
-    header, texts, paths = GgufFile(golden), ["x" * 99 + end for end in "ab"], []
-    for text in texts:
-        paths.append(tmp_path / f"{text[-1]}.gguf")
-        key = header.changed([Key("general.description", text, "string")])
-        paths[-1].write_bytes(key + golden.read_bytes()[header.data_start :])
+    texts = ["x" * 99 + end for end in "ab"]
+    paths = [
+        with_keys(golden, tmp_path / text[-1], Key("general.description", text, "string"))
+        for text in texts
+    ]
     (found,) = json.loads(cli("compare", *paths, "--json").out)["keys"]
     assert [found["first"], found["second"]] == [*map(repr, texts)]
     shown = cli("compare", *paths).out.splitlines()[0]

@@ -1,7 +1,5 @@
 """Numbers of every type, as the installed llama.cpp itself makes them of the same bytes."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from typing import Any

@@ -1,6 +1,4 @@
-"""Our reader against the gguf package's: the same of valid files, and of damaged ones we take."""
-
-from __future__ import annotations
+"""Our reader and writer against the gguf package's: the same of valid files, to the byte."""
 
 import math
 import tempfile
@@ -15,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz.oracles import same_gguf
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
 from valle_convert.gguf_file.metadata import size_label
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 
 #: What no file has: the package and llama.cpp do not even agree on the size of a Q8_1.
@@ -101,7 +101,7 @@ def write(
     st.sampled_from([8, 16, 32, 64, 256]),
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes as scales
-def test_a_valid_file_is_read_as_the_gguf_package_reads_it(
+def test_a_valid_file_is_read_and_its_header_written_as_by_the_gguf_package(
     metadata: dict[str, Any], contents: dict[str, Any], alignment: int
 ) -> None:
     metadata.pop("general.architecture", None)
@@ -111,6 +111,19 @@ def test_a_valid_file_is_read_as_the_gguf_package_reads_it(
         path = Path(folder) / "any.gguf"
         write(path, metadata, contents, alignment)
         same_gguf(path)
+        file, raw = GgufFile(path), path.read_bytes()
+        header = [Key(name, file.keys[name], file.key_types[name]) for name in file.keys]
+        entries = [
+            TensorEntry(one.name, one.shape, one.ggml_type, one.offset)
+            for one in file.tensors.values()
+        ]
+        assert pack_header(header, entries) == raw[: file.data_start]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("u32", -1), ("u32", 2**32), ("[i32]", [2**31])])
+def test_a_number_that_does_not_fit_is_an_error(kind: str, value: object) -> None:
+    with pytest.raises(OverflowError):
+        pack_header([Key("a", value, kind)], [])
 
 
 def test_the_table_of_types_is_the_packages_but_for_what_no_file_has() -> None:

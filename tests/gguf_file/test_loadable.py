@@ -1,7 +1,5 @@
 """What stock llama.cpp does not survive is refused before; each case is shown to be one."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -36,10 +34,7 @@ with GemmaSession(Path(sys.argv[1]), n_ctx=8, probe_rows=rows):
 
 
 def made(
-    source: Path,
-    target: Path,
-    keys: dict[str, tuple[Any, str]],
-    types: dict[str, GgmlType],
+    source: Path, target: Path, keys: dict[str, tuple[Any, str]], types: dict[str, GgmlType]
 ) -> None:
     """A copy of a file with other keys, and zeros of other types."""
     file = GgufFile(source)

@@ -1,7 +1,5 @@
 """The one reader: against literal bytes, and each fault of a file by its own sentence."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct
@@ -20,7 +18,7 @@ from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GgmlType
 
-U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
+U8, U32, F32, BOOL, STRING, ARRAY = 0, 4, 6, 7, 8, 9
 
 #: Two keys, one tensor of 2 x 32 in Q8_0, written out by hand.
 SMALL = (
@@ -95,27 +93,19 @@ def tensors(*rows: tuple[str | bytes, list[int], int, int], data: int = 0) -> by
     return whole(tensors=[entry(*row) for row in rows], data=bytes(data))
 
 
+#: `attacks` has more of them.
 FAULTS = [
     (b"GGML" + bytes(40), "it does not begin with the four letters GGUF"),
     (b"GGUF", "it ends within the beginning, 4 bytes in"),
     (whole(version=1), "it is of version 1 of the format, expected .* 2 or 3"),
     (whole(version=4), "it is of version 4 of the format"),
-    (whole(n_keys=1 << 62), "claims 4611686018427387904 keys, expected at most 131,072"),
     (whole(n_keys=9), "claims 9 keys, more than fit in 32 bytes"),
     (whole(n_tensors=2), "claims 2 tensors, more than fit in 32 bytes"),
     (whole([key("a", U32, bytes(4))], n_keys=2)[:48], "it ends within the name of a key 1"),
     (one_key("a\x00b", U8, b"\x00"), "the name 'a\\\\x00b' of a key 0"),
-    (
-        whole([struct.pack("<Q", (1 << 64) - 1) + bytes(8)]),
-        "a key 0 has a name of 18446744073709551615 bytes, expected 1 to 65535",
-    ),
     (one_key(b"\xff", U8, b"\x00"), "key 0 has a string that is not UTF"),
     (one_key("a", 13, bytes(8)), "key 'a' is of the unknown type 13"),
     (one_key("a", ARRAY, array(99, 1, bytes(8))), "key 'a' is of the unknown type 99"),
-    (
-        one_key("a", ARRAY, array(U32, 1 << 40, b"")),
-        "key 'a' brings the elements of all arrays to 1099511627776, expected at most 8,388,608",
-    ),
     (one_key("a", ARRAY, array(U32, 100, b"")), "it ends within the key 'a', 64 bytes in"),
     (one_key("a", ARRAY, array(STRING, 1000, b"")), "it ends within the key 'a', 64 bytes in"),
     (
@@ -137,25 +127,12 @@ FAULTS = [
         one_key("a", ARRAY, array(BOOL, 3, b"\x00\x01\x02")),
         "the key 'a' has a bool that is neither 0 nor 1",
     ),
-    (one_key("general.alignment", U32, struct.pack("<I", 48)), "general.alignment is 48"),
     (one_key("general.alignment", U32, struct.pack("<I", 4)), "general.alignment is 4"),
-    (one_key("general.alignment", U32, struct.pack("<I", 1 << 31)), "general.alignment is 21474"),
-    (
-        one_key("general.alignment", U64, struct.pack("<Q", 32)),
-        "general.alignment has type u64, expected u32",
-    ),
     (tensors(("", [1], 0, 0)), "a tensor has a name of 0 bytes"),
     (tensors(("t" * 64, [1], 0, 0)), "a tensor has a name of 64 bytes, expected 1 to 63"),
     (tensors((b"t\xff", [1], 0, 0)), "the name of a tensor has a string that is not UTF-8"),
     (tensors(("t", [1], 0, 0), ("t", [1], 0, 32), data=64), "the tensor 't' is there twice"),
-    (
-        tensors(("t", [1 << 32, 1 << 32, 1 << 32], 0, 0)),
-        "the tensor 't' of shape .* exceeds 63 bits",
-    ),
     (tensors(("t", [32, (1 << 59) + 1], 0, 0), data=128), "exceeds 63 bits"),
-    (tensors(("t", [1] * 5, 0, 0)), "'t' has 5 dimensions, expected 1 to 4"),
-    (tensors(("t", [4, 0], 0, 0)), "the tensor 't' of shape \\[0, 4\\] has no elements"),
-    (tensors(("t", [32], 9, 0)), "'t' is of the unknown type 9"),
     (tensors(("t", [32], 4, 0)), "tensor 't' is of the unknown type 4"),
     (
         tensors(("t", [31], 8, 0)),
@@ -181,7 +158,6 @@ FAULTS = [
         tensors(("t", [1 << 40, 1 << 20], 0, 0), data=64),
         "the data of 't' ends at byte 4,611,686,018,427,388,000, but the file has 160",
     ),
-    (whole(data=b"PK"), "2 bytes follow the last tensor"),
 ]
 
 
@@ -266,19 +242,6 @@ def test_hostile_sizes_cost_no_time_and_no_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
-
-
-def test_what_is_no_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"There is no GGUF file .*absent\.gguf"):
-        GgufFile(tmp_path / "absent.gguf")
-    (tmp_path / "empty.gguf").touch()
-    with pytest.raises(InputError, match=r"empty\.gguf is empty, expected a GGUF file"):
-        GgufFile(tmp_path / "empty.gguf")
-    with pytest.raises(InputError, match="is a directory, expected a GGUF file"):
-        GgufFile(tmp_path)
-    os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(InputError, match=r"pipe\.gguf is a pipe, expected"):
-        GgufFile(tmp_path / "pipe.gguf")
 
 
 def test_numbers_of_a_type_that_nobody_can_read_name_file_and_tensor() -> None:

@@ -1,7 +1,5 @@
 """What is measured of speech is what it says, and how sure it is."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

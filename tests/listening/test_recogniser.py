@@ -1,7 +1,5 @@
 """Any program can hear words; what it does wrong is said in one sentence."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

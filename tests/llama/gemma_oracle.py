@@ -4,8 +4,6 @@ It shares nothing with llama.cpp: positions are arbitrary numbers, one for each 
 mask is given as "later tokens of the batch are hidden" or nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

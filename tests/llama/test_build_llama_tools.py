@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess
@@ -8,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support import executable
 
 from valle_convert.llama.cpu import cmake_args
 
@@ -83,8 +82,7 @@ def test_what_is_built_by_the_same_recipe_is_not_built_again(
     recipe: dict[str, object] = {"llama_cpp_python": "0.3.36", "cmake_args": ["-DA=ON"]}
     assert not script.is_built(tmp_path, recipe)
     for name in script.PROGRAMS:
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
+        executable(tmp_path / name)
     assert not script.is_built(tmp_path, recipe)  # without its stamp it may be half of a copy
     (tmp_path / script.STAMP).write_text(json.dumps(recipe))
     assert script.is_built(tmp_path, recipe)
@@ -94,10 +92,8 @@ def test_what_is_built_by_the_same_recipe_is_not_built_again(
 
 
 def programs(folder: Path, script: ModuleType, said: str) -> None:
-    folder.mkdir(parents=True)
     for name in script.PROGRAMS:
-        (folder / name).write_text(f"#!/bin/sh\necho {said}\n")
-        (folder / name).chmod(0o755)
+        executable(folder / name, f"echo {said}")
     (folder / script.STAMP).write_text("{}")
 
 

@@ -1,7 +1,5 @@
 """ggml rounds to float16 as numpy does, which the comparison of tensors relies on."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Sequences of an `mpt` model: they keep what they hold when their context grows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -28,28 +26,6 @@ def session(tmp_path: Path) -> MptSession:
 
 def drawn(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, MPT_WIDTH), dtype=np.float32)
-
-
-def test_copies_go_on_by_themselves_past_the_room_that_they_had(session: MptSession) -> None:
-    text, steps, copies = drawn(200, 0), [drawn(3, i) for i in range(1, 60)], ["a", "b", "c"]
-    with session:
-        session.make_room(3)
-        session.read("a", text)
-        session.extend("a", drawn(1, 100), 1, slice(None))
-        session.fork("a", copies[1:])
-        assert session._context is not None
-        before = session._context.n_ctx
-        found = [session.append(copies, rows, slice(None)) for rows in steps]
-        assert session._context.n_ctx > before
-        assert [session.length(one) for one in (*copies, "d")] == [260, 260, 260, 0]
-        for i, copy in enumerate(copies):
-            session.forget(copy)
-            session.read(copy, text, room=100)
-            alone = np.concatenate([drawn(1, 100), *(rows[i : i + 1] for rows in steps)])
-            expected = session.extend(copy, alone, len(steps), slice(None))
-            np.testing.assert_allclose(
-                np.stack([logits[i] for logits in found]), expected, atol=TOLERANCE
-            )
 
 
 def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(session: MptSession) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -7,12 +5,7 @@ from pathlib import Path
 import pytest
 
 from valle_convert.errors import EXIT_ENVIRONMENT, EnvironmentFault
-from valle_convert.llama.probe import (
-    cache_folder,
-    fingerprint,
-    probe_and_remember,
-    run_probe,
-)
+from valle_convert.llama.probe import cache_folder, fingerprint, probe_and_remember, run_probe
 
 
 def child(program: str) -> list[str]:

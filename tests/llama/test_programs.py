@@ -1,8 +1,7 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
+from support import executable
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.llama.programs import find_program
@@ -14,24 +13,17 @@ def _nothing_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
 
 
-def program(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/bin/sh\n")
-    path.chmod(0o755)
-    return path
-
-
 def test_the_variable_goes_before_path_and_path_before_the_projects_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pyproject.toml").touch()
-    built = program(tmp_path / ".cache" / "llama.cpp" / "0.3.36" / "bin" / "llama-quantize")
+    built = executable(tmp_path / ".cache" / "llama.cpp" / "0.3.36" / "bin" / "llama-quantize")
     found = find_program("llama-quantize", checkout=tmp_path)
     assert (found.path, found.how) == (built, "make llama-tools")
-    in_path = program(tmp_path / "path" / "llama-quantize")
+    in_path = executable(tmp_path / "path" / "llama-quantize")
     found = find_program("llama-quantize", checkout=tmp_path)
     assert (found.path, found.how) == (in_path, "PATH")
-    named = program(tmp_path / "mine" / "quantize")
+    named = executable(tmp_path / "mine" / "quantize")
     monkeypatch.setenv("LLAMA_QUANTIZE", str(named))
     found = find_program("llama-quantize", checkout=tmp_path)
     assert (found.path, found.how) == (named, "LLAMA_QUANTIZE")
@@ -40,7 +32,7 @@ def test_the_variable_goes_before_path_and_path_before_the_projects_build(
 def test_a_variable_that_names_nothing_is_an_error_and_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(tmp_path / "path" / "llama-quantize")
+    executable(tmp_path / "path" / "llama-quantize")
     no_program = tmp_path / "text"
     no_program.touch()
     for value in (tmp_path / "absent", no_program, tmp_path):

@@ -1,7 +1,5 @@
 """What a session finds out about llama.cpp, and how it says that something is wrong."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -149,9 +147,7 @@ def test_layers_for_a_gpu_need_a_build_for_one(models: Path) -> None:
         open_session(models / "f32.gguf", settings=Settings(n_gpu_layers=1))
 
 
-def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(
-    models: Path,
-) -> None:
+def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(models: Path) -> None:
     """Rows divided by the scale stand for a graph that would not multiply by it."""
     rows = {token: WEIGHTS["token_embd.weight"][token] / np.float32(16) for token in (3, 40, 77)}
     with GemmaSession(models / "f32.gguf", probe_rows=rows) as session:
@@ -176,14 +172,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         GemmaSession(tmp_path / "absent.gguf", probe_rows={})
 
 
-def test_a_broken_file_is_refused_in_llama_cpps_own_words(models: Path, tmp_path: Path) -> None:
-    data = (models / "f32.gguf").read_bytes()
-    (tmp_path / "short.gguf").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"llama.cpp says: .*not within the file bounds"):
-        GemmaSession(tmp_path / "short.gguf", probe_rows={})
-    (tmp_path / "text.gguf").write_text("not a model at all")
-    with pytest.raises(InputError, match=r"llama.cpp says: .*invalid magic"):
-        GemmaSession(tmp_path / "text.gguf", probe_rows={})
+def test_a_broken_file_is_refused_in_llama_cpps_own_words(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # its words are cut where a path is long
+    short, data = Path("short.gguf"), (models / "f32.gguf").read_bytes()
+    for part, words in (
+        (data[: len(data) // 2], "not within the file bounds"),
+        (b"no", "failed to load"),
+    ):
+        short.write_bytes(part)
+        with pytest.raises(InputError, match=f"llama.cpp says: .*{words}"):
+            GemmaSession(short, probe_rows={})
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
         session._grow(1, 1).move(0, -1)
-        with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent sequence pos"):
+        with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent"):
             session.step(tokens(1), [2], causal=True)
         assert session.length() == 0
         session.step(tokens(5), SEGMENTS, causal=True)

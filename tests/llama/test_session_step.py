@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,6 @@ from valle_convert.metrics import nmse
 # What is left between llama.cpp and float64 is its GELU, read from a table of f16 numbers:
 # measured 6e-8 with these weights, whose attention is sharp on purpose.
 SAME_AS_ORACLE = 3e-7
-# The mean square of what another arrangement of the same tokens gives: 0.3 and more.
-DIFFERENT = 1e-2
 
 SHAPE = GemmaShape(n_embd=64, n_head=4, n_head_kv=4, n_layer=2, n_ff=128, n_vocab=300)
 SHAPE_GQA = GemmaShape(n_embd=64, n_head=4, n_head_kv=2, n_layer=2, n_ff=128, n_vocab=300)
@@ -53,17 +49,6 @@ def _empty(request: pytest.FixtureRequest) -> None:
 
 def tokens(n: int, seed: int = 1) -> Any:
     return np.random.default_rng(seed).standard_normal((n, 64)).astype(np.float32)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_segment_positions_make_a_difference_that_the_comparison_would_see(
-    session: GemmaSession, causal: bool
-) -> None:
-    x = tokens(9)
-    segments = session.step(x, SEGMENTS, causal=causal, outputs=ALL)
-    session.forget(0)
-    running = session.step(x, RUNNING, causal=causal, outputs=ALL)
-    assert nmse(running[4:], segments[4:]) > DIFFERENT
 
 
 @settings(
@@ -221,19 +206,6 @@ def test_any_float_array_will_do_and_stays_as_it_was(session: GemmaSession) -> N
     assert np.array_equal(session.step(wide, SEGMENTS, causal=False), expected)
     assert np.array_equal(wide, before)
     assert np.array_equal(session.step(x.tolist(), SEGMENTS.tolist(), causal=False), expected)
-
-
-def test_a_cache_in_f16_is_less_exact_than_one_in_f32(tmp_path: Path) -> None:
-    """The reason for the default; measured 6e-8 and 4e-7."""
-    write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS[SHAPE])
-    x = tokens(9)
-    expected = gemma_logits(SHAPE, WEIGHTS[SHAPE], x, SEGMENTS, causal=False)
-    errors = {}
-    for cache_type in ("f32", "f16"):
-        with open_session(tmp_path / "tiny.gguf", settings=Settings(cache_type)) as session:
-            logits = session.step(x, SEGMENTS, causal=False, outputs=ALL)
-        errors[cache_type] = nmse(expected, logits)
-    assert 2 * errors["f32"] < errors["f16"] < 1e-5
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -1,7 +1,5 @@
 """The fastest settings are found on the loaded file, kept, and never less exact than its type."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace

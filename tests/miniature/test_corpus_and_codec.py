@@ -1,7 +1,5 @@
 """The miniature's corpus is the same every time, and its codec keeps what was said."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -67,16 +65,6 @@ def test_test_sentences_and_unseen_words_are_never_trained_on() -> None:
     assert "hello world" not in bare
 
 
-def test_every_voice_has_a_pitch_of_its_own() -> None:
-    heights = {}
-    for voice in corpus.VOICES:
-        frames = analyse(
-            corpus.speak("The river is cold.", voice).samples, WorldCodec(CODEC).settings
-        )
-        heights[voice] = np.exp(np.median(frames[frames[:, 0] > 0, 1]))
-    assert heights["female"] > 1.3 * heights["plain"] > 1.5 * heights["deep"] > 105
-
-
 def test_words_voicing_and_pitch_survive_the_codec(
     codec: WorldCodec, said: list[corpus.Utterance]
 ) -> None:
@@ -96,24 +84,6 @@ def test_words_voicing_and_pitch_survive_the_codec(
         assert (
             np.median(np.abs(kept[both, 1] - originals[i][both, 1])) < np.log(2) / 12
         )  # a semitone
-
-
-def test_each_level_adds_to_the_likeness(codec: WorldCodec, said: list[corpus.Utterance]) -> None:
-    scaled = [codec.scaled(analyse(one.samples, codec.settings)) for one in said]
-    codes = [codec.encode(Audio(one.samples, corpus.SAMPLE_RATE)) for one in said]
-    left = [
-        np.mean(
-            [
-                ((codec.scaled(codec.frames(code[:, :n]))[:, 2:] - frames[:, 2:]) ** 2)
-                .sum(1)
-                .mean()
-                for code, frames in zip(codes, scaled, strict=True)
-            ]
-        )
-        for n in range(1, 5)
-    ]
-    assert left == sorted(left, reverse=True)
-    assert left[-1] < 0.5 * left[0]
 
 
 def test_codes_of_another_codec_are_a_mistake(codec: WorldCodec) -> None:
@@ -141,7 +111,7 @@ def test_a_damaged_codec_file_is_refused(tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole[:-1000])
     assert is_world_codec(cut)
-    with pytest.raises(InputError, match="cannot be read as a world-rvq codec"):
+    with pytest.raises(InputError, match="is not a complete safetensors file"):
         WorldCodec(cut)
     nan = tmp_path / "nan.safetensors"
     nan.write_bytes(whole[:-4] + np.float32("nan").tobytes())

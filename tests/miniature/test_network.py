@@ -1,7 +1,5 @@
 """What is trained is what the converter reads: the same logits, and losses that can fall."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from itertools import count

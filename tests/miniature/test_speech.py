@@ -1,7 +1,5 @@
 """The converted, quantized miniature says what the PyTorch reference says, on stock llama.cpp."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

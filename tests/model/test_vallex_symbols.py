@@ -1,7 +1,5 @@
 """The 70 symbols of VALL-E X against what its project wrote."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

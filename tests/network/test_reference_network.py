@@ -1,7 +1,5 @@
 """The PyTorch reference of versions 5 and 6: sequences, grouped heads, directions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

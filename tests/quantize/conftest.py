@@ -1,8 +1,6 @@
 """Folders of quantized files, made once a session: of a random network whose rows divide by 256, so
 that every type can be itself, and of the golden VALL-E X."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,11 +1,10 @@
 """What tests of quantizing share: a file made alone, other programs, and looks at a folder."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from support import executable
 
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.family import Unit
@@ -36,18 +35,12 @@ def source_of(path: Path) -> Source:
 
 def script(path: Path, text: str) -> Quantizer:
     """A program of somebody else's in the place of llama-quantize."""
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return find_quantizer(str(path))
+    return find_quantizer(str(executable(path, text)))
 
 
 def planner(program: Quantizer) -> str:
     """The beginning of a script whose dry run is the real one."""
     return f'if [ "$1" = --dry-run ]; then exec "{program.command[0]}" "$@"; fi\n'
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def flip(path: Path, at: int = -1) -> None:

@@ -1,7 +1,5 @@
 """What a page looks like in a browser."""
 
-from __future__ import annotations
-
 from playwright.sync_api import Page
 
 #: A phone, a laptop, a large screen.

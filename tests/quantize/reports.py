@@ -1,7 +1,5 @@
 """Reports of runs that nobody made, of any number of types, heads and sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,20 +1,17 @@
 """The workflows workflow/quantize.yml and workflow/release.yml, run as they are."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from make_checkpoint import Shape, make_checkpoint
-from support import PROJECT
+from support import PROJECT, install
 
 ONE = (PROJECT / "workflow" / "quantize.yml").read_text(encoding="utf-8")
 MATRIX = (PROJECT / "workflow" / "release.yml").read_text(encoding="utf-8")
@@ -30,17 +27,8 @@ def project(checkpoint_256: Path, tmp_path: Path) -> Path:
     """A checkout with a model, and a program that is this very code."""
     (tmp_path / "models").mkdir()
     shutil.copy(checkpoint_256, tmp_path / "models" / "model.sft")
-    install(tmp_path)
+    install(tmp_path / ".venv" / "bin")
     return tmp_path
-
-
-def install(folder: Path) -> None:
-    program = folder / ".venv" / "bin" / "valle-convert"
-    program.parent.mkdir(parents=True)
-    program.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"\n'
-    )
-    program.chmod(0o755)
 
 
 def workflow(project: Path, types: str, max_kl: str) -> tuple[dict[str, int], str]:
@@ -86,9 +74,6 @@ def test_the_limits_of_the_workflow_name_its_types_and_its_cache_has_keys() -> N
         assert KEY.fullmatch(re.sub(r"\$\{\{.*?\}\}", "d41d8cd9", key)), key
 
 
-# ------------------------------------------------------------------- many checkpoints and types
-
-
 class Runner:
     """What the second workflow needs of GitHub: a folder a job, outputs, artifacts, and a cache.
 
@@ -131,7 +116,7 @@ class Runner:
     def _job(self, name: str, job: dict[str, Any], values: dict[str, str]) -> bool:
         folder = self.root / "-".join([name, *values.values()])
         shutil.rmtree(folder, ignore_errors=True)
-        install(folder)
+        install(folder / ".venv" / "bin")
         values = {"matrix.type": "", "runner.os": "Linux", **values, **self.outputs}
         environment = {**self.workflow["env"], **expanded(job.get("env", {}), values)}
         if "CHECKPOINT" in environment:

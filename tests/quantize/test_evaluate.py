@@ -1,7 +1,5 @@
 """`evaluate`: files measured, judged, and what was found kept beside them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -16,14 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
-from quantize.making import contents, flip, write_utterance
+from quantize.making import flip, write_utterance
 from safetensors.numpy import save_file
-from support import Cli, error_of
+from support import Cli, contents, error_of, with_keys
 
-from valle_convert import plan_conversion, read_checkpoint, write_gguf
+from valle_convert import read_checkpoint
 from valle_convert.cli import console
 from valle_convert.families.bundle import open_files
-from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
@@ -31,12 +28,7 @@ from valle_convert.quantize import tables
 from valle_convert.quantize.evaluate import Given, evaluate, prune
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import (
-    ManifestFile,
-    check_manifest,
-    read_manifest,
-    write_manifest,
-)
+from valle_convert.quantize.manifest import ManifestFile, read_manifest, write_manifest
 from valle_convert.quantize.measurements import measurements_in
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.report import EvaluationReport
@@ -98,17 +90,6 @@ def test_fewer_bits_are_further_off_in_every_head_and_files_are_right(
     assert all(decibels is not None and 10 < decibels < 50 for decibels in noise)
     parts = {one.part for one in report.files[0].tensors}
     assert parts == ({""} if name == "report" else {"ar", "nar"})
-
-
-def test_a_checkpoint_is_converted_measured_and_a_copy_of_it_is_right(
-    cli: Cli, checkpoint_256: Path, tmp_path: Path
-) -> None:
-    source = tmp_path / "bf16.gguf"
-    assert cli(checkpoint_256, source, "--outtype", "bf16", "--verify", "none").code == 0
-    assert cli("quantize", source, tmp_path / "o.gguf", "COPY").code == 0
-    result = cli("evaluate", tmp_path / "o.gguf", "--checkpoint", checkpoint_256, *QUICK)
-    assert result.code == 0, result.out
-    assert "F16" in result.out  # what sizes and speeds stand beside is made of BF16
 
 
 def test_a_file_in_f16_may_be_what_others_are_compared_with(
@@ -178,8 +159,7 @@ def test_a_file_of_a_wrong_structure_is_not_given_to_llama_cpp(
     cli: Cli, made: Path, checkpoint_256: Path
 ) -> None:
     path = made / "wide-Q4_0.gguf"
-    file, raw = GgufFile(path), path.read_bytes()
-    path.write_bytes(file.changed([Key("valle.strange", 1, "u32")]) + raw[file.data_start :])
+    with_keys(path, path, Key("valle.strange", 1, "u32"))
     result = cli("evaluate", path, "--checkpoint", checkpoint_256, *QUICK)
     assert result.code == 1, result
     assert "valle.strange is unexpected" in result.out
@@ -228,6 +208,19 @@ def test_nothing_is_measured_twice_and_runs_join(
     assert "measured wide-Q5_0.gguf" in other.err
 
 
+def test_what_an_older_gguf_could_not_verify_is_measured_again(
+    cli: Cli, evaluated: Path, checkpoint_256: Path
+) -> None:
+    path = evaluated / "wide-Q4_0.measurements.json"
+    found = json.loads(path.read_text())
+    found["predictions"]["verified"]["outcome"] = "not verified"
+    path.write_text(json.dumps(found))
+    run = ("evaluate", path.with_name("wide-Q4_0.gguf"), "--checkpoint", checkpoint_256, *QUICK)
+    result = cli(*run)
+    assert result.code == 0, result
+    assert "measured wide-Q4_0.gguf" in result.err
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -251,16 +244,6 @@ def test_damaged_measurements_are_refused(
     run = ("evaluate", evaluated / "wide-Q4_0.gguf", "--checkpoint", checkpoint_256, *QUICK)
     for command in (run, ("check-manifest", evaluated, "--require-passed"), ("publish", evaluated)):
         assert path.name in error_of(cli(*command), 2)
-
-
-def test_a_link_in_the_place_of_measurements_replaces_no_input(
-    cli: Cli, made: Path, checkpoint_256: Path
-) -> None:
-    before = checkpoint_256.read_bytes()
-    (made / "wide-Q4_0.measurements.json").symlink_to(checkpoint_256)
-    run = ("evaluate", made / "wide-Q4_0.gguf", "--checkpoint", checkpoint_256, "--force", *QUICK)
-    assert "input" in error_of(cli(*run), 2)
-    assert checkpoint_256.read_bytes() == before
 
 
 # ---------------------------------------------------------------------------------- limits
@@ -295,9 +278,8 @@ def test_other_bytes_than_those_of_the_manifest_fail(
     cli: Cli, evaluated: Path, checkpoint_256: Path
 ) -> None:
     path = evaluated / "wide-Q8_0.gguf"
-    header, whole = GgufFile(path), path.read_bytes()
-    changed = header.changed([Key("general.author", "another", "string")])
-    path.write_bytes(changed + whole[header.data_start :])
+    whole = path.read_bytes()
+    with_keys(path, path, Key("general.author", "another", "string"))
     run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
     failed = cli(*run)
     assert failed.code == 1, failed
@@ -347,38 +329,6 @@ def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(
     for text in ("", "[]", "{}", '{"files": [{"type": "Q8_0"}]}', "\0"):
         earlier.write_text(text)
         error_of(cli(*again), 2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--report", "r.txt"], "one of .json"),
-        (["--max-kl", "nan"], "--max-kl is nan"),
-        (["--max-kl", "inf"], "--max-kl is inf"),
-        (["--min-agreement", "97"], "from 0 to 1, such as 0.97"),
-        (["--max-kl", "Q8_O=1e-3"], "did you mean Q8_0?"),
-        (["--max-kl", "Q6_K=1e-3"], "--max-kl limits Q6_K"),
-        (["--max-kl", "1e-3,1e-2"], "two limits"),
-        (["--no-worse-than", "absent.json"], "There is no report"),
-        (["--types", "Q6_K"], "no converted model of type Q6_K"),
-        (["--types", "Q8_0,Q6_K"], "no file of type Q6_K"),
-        (["--report", "wide.sft"], "one of .json"),
-    ],
-)
-def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
-    cli: Cli,
-    evaluated: Path,
-    checkpoint_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = contents(evaluated)
-    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256)
-    assert message in error_of(cli(*run, *arguments), 2)
-    assert contents(evaluated) == before
 
 
 def test_a_folder_is_inspected_a_line_a_file(
@@ -483,16 +433,6 @@ def test_prune_removes_whole_models_of_earlier_types_after_a_verdict_that_passed
     assert set(contents(folder)) == {*left, measured, *others_left}
 
 
-@pytest.mark.parametrize(
-    ("options", "words"), [("--prune", "give folders"), ("--types Q8_0", "--types selects files")]
-)
-def test_single_files_are_neither_pruned_nor_selected(
-    cli: Cli, made: Path, checkpoint_256: Path, options: str, words: str
-) -> None:
-    run = ("evaluate", made / "wide-Q8_0.gguf", "--checkpoint", checkpoint_256)
-    assert words in error_of(cli(*run, *options.split()), 2)
-
-
 def test_prune_leaves_everything_if_nothing_was_judged(
     cli: Cli, gguf_256: Path, tmp_path: Path
 ) -> None:
@@ -503,20 +443,6 @@ def test_prune_leaves_everything_if_nothing_was_judged(
     assert "not judged" in result.out
     assert "since not everything passed" in result.err
     assert {path.name for path in folder.glob("*.gguf")} == before
-
-
-def test_prune_leaves_other_models(
-    cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other.gguf"
-    write_gguf(plan_conversion(checkpoint_256, Choices("f32")), other)
-    assert cli("quantize", other, evaluated, "--types", "Q5_0").code == 0
-    run = ("evaluate", evaluated, "--types", "Q5_0", "--checkpoint", checkpoint_256, *QUICK)
-    result = cli(*run, "--prune")
-    assert result.code == 0, result
-    assert "wide-Q4_0.gguf, wide-Q8_0.gguf, since their source is not that" in result.err
-    assert len(read_manifest(evaluated / "manifest.json")) == 3
-    assert check_manifest(evaluated).passed
 
 
 PARTS = ("ar", "nar", "nar-1")

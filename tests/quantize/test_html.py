@@ -1,7 +1,5 @@
 """The HTML page of a run: the answer first, nothing cut, no word that is not true."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from functools import cache
@@ -68,14 +66,6 @@ def test_green_is_for_what_is_right_and_near() -> None:
     report = make_report(("Q8_0",))
     failed = replace(report.files[0], failures=("KL mean 1, allowed 0.1",))
     assert '<p class="verdict bad">FAILED' in to_html(replace(report, files=(failed,)))
-
-
-@pytest.mark.parametrize("levels", [1, 2, 4, 8])
-def test_only_levels_that_are_there_are_named(levels: int) -> None:
-    last = f"nar.{levels - 1}"
-    words = {1: "head</h3>", 2: "head (nar.1 is the level above level 0)"}
-    several = f"head (nar.1 to {last} are the levels above level 0)"
-    assert f"Divergence by {words.get(levels, several)}" in to_html(make_report(FEW, levels=levels))
 
 
 def plots() -> dict[str, Figure]:

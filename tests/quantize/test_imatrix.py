@@ -1,14 +1,9 @@
-from __future__ import annotations
-
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
@@ -18,15 +13,12 @@ from valle_convert.families.bundle import Plan, plan
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.facts import describe
 from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.arithmetic import unwatched
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
     Entry,
     ImatrixFile,
     Sums,
     encode_imatrix,
-    made_of,
     make_imatrices,
     observe,
     read_imatrix,
@@ -92,26 +84,6 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     assert sums.counts["model", "blk.0.ffn_down.weight"] == len(x)
 
 
-def test_every_head_and_mode_counts(tiny: Plan) -> None:
-    checkpoint, description = tiny.checkpoint, tiny.description
-    network = ReferenceNetwork(checkpoint.tensors, description)
-    (utterance,) = Examples.seeded(FAMILY, description.model, 1, seed=0)
-    heads: list[str] = []
-    real = network.step
-
-    def step(*arguments, head: str, **others):  # type: ignore[no-untyped-def] # noqa: ANN002, ANN003, ANN202
-        heads.append(head)
-        return real(*arguments, head=head, **others)
-
-    network.step = step  # type: ignore[method-assign]
-    sums = Sums()
-    observe(FAMILY, network, utterance, sums)
-    assert set(heads) == {"ar", "nar.1", "mask", "len", "stt"}
-    assert sums.n_passes == len(heads)
-    assert ("model", "token_embd.weight") in sums.squares
-    assert network.watch is unwatched
-
-
 @contextmanager
 def stopping_after(n: int) -> Iterator[Callable[..., object]]:
     """A progress that is interrupted, as by Ctrl-C, after so many utterances."""
@@ -145,17 +117,6 @@ def test_a_run_that_was_stopped_leaves_nothing(reference: Plan, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_two_runs_give_the_same_bytes(reference: Plan, tmp_path: Path) -> None:
-    one, again = (
-        make_imatrices(reference, seeded(reference, 0), tmp_path / name) for name in ("a", "b")
-    )
-    for path, other in zip(one, again, strict=True):
-        assert path.read_bytes() == other.read_bytes()
-        part = one[path].part
-        assert made_of(path, reference.checkpoint, seeded(reference, 0), part)
-        assert not made_of(path, reference.checkpoint, seeded(reference, 1), part)
-
-
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     entries = {"a.weight": Entry(np.array([1, 4], np.float32), 2)}
     path = tmp_path / "m.gguf"
@@ -186,49 +147,3 @@ def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: f
 def test_a_model_is_no_importance_matrix(gguf_256: Path) -> None:
     with pytest.raises(InputError, match="not an importance matrix"):
         read_imatrix(gguf_256)
-
-
-def test_counts_are_kept_exactly(made_256: Path, source_256: Source) -> None:
-    found = read_imatrix(made_256)
-    header = GgufFile(made_256)
-    assert header.keys["valle.imatrix.utterances"] == 1
-    assert header.keys["general.type"] == "imatrix"
-    matrices = {n for n, t in source_256.header.tensors.items() if len(t.shape) == 2}
-    assert set(found.entries) == matrices
-    for name, entry in found.entries.items():
-        assert len(entry.sums) == source_256.header.tensors[name].shape[-1]
-        assert entry.count > 0
-
-
-def legacy_file(path: Path, entries: dict[str, tuple[int, np.ndarray]], tail: bytes) -> Path:
-    """As llama-imatrix wrote them before it wrote GGUF."""
-    data = struct.pack("<i", len(entries))
-    for name, (count, sums) in entries.items():
-        data += struct.pack("<i", len(name)) + name.encode()
-        data += struct.pack("<ii", count, len(sums)) + sums.astype("<f4").tobytes()
-    path.write_bytes(data + tail)
-    return path
-
-
-@pytest.mark.parametrize("tail", [b"", struct.pack("<ii", 10, 4) + b"data"])
-def test_the_older_format_of_llama_imatrix_is_read(tail: bytes, tmp_path: Path) -> None:
-    sums = np.arange(1, 9, dtype=np.float32)
-    path = legacy_file(tmp_path / "m.dat", {"blk.0.attn_q.weight": (10, sums)}, tail)
-    found = read_imatrix(path)
-    np.testing.assert_allclose(found.entries["blk.0.attn_q.weight"].mean(), sums / 10)
-    assert (found.datasets, found.chunk_count) == ((("data",), 10) if tail else ((), 0))
-
-
-@given(cut=st.integers(0, 60), flip=st.integers(0, 60), value=st.integers(0, 255))
-def test_a_damaged_file_of_the_older_format_is_refused_or_read(
-    cut: int, flip: int, value: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "damaged.dat"
-    legacy_file(path, {"a": (2, np.ones(4)), "b": (3, np.ones(2))}, b"")
-    data = bytearray(path.read_bytes())
-    data[flip % len(data)] = value
-    path.write_bytes(data[: len(data) - cut])
-    try:
-        assert read_imatrix(path).entries
-    except InputError as error:
-        assert str(path) in str(error)  # noqa: PT017 - either outcome is right

@@ -1,7 +1,5 @@
 """Jobs that stand alone, and `merge`: together they give what one machine gives in one go."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -17,8 +15,8 @@ import pytest
 import yaml
 from make_checkpoint import Shape, make_checkpoint
 from msgspec.structs import replace
-from quantize.making import contents, flip
-from support import PROJECT, Cli, error_of
+from quantize.making import flip
+from support import PROJECT, Cli, contents, error_of, install
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, read_manifest, write_manifest
@@ -185,9 +183,6 @@ def test_the_reference_of_something_else_is_refused(
     assert "is not a reference file" in error_of(cli(*run, "--reference", path), 2)
 
 
-# ----------------------------------------------------------------------------- workflow/
-
-
 @pytest.fixture
 def snakemake(tmp_path: Path) -> list[str]:
     """The command of docs/scale.md in `tmp_path`, over two families, with this very code."""
@@ -201,12 +196,7 @@ def snakemake(tmp_path: Path) -> list[str]:
     (tmp_path / "workflow").mkdir()
     (tmp_path / "workflow" / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(PROJECT / "workflow" / "Snakefile", tmp_path / "workflow")
-    program = tmp_path / "bin" / "valle-convert"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m valle_convert "$@"\n'
-    )
-    program.chmod(0o755)
+    install(tmp_path / "bin")
     lines = (PROJECT / "docs" / "scale.md").read_text().splitlines()
     command = next(line for line in lines if line.startswith("snakemake ") and "--cores" in line)
     return [sys.executable, "-m", *command.split()]

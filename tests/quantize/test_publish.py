@@ -1,25 +1,23 @@
 """A folder of quantized files gets names, a card and one commit, which the hub has bit for bit."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from checkpoint.small_hub import SmallHub, small_hub
+from checkpoint.small_hub import SmallHub
 from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
-from quantize.making import contents, flip
-from support import Cli, error_of
+from quantize.making import flip
+from support import Cli, contents, error_of
 from vallex_golden import CHECKPOINT, set_paths
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
@@ -78,17 +76,10 @@ def change(folder: Path, kind: str, what: Callable[[dict[str, Any]], None]) -> N
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallHub]:
-    with small_hub() as one:
-        one.add(REPO, {".gitattributes": b"*.gguf filter=lfs"})
-        monkeypatch.setattr(constants, "ENDPOINT", one.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        for name in ("HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("HF_TOKEN", one.writer)
-        yield one
+def hub(empty_hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> SmallHub:
+    empty_hub.add(REPO, {".gitattributes": b"*.gguf filter=lfs"})
+    monkeypatch.setenv("HF_TOKEN", empty_hub.writer)
+    return empty_hub
 
 
 def front_matter(path: Path) -> dict[str, Any]:
@@ -418,15 +409,3 @@ def test_a_set_without_all_its_files_is_not_published(sets: Path, tmp_path: Path
         write_manifest(folder, listed)
         assert stem in error_of(cli("publish", folder), 2)
         assert not (folder / "README.md").exists()
-
-
-def test_resume_makes_a_file_again_whose_words_are_other_ones(
-    quantized: Path, folder: Path, cli: Cli
-) -> None:
-    command = ["quantize", quantized / "random.gguf", folder, "--types", "Q8_0"]
-    named = ["--name-files", "convention", "--quantized-by", "Someone"]
-    same = cli(*command, *named, "--base-model", "ecker/vall-e", "--resume")
-    assert same.code == 0, same.err
-    assert "kept VALL-E-random" in same.err
-    other = cli(*command, *named, "--base-model", "other/one", "--resume", "--force")
-    assert "its general.base_model.0.name differs" in other.err

@@ -1,9 +1,5 @@
 """What a run may do to a folder: nothing of the user's is lost, nothing of ours is left."""
 
-from __future__ import annotations
-
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,22 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from quantize.making import (
-    alive,
-    contents,
-    planner,
-    script,
-    write_utterance,
-)
-from support import Cli, error_of, wait_for
+from quantize.making import alive, planner, script, write_utterance
+from support import Cli, contents, error_of, wait_for
 
 from valle_convert.quantize.manifest import check_manifest
-from valle_convert.quantize.source import Scratch
 from valle_convert.quantize.tool import Quantizer
 
 QUICK = ("--threads", "1")
-
-# ------------------------------------------------------------------ nothing of the user's
 
 
 @pytest.mark.parametrize(
@@ -50,35 +37,6 @@ def test_a_file_of_somebody_else_is_not_replaced_and_nothing_is_converted_first(
     assert contents(tmp_path) == {name: b"{}"}
 
 
-def test_an_output_that_is_the_input_is_refused_even_with_force(
-    cli: Cli, gguf_256: Path, tmp_path: Path
-) -> None:
-    source = tmp_path / "wide-F16.gguf"
-    shutil.copy(gguf_256, source)
-    result = cli("quantize", source, tmp_path, "--types", "F16", "--force", *QUICK)
-    assert "input" in error_of(result, 2)
-    assert source.read_bytes() == gguf_256.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("out", "log"),
-    [("o.gguf Q8_0", "o.gguf"), ("o.gguf Q8_0", "wide.sft"), (". --types Q8_0", "a.gguf")],
-)
-def test_a_log_is_neither_an_output_nor_an_input(
-    cli: Cli,
-    checkpoint_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    out: str,
-    log: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(checkpoint_256, "wide.sft")
-    result = cli("quantize", "wide.sft", *out.split(), "--log", log, "--force", *QUICK)
-    assert result.code == 2
-    assert contents(tmp_path) == {"wide.sft": checkpoint_256.read_bytes()}
-
-
 @pytest.mark.parametrize("manifest", [None, b"", b"[", b'{"schema_version": 1, "files": [{}]}'])
 def test_a_folder_whose_manifest_is_missing_or_damaged_takes_force(
     cli: Cli, gguf_256: Path, made: Path, manifest: bytes | None
@@ -93,9 +51,6 @@ def test_a_folder_whose_manifest_is_missing_or_damaged_takes_force(
     assert result.code == 0
     assert "no manifest lists: wide-Q4_0.gguf" in result.err
     assert contents(made)["wide-Q4_0.gguf"] == before["wide-Q4_0.gguf"]
-
-
-# ------------------------------------------------------------------------ runs that fail
 
 
 def test_a_run_that_breaks_off_leaves_whole_files_and_a_manifest_of_them(
@@ -134,9 +89,6 @@ def test_an_importance_matrix_goes_with_the_files_that_were_made_with_it(
         assert cli(*run, types).code == 0
         assert {path.stem for path in out.glob("*.gguf")} == {f"wide-{one}" for one in left}
         assert check_manifest(out).passed
-
-
-# ------------------------------------------------------------------------ killed, or two at once
 
 
 @contextmanager
@@ -182,14 +134,3 @@ def test_a_second_run_into_the_same_folder_is_one_clear_sentence(
     with working(program, gguf_256, out, tmp_path):
         assert "Another run" in error_of(cli(*second), 3)
     assert cli(*second).code == 0
-
-
-def test_scratch_files_have_no_name(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path / "not" / "there")
-    file, path = scratch.new()
-    file.write(b"data")
-    file.flush()
-    assert path.read_bytes() == b"data"
-    assert list(tmp_path.iterdir()) == []
-    scratch.close()
-    assert not os.path.exists(path)  # noqa: PTH110 - the descriptor is closed

@@ -1,7 +1,5 @@
 """`evaluate --listen` on the trained miniature: real speech, measured, judged and reported."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess
@@ -186,8 +184,6 @@ def test_what_cannot_be_listened_to_is_refused_before_anything_is_measured(
     assert not f16.with_suffix(".measurements.json").exists()
 
 
-# ------------------------------------------------------------------------------ the page
-
 #: What a page is asked in the browser, once its sound has loaded.
 LOADED = "() => [...document.querySelectorAll('audio')].every(one => one.readyState >= 1)"
 SOUNDS = "() => [...document.querySelectorAll('audio')].map(one => [one.duration, !!one.error])"
@@ -219,9 +215,6 @@ def test_the_page_is_whole_in_a_browser(browser: Browser, heard: Path, width: in
     assert said == []
     assert [one for one in fetched if not one.startswith("data:")] == [address]
     page.close()
-
-
-# ------------------------------------------------------------------------------ the noise
 
 
 def said(nll: list[float], right: list[float], phonemes: Sequence[float] | None = None) -> Listened:

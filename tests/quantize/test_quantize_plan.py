@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,7 @@ from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import FilePlan, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import (
-    COMMON,
-    FILE_TYPES,
-    read_tensor_types,
-    weights_of,
-)
+from valle_convert.quantize.types import COMMON, FILE_TYPES, read_tensor_types, weights_of
 
 OPTIONS = MakeOptions(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
@@ -53,13 +46,6 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
     assert not plan.needs_imatrix
 
 
-def test_the_prediction_holds_where_rows_do_not_divide(
-    program: Quantizer, narrow: Source, tmp_path: Path
-) -> None:
-    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], OPTIONS)
-    assert made(plan, tmp_path).stat().st_size == plan.n_bytes
-
-
 def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llama_cpp_is_silent_on(
     program: Quantizer, narrow: Source
 ) -> None:
@@ -90,36 +76,6 @@ def test_types_of_short_blocks_fit_every_row(program: Quantizer, narrow: Source,
     assert not plan_file(program, narrow, FILE_TYPES[name], OPTIONS).fallbacks
 
 
-def test_program_and_library_plan_the_same(
-    program: Quantizer, library: Quantizer, narrow: Source
-) -> None:
-    ours, theirs = (
-        plan_file(tool, narrow, FILE_TYPES["Q3_K_M"], OPTIONS) for tool in (program, library)
-    )
-    assert ours.tensors == theirs.tensors
-    assert ours.fallbacks == theirs.fallbacks
-
-
-def test_of_the_tensor_types_the_first_that_matches_wins(
-    program: Quantizer, source_256: Source
-) -> None:
-    given = ("token_embd=q5_k", "token_embd=q8_0", "attn_=q8_0")
-    stock, plan = (
-        plan_file(
-            program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(tensor_types=one, threads=1)
-        )
-        for one in ((), given)
-    )
-    before = {tensor.name: tensor.ggml_type.name for tensor in stock.tensors}
-    for tensor in plan.tensors:
-        if tensor.name == "token_embd.weight":
-            assert tensor.ggml_type.name == "Q5_K"
-        elif "attn_" in tensor.name and len(tensor.shape) == 2:
-            assert tensor.ggml_type.name == "Q8_0"
-        else:
-            assert tensor.ggml_type.name == before[tensor.name]
-
-
 def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
@@ -138,13 +94,6 @@ def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
     plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
     assert set(weights_of(plan.tensors)["weights"]) == {"Q4_K", "F32"}
-
-
-def test_a_type_that_needs_an_importance_matrix_says_so(
-    program: Quantizer, source_256: Source
-) -> None:
-    assert plan_file(program, source_256, FILE_TYPES["IQ2_XXS"], OPTIONS).needs_imatrix
-    assert not plan_file(program, source_256, FILE_TYPES["IQ4_XS"], OPTIONS).needs_imatrix
 
 
 def test_a_quantized_input_is_refused_unless_it_is_allowed(

@@ -1,14 +1,11 @@
 """`quantize`: files, a manifest, and nothing but whole files that are what their source is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,12 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from quantize.conftest import Family
-from quantize.making import contents, flip, planner, script, voice_file, write_utterance
-from support import Cli, Result, error_of
+from quantize.making import flip, planner, script, voice_file, write_utterance
+from support import Cli, Result, contents, error_of, with_keys
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, open_bundle, plan
+from valle_convert.families.bundle import open_bundle, plan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.limits import Gates
@@ -41,9 +38,6 @@ def files_of(result: Result) -> list[dict[str, Any]]:
     assert result.code == 0, result.err
     found: list[dict[str, Any]] = json.loads(result.out)["files"]
     return found
-
-
-# ------------------------------------------------------------------------ files of a folder
 
 
 def test_the_common_types_are_made_at_once_and_each_is_what_it_says(
@@ -83,26 +77,6 @@ def test_the_first_parts_of_a_set_are_copied_and_the_body_is_quantized(golden_se
     assert body.keys["valle.quantize.type"] == "Q4_0"
 
 
-def test_the_body_is_the_same_with_every_first_part(golden_set: Family, tmp_path: Path) -> None:
-    from valle_convert.quantize import source
-
-    bodies = []
-    for first in (0, 3):
-        files = open_bundle(golden_set.source)
-        ar, nar, *levels = files.files
-        order = [ar, nar, *levels[first:], *levels[:first]]
-        # The first part that the body is put together with is that of the first level.
-        turned = dict(zip(files.files, map(files.files.__getitem__, order), strict=True))
-        with pytest.MonkeyPatch.context() as patch:
-            other = replace(files, files=turned)
-            patch.setattr(source, "open_files", lambda _path, other=other: other)
-            patch.setattr(Bundle, "check", lambda _self: None)
-            out = tmp_path / f"{first}.gguf"
-            quantize(golden_set.source, out, MakeOptions(parse_types("Q4_0")))
-        bodies.append((tmp_path / f"{first}-nar.gguf").read_bytes())
-    assert bodies[0] == bodies[1]
-
-
 @pytest.mark.parametrize("kind", ["Q4_K_M", "IQ2_XXS", "BF16"])
 def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Path) -> None:
     """IQ2_XXS needs an importance matrix, which is made of the checkpoint."""
@@ -137,11 +111,11 @@ def test_one_model_is_made_by_its_name_its_log_is_kept_and_nothing_is_replaced(
     assert "converting to q8_0" in log.read_text()
 
 
-@pytest.mark.parametrize("what", ["weights", "key"])
+@pytest.mark.parametrize("what", ["weights", "NaN", "key"])
 def test_a_file_that_is_not_what_its_source_is_fails(
     cli: Cli, gguf_256: Path, tmp_path: Path, program: Quantizer, what: str
 ) -> None:
-    """A tool that plans well, and loses a layer's weights or a key of the metadata."""
+    """A tool that plans well, and loses a layer's weights, a number or a key of the metadata."""
     damage = tmp_path / "damage.py"
     damage.write_text(
         "import sys\nfrom pathlib import Path\n"
@@ -150,6 +124,8 @@ def test_a_file_that_is_not_what_its_source_is_fails(
         "tensor = GgufFile(path).tensors['blk.1.ffn_up.weight']\n"
         "if sys.argv[2] == 'weights':\n"
         "    raw[tensor.start : tensor.start + tensor.n_bytes // 2] = bytes(tensor.n_bytes // 2)\n"
+        "elif sys.argv[2] == 'NaN':\n"
+        "    raw[tensor.start : tensor.start + 2] = b'\\0\\x7e'\n"
         "else:\n"
         "    raw[raw.index(b'valle.') + 7] ^= 1\n"
         "path.write_bytes(raw)\n"
@@ -161,9 +137,7 @@ def test_a_file_that_is_not_what_its_source_is_fails(
     assert result.code == 1, result
     assert "FAILED: o.gguf: " in result.out
     assert ("blk.1.ffn_up.weight has " in result.out) == (what == "weights")
-
-
-# ---------------------------------------------------------------------------------- resume
+    assert ("blk.1.ffn_up.weight holds NaN or infinity" in result.out) == (what == "NaN")
 
 
 def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
@@ -188,16 +162,18 @@ def test_resume_keeps_what_was_made_in_the_same_way_and_makes_the_rest(
     assert "no manifest lists: mine.gguf" in left.err
 
 
-@pytest.mark.parametrize("change", ["bytes", "option", "tool", "source", "missing"])
+@pytest.mark.parametrize("change", ["bytes", "option", "tool", "words", "source", "missing"])
 def test_resume_with_force_makes_a_model_again_that_would_be_another_one_and_says_why(
     cli: Cli, family: Family, folder: Path, change: str, tmp_path: Path
 ) -> None:
     options = {
         "option": ["--tensor-type", "ffn_down=q8_0"],
         "tool": ["--llama-quantize", "library"],
+        "words": ["--quantized-by", "another"],
     }
     source = family.another(tmp_path / "other") if change == "source" else family.source
     reason = {"bytes": "bytes differ", "option": "other options", "tool": "by llama-quantize"}
+    reason["words"] = "its general.quantized_by differs"
     path = family.files(folder, "Q4_0")[-1]
     if change == "bytes":
         flip(path)
@@ -266,9 +242,6 @@ def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
     assert check_manifest(out).passed
 
 
-# ----------------------------------------------------------------------------------- plans
-
-
 @pytest.mark.parametrize(
     ("given", "types", "needs_matrix"),
     [("checkpoint", "Q8_0,Q4_0", False), ("source", "Q5_1,Q2_K_S", True)],
@@ -315,48 +288,6 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
         assert file.keys["general.base_model.0.name"] == "b"
 
 
-# -------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["o.gguf", "Q9"], "There is no type"),
-        (["out", "--types", ","], "list of types is empty"),
-        (["o.gguf", "--types", "Q8_0,Q4_0"], "give a folder"),
-        (["o.gguf", "Q8_0", "--resume"], "--resume"),
-        (
-            ["o.gguf", "Q8_0", "--tensor-types", "absent.txt"],
-            "There is no list of tensor types",
-        ),
-        (["o.gguf", "Q8_0", "--tensor-type", "attn"], "PATTERN=TYPE"),
-        (["o.gguf", "Q8_0", "--llama-quantize", "/nowhere"], "no program that can be run"),
-        (["o.gguf", "IQ2_XXS"], "without an importance matrix"),
-        (["o.gguf", "IQ2_XXS", "--imatrix", "none"], "leave out --imatrix none"),
-        (
-            ["o.gguf", "Q4_K", "--tensor-type", "ffn_up=IQ2_XXS", "--imatrix", "none"],
-            "Q4_K with ffn_up=iq2_xxs cannot be made without",
-        ),
-        (["o.gguf", "Q4_0", "--imatrix", "absent.gguf"], "There is no"),
-        (["o.gguf", "Q4_0", "--imatrix", "."], "give --checkpoint"),
-        (["folder", "Q8_0"], "For a folder, use --types Q8_0"),
-    ],
-)
-def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
-    cli: Cli,
-    gguf_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = cli("quantize", gguf_256, *arguments)
-    assert result.code == 2
-    assert message in " ".join(result.err.split())
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
 def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(
     golden_set: Family, tmp_path: Path
 ) -> None:
@@ -389,9 +320,8 @@ def test_a_file_that_is_no_model_of_ours_is_quantized_and_not_measured(
     cli: Cli, converted: Any, tmp_path: Path
 ) -> None:
     path = converted("ar-nar-len", "f16")
-    header, other = GgufFile(path), tmp_path / "other.gguf"
-    ours = [name for name in header.keys if name.startswith("valle.")]
-    other.write_bytes(header.changed([], drop=ours) + path.read_bytes()[header.data_start :])
+    ours = [name for name in GgufFile(path).keys if name.startswith("valle.")]
+    other = with_keys(path, tmp_path / "other.gguf", drop=ours)
     assert cli("quantize", other, tmp_path / "o.gguf", "Q8_0", *QUICK).code == 0
     result = cli("evaluate", tmp_path / "o.gguf", other)
     assert "not a converted VALL-E" in error_of(result, 2)

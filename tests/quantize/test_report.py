@@ -1,7 +1,5 @@
 """What a run's report recommends and says, and that nothing is recommended without a reason."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -12,7 +10,7 @@ from quantize.reports import TYPES, listening, make_report, measured, verified
 
 from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.report import MIN_TEXTS, NEAR_KL, FileReport, advise
-from valle_convert.quantize.tables import answer, details, legend, summary
+from valle_convert.quantize.tables import answer
 from valle_convert.strict_json import to_json_text
 
 
@@ -95,15 +93,6 @@ def test_a_file_that_measured_as_no_number_is_far_and_not_recommended() -> None:
     report = replace(report, files=(replace(file, measured=measured(float("nan"), ["ar"])),))
     assert report.advice().take is None
     assert "Q8_0 far" in report.verdict()
-
-
-def test_the_first_table_and_the_second_have_every_column_once() -> None:
-    report = make_report(heard=True)
-    first, second = answer(report)[0], details(report)[0]
-    assert first == ["type", "verdict", "size, MiB", "distance", "KL mean", "top-1"]
-    assert second[0] == "type"
-    assert sorted(first + second[1:]) == sorted(summary(report)[0])
-    assert len(legend(report)) == len(summary(report)[0])
 
 
 def test_the_json_form_has_what_was_recommended() -> None:

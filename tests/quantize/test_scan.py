@@ -1,16 +1,13 @@
 """Types are chosen by what each matrix minds, and llama.cpp makes of them what was chosen."""
 
-from __future__ import annotations
-
 import itertools
 import json
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GOLDEN_VALLEX, GOLDEN_VERSION_7, Cli, Convert, error_of, golden_checkpoint
+from support import GOLDEN_VALLEX, Cli, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
@@ -143,34 +140,6 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     assert "CHOSEN: " in rows[-1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["t.txt"], "--target-bits or --max-kl"),
-        (["t.txt", "--target-bits", "5", "--max-kl", "1"], "cannot be combined"),
-        (
-            ["t.txt", "--target-bits", "5", "--types", "Q9"],
-            "No tensor type 'Q9'; expected",
-        ),
-        (["t.txt", "--target-bits", "5"], "give --checkpoint"),
-        (["--imatrix", "."], "is a directory"),
-    ],
-)
-def test_a_scan_that_cannot_be_done_is_refused(
-    cli: Cli,
-    gguf_256: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    words: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = cli("scan", gguf_256, *arguments)
-    assert result.code == 2
-    assert words in " ".join(result.err.split())
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_set_is_scanned_with_the_factor_that_its_files_show(tmp_path: Path) -> None:
     """Files of another activation factor than the default have other weights, to be compared."""
     checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VALLEX))
@@ -180,16 +149,6 @@ def test_a_set_is_scanned_with_the_factor_that_its_files_show(tmp_path: Path) ->
         scanned = scan_all(path, checkpoint, ("Q8_0",))
         assert max(one.kl for one in scanned) < 0.05
         assert all(one.kl > 0 for one in scanned)
-
-
-def test_a_scan_of_version_7_sees_every_level(converted: Convert) -> None:
-    checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VERSION_7))
-    scanned = scan_all(converted(GOLDEN_VERSION_7, "f16"), checkpoint, ("Q4_0",))
-    by_name = {one.tensor: one.kl for one in scanned}
-    level = [name for name in by_name if re.search(r"level\.3", name)]
-    assert level
-    assert all(by_name[name] > 0 for name in level)
-    assert all(name.endswith("weight") for name in by_name)  # others are never made
 
 
 def scan_all(path: Path, checkpoint: Checkpoint, types: tuple[str, ...]) -> list[Sensitivity]:

@@ -1,7 +1,5 @@
 """Importance matrices of a VALL-E X, one for the AR and one for the NAR."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Hashable
 from pathlib import Path
@@ -17,15 +15,14 @@ from torch import nn
 from vallex_golden import CHECKPOINT
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.errors import InputError
-from valle_convert.families.bundle import open_bundle, paths_of, plan, write_bundle
+from valle_convert.families.bundle import open_bundle, plan, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.families.vallex import FAMILY
 from valle_convert.families.vallex.facts import VallexModel, describe, fold_norm
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.trials import cases, read_utterance
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.imatrix import make_imatrices, read_imatrix
+from valle_convert.quantize.imatrix import make_imatrices
 from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.tool import Quantizer
@@ -39,9 +36,6 @@ SAME = 1e-4
 
 def model_of(path: Path) -> VallexModel:
     return describe(read_checkpoint(path)).model
-
-
-# ------------------------------------------------------------------------- the numbers
 
 
 class Recorded(VallexReference):
@@ -154,21 +148,6 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
         for name, entry in one.entries.items():
             assert entry.count == counts[net, name], name
             np.testing.assert_allclose(entry.sums, sums[net, name], rtol=SAME, err_msg=name)
-    # What was written is what was collected, and says whose it is.
-    for path, net, one in zip(
-        list(paths_of(tmp_path / "m.gguf", ["ar", "nar"]).values()),
-        ("ar", "nar"),
-        made.values(),
-        strict=True,
-    ):
-        found = read_imatrix(path)
-        assert found.part == net
-        assert found.entries.keys() == one.entries.keys()
-        for name, entry in one.entries.items():
-            np.testing.assert_array_equal(found.entries[name].sums, entry.sums)
-
-
-# --------------------------------------------------------------------------- the files
 
 
 def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
@@ -197,9 +176,6 @@ def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
         again = error_of(cli("imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf"), 2)
         assert f"{name} exists" in again
         (tmp_path / name).unlink()
-
-
-# -------------------------------------------------------------------- what they are for
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +234,6 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
     assert not (tmp_path / "o.gguf").exists()
 
 
-# -------------------------------------------------------------------------- utterances
-
-
 def test_a_voice_file_is_an_utterance_whose_beginning_is_the_prompt(tmp_path: Path) -> None:
     model = model_of(CHECKPOINT)
     for n_frames, n_prompt in ((2, 1), (301, 150), (600, 225)):
@@ -282,8 +255,3 @@ def test_a_voice_that_cannot_be_measured_on_is_refused_before_anything_is_made(
     run = ("imatrix", CHECKPOINT, "-o", tmp_path / "m.gguf", "--data", tmp_path / "data")
     assert words in error_of(cli(*run), 2)
     assert not list(tmp_path.glob("*.gguf"))
-
-
-def test_a_folder_without_voices_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="voice file of VALL-E X"):
-        Examples.choose(FAMILY, model_of(CHECKPOINT), tmp_path, None, seed=0)

@@ -1,7 +1,5 @@
 """One server of the miniature for all that asks it as it is."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

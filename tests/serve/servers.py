@@ -1,7 +1,5 @@
 """Servers of these tests: in this process, on a free port of this machine, asked by HTTP."""
 
-from __future__ import annotations
-
 import io
 import socket
 from collections.abc import Iterator

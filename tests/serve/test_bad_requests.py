@@ -1,7 +1,5 @@
 """What cannot be answered is refused in OpenAI's form, and harms nobody else."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

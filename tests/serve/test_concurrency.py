@@ -1,7 +1,5 @@
 """Several clients at once: nobody waits for ever, and nobody changes what another one hears."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A model that goes on with a voice is told what it says by the file beside the recording."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

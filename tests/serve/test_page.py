@@ -1,7 +1,5 @@
 """The page at /, in a browser."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """What a request gets is what the speaker says, in every format."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The command starts, tells its errors, and ends by a signal after running requests."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

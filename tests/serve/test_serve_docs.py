@@ -1,7 +1,5 @@
 """What docs/serve.md tells to type, as it stands but for the port."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -13,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from serve.servers import samples_of
-from support import PROJECT, wait_for
+from support import PROJECT, executable, install, wait_for
 from test_docs import blocks
 
 
@@ -21,11 +19,8 @@ from test_docs import blocks
 def clone(tmp_path: Path) -> Path:
     """What the page takes for granted."""
     (tmp_path / "miniature").symlink_to(PROJECT / "miniature")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, module in (("valle-convert", "-m valle_convert"), ("python", "")):
-        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
-        (programs / name).chmod(0o755)
+    install(tmp_path / "bin")
+    executable(tmp_path / "bin" / "python", f'exec {sys.executable} "$@"')
     return tmp_path
 
 

@@ -1,7 +1,5 @@
 """A voice is encoded once; clients add and remove voices where they may, and reach nothing else."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Speakers of small parts: golden checkpoints, converted, and an EnCodec of their codes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from make_checkpoint import Shape, make_checkpoint
 from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
@@ -50,15 +47,6 @@ class Talking:
 def encodec(codec: Path) -> EncodecCodec:
     """EnCodec of the real architecture with random weights, whose codes are the golden models'."""
     return EncodecCodec(codec)
-
-
-@pytest.fixture(scope="session")
-def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stereo recording at another rate than the codec's, half a second long."""
-    path = tmp_path_factory.mktemp("voice") / "prompt.flac"
-    samples = 0.1 * np.random.default_rng(0).standard_normal((22_050, 2))
-    soundfile.write(path, samples, 44_100)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Settings by flat names are the fields of `SpeakOptions`, each once."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 
 import pytest

@@ -1,7 +1,5 @@
 """Sentences side by side: as one by one, in order, whatever runs beside them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -27,11 +25,7 @@ ROOM = 4
 #: In Q8_0, llama.cpp computes a row of a batch as it computes it alone; in F16 and F32 it does so
 #: from two rows on.
 EXACT_ALONE = "q8_0"
-FAMILIES = [
-    ("ar-nar-len", "q8_0"),
-    (GOLDEN_VALLEX, "q8_0"),
-    (GOLDEN_VALLEX, "f32"),
-]
+FAMILIES = [("ar-nar-len", "q8_0"), (GOLDEN_VALLEX, "q8_0"), (GOLDEN_VALLEX, "f32")]
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
@@ -210,10 +204,7 @@ def test_models_that_decode_all_frames_at_once_refuse_it(converted: Convert) -> 
 
 @pytest.mark.parametrize("folder", ["ar-nar-len", GOLDEN_VALLEX])
 def test_the_number_is_that_of_the_search(
-    converted: Convert,
-    folder: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    converted: Convert, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # Other processes take nothing: a search that a busy machine disturbs finds none.

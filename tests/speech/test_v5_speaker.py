@@ -1,7 +1,5 @@
 """What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,18 +8,10 @@ from typing import Literal
 import numpy as np
 import pytest
 import soundfile
-from support import ONE_THREAD
 
-from valle_convert.audio import (
-    Audio,
-    EncodecCodec,
-    SavedCodes,
-    read_audio,
-    write_codes,
-)
+from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
@@ -73,9 +63,6 @@ def test_context_of_earlier_sentences_changes_the_later_ones_only(
     assert same == [True, False, False]
 
 
-# --------------------------------------------------------------------------- voices, codes
-
-
 def test_a_voice_is_a_file_audio_or_codes_alike(
     speaker: VersionFiveSpeaker, encodec: EncodecCodec, voice: Path, tmp_path: Path
 ) -> None:
@@ -87,18 +74,6 @@ def test_a_voice_is_a_file_audio_or_codes_alike(
     codes = [speaker.speak("Hello.", one, AR).codes for one in (voice, str(voice), saved, file)]
     for one, other in pairwise(codes):
         np.testing.assert_array_equal(one, other)
-
-
-def test_a_prompt_is_cut_or_repeated_with_a_notice(
-    speaker: VersionFiveSpeaker, voice: Path
-) -> None:
-    (cut, _) = speaker.speak("Hello.", voice, QUICK).notices
-    assert f"{voice} is 0.5 seconds long; the 0.4 seconds from 0.0 on" in cut
-    (repeated, _) = speaker.speak("Hello.", voice, replace(QUICK, prompt_seconds=2.0)).notices
-    assert "38 frames of sound, shorter than the 150" in repeated
-
-
-# -------------------------------------------------------------------------------- tasks
 
 
 def test_voice_conversion_keeps_the_length_of_the_recording(
@@ -146,27 +121,8 @@ def test_a_recording_is_transcribed_to_phonemes(speaker: VersionFiveSpeaker, voi
     assert heard.decode_seconds > 0
 
 
-# -------------------------------------------------------------------------------- ids
-
-
 def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:
     oracle = open_tokenizer(BUILT_IN).oracle()
     setting = Setting(add_special=True, parse_special=False)
     for phonemes in ("həlˈoʊ wˈɜːld.", "ʁøœ €", "<bos>a"):
         assert speaker._tokenize(phonemes) == oracle.encode_batch([phonemes], setting)[0]
-
-
-def test_any_network_and_tokenizer_make_a_speaker(
-    bundle: Bundle, encodec: EncodecCodec, speaker: VersionFiveSpeaker
-) -> None:
-    oracle = open_tokenizer(BUILT_IN).oracle()
-    setting = Setting(add_special=True, parse_special=False)
-    with bundle.family.open(bundle, settings=ONE_THREAD) as network:
-        other = VersionFiveSpeaker(
-            network,
-            tokenize=lambda phonemes: oracle.encode_batch([phonemes], setting)[0],
-            codec=encodec,
-        )
-        np.testing.assert_array_equal(
-            other.speak("Hello.", None, QUICK).codes, speaker.speak("Hello.", None, QUICK).codes
-        )

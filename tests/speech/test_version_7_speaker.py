@@ -1,64 +1,35 @@
-"""Version 7 speaks codes, and names what does not apply to it; test_speaker has the rest."""
-
-from __future__ import annotations
+"""Version 7 speaks codes without stops, and only with durations; test_speaker has the rest."""
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 from make_checkpoint import Shape, make_checkpoint
-from support import ONE_THREAD, Cli, error_of
+from speech.conftest import Talking
+from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.families.bundle import open_bundle
 from valle_convert.speech.results import SpeakOptions
 
-#: Of other options than these, version 7 reads none.
-QUICK = SpeakOptions(max_seconds=0.5, max_steps=3, prompt_seconds=0.3, language="en", seed=1)
+QUICK = SpeakOptions(max_seconds=0.5, max_steps=3, language="en", seed=1)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With as many codes as the small EnCodec, and one that gives no levels but all of them."""
-    folder = tmp_path_factory.mktemp("version-7")
-    shape = Shape(version=7, audio_tokens=64, capabilities=("nar", "len"))
-    make_checkpoint(folder / "m.sft", shape)
-    write_gguf(plan_conversion(folder / "m.sft"), folder / "m.gguf")
-    return folder / "m.gguf"
+def test_random_codes_have_no_stops_and_levels_are_made_anew(version_seven: Talking) -> None:
+    speaker = version_seven.speaker
+    spoken = speaker.speak("Hello. Yes.", None, QUICK)
+    # No stop code, of which random weights draw many: half a second, twice.
+    assert spoken.codes.shape == (2 * round(0.5 * speaker.frame_rate), 8)
+    assert 0 <= spoken.codes.min() <= spoken.codes.max() < 64
+    raised = speaker.regenerate_levels(spoken.saved_codes, "Hello.", None, QUICK)
+    np.testing.assert_array_equal(raised.codes[:, 0], spoken.codes[:, 0])
 
 
-def test_a_seed_gives_the_same_codes_again_with_and_without_a_voice(model: Path) -> None:
-    bundle = open_bundle(model)
-    with bundle.family.speaker(bundle, settings=ONE_THREAD) as speaker:
-        alone = [speaker.speak("Hello. Yes.", None, QUICK) for _ in range(2)]
-        np.testing.assert_array_equal(alone[0].codes, alone[1].codes)
-        assert [piece.text for piece in alone[0].pieces] == ["Hello.", "Yes."]
-        # No stop code, of which random weights draw many: half a second, twice.
-        assert alone[0].codes.shape == (2 * round(0.5 * speaker.frame_rate), 8)
-        assert 0 <= alone[0].codes.min() <= alone[0].codes.max() < 64
-        voiced = speaker.speak("Hello. Yes.", alone[0].saved_codes, QUICK)
-        assert not np.array_equal(voiced.codes, alone[0].codes)
-        assert alone[0].audio is None
-        raised = speaker.regenerate_levels(alone[0].saved_codes, "Hello.", None, QUICK)
-        np.testing.assert_array_equal(raised.codes[:, 0], alone[0].codes[:, 0])
-
-
-def test_the_command_line_saves_codes_and_names_what_does_not_apply(
-    model: Path, tmp_path: Path, cli: Cli
-) -> None:
-    out = tmp_path / "c.npz"
-    said = cli(
-        "speak", model, "Hello.", "--save-codes", out, "--set", "max_steps=2,max_seconds=0.5"
-    )
+def test_the_command_line_saves_codes(version_seven: Talking, tmp_path: Path, cli: Cli) -> None:
+    model, out = version_seven.bundle.path, tmp_path / "c.npz"
+    quick = ("--set", "max_steps=2,max_seconds=0.5")
+    said = cli("speak", model, "Hello.", "--save-codes", out, *quick)
     assert said.code == 0, said.err
     assert read_codes(out).codes.shape[1] == 8
-    for option in (("--set", "mode=ar"), ("--set", "nar_temperature=0.5"), ("--set", "best_of=2")):
-        message = error_of(cli("speak", model, "Hi.", "--save-codes", tmp_path / "d", *option), 2)
-        assert "does not apply to VALL-E of version 7" in message
-    assert "transcribe does not support VALL-E of version 7" in error_of(
-        cli("transcribe", model, out), 2
-    )
 
 
 def test_a_model_without_durations_says_that_it_cannot_speak(tmp_path: Path, cli: Cli) -> None:

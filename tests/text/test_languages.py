@@ -1,7 +1,5 @@
 """The language of a text and of its sentences."""
 
-from __future__ import annotations
-
 import pytest
 
 from valle_convert.errors import InputError

@@ -1,7 +1,5 @@
 """No word of a text vanishes on its way to a model's input without being named."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import defaultdict
@@ -42,8 +40,6 @@ def sounds(phonemes: str | None) -> str:
     """Letters without stress, length, tone and blanks."""
     return "".join(one for one in phonemes or "" if unicodedata.category(one) in ("Ll", "Lo"))
 
-
-# --- random texts -----------------------------------------------------------------------------
 
 #: Writing of the languages, from which half of all words are drawn.
 OWN = {
@@ -206,9 +202,6 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
     assert (read(("vallex", "ja"), "さかなをたべました" * 500)[0] or "").count("na") == 500
 
 
-# --- what was lost once -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("path", "text", "like"),
     [
@@ -324,15 +317,3 @@ def test_a_text_without_a_character_that_can_be_said_is_refused_with_their_names
     family, language = path.split()
     with pytest.raises(InputError, match=f"nothing to say.*{said}"):
         to_phonemes(text, language) if family == "phonemes" else spell([TaggedText(text, language)])
-
-
-def test_a_number_is_read_whole_and_what_follows_it_too() -> None:
-    assert to_phonemes("Dr. Smith paid 3.50 for it.", "en") == (
-        "dˈɑːktɚ. smˈɪθ pˈeɪd θɹˈiː pɔɪnt fˈaɪv zˈiəɹoʊ fɔːɹ ɪt."
-    )
-    assert to_phonemes("From 1.5 to 2.5 miles.", "en") == (
-        "fɹʌm wˈʌn pɔɪnt fˈaɪv tə tˈuː pɔɪnt fˈaɪv mˈaɪlz."
-    )
-    assert to_phonemes("Es sind 3,14 und 2,71 Meter.", "de") == (
-        "ɛs zɪnt dɾˈaɪ kɔmɑː ˈaɪns fˈiːɾ ʊnt tsvˈaɪ kɔmɑː zˈiːbən ˈaɪns mˈeːtɜ."
-    )

@@ -1,7 +1,5 @@
 """Phonemes by real espeak-ng."""
 
-from __future__ import annotations
-
 import builtins
 import sys
 
@@ -16,7 +14,10 @@ from valle_convert.text.phonemes import VOICES, check_phonemes, to_phonemes
     ("language", "text", "phonemes"),
     [
         ("en", "Hello, world! It's 5 o'clock.", "həlˈoʊ, wˈɜːld! ɪts fˈaɪv əklˈɑːk."),
+        ("en", "Dr. Lee paid 3.50.", "dˈɑːktɚ. lˈiː pˈeɪd θɹˈiː pɔɪnt fˈaɪv zˈiəɹoʊ."),
+        ("en", "1.5 to 2.5", "wˈʌn pɔɪnt fˈaɪv tə tˈuː pɔɪnt fˈaɪv"),
         ("de", "Guten Tag.", "ɡˈuːtən tˈɑːk."),
+        ("de", "3,14 Meter.", "dɾˈaɪ kɔmɑː ˈaɪns fˈiːɾ mˈeːtɜ."),
         ("fr", "Ça va, l'été ?", "sa vˈa, letˈe ?"),
         ("ko", "안녕하세요, 세계!", "ˈɐnnjʌŋhˌɐsejˌo, sˈeqje!"),
         ("ja", "いいてんきですね。", "ˌiːte̞ŋkˌide̞sˈɯᵝne̞"),
@@ -54,14 +55,6 @@ def test_an_unsupported_language_is_refused_with_those_that_are() -> None:
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InputError, match="not valid Unicode"):
         to_phonemes("a\ud800b", "en")
-
-
-def test_a_missing_package_is_named_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "pykakasi", None)
-    with pytest.raises(EnvironmentFault, match=r"Reading kanji needs .*pykakasi.*\[speech\]"):
-        require("pykakasi", "Reading kanji")
 
 
 def test_a_library_that_does_not_load_is_told_like_a_missing_one(

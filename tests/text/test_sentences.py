@@ -1,7 +1,5 @@
 """A text becomes sentences that fit, in time that grows with the text and not with its square."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

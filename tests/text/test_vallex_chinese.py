@@ -1,7 +1,5 @@
 """Mandarin in VALL-E X's symbols: the table of syllables, words, numbers, letters."""
 
-from __future__ import annotations
-
 import pytest
 from pypinyin import Style, lazy_pinyin
 from pypinyin.pinyin_dict import pinyin_dict

@@ -1,7 +1,5 @@
 """English in VALL-E X's symbols: the dictionary, espeak-ng beside it, numbers, signs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

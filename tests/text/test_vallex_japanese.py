@@ -1,7 +1,5 @@
 """Japanese in VALL-E X's symbols: OpenJTalk's phones and accents."""
 
-from __future__ import annotations
-
 import pytest
 
 from valle_convert.families.vallex.text import japanese

@@ -72,12 +72,13 @@ def add_to_vocab(string: str, id_: object) -> Callable[[Document], None]:
     return lambda document: document["model"]["vocab"].__setitem__(string, id_)
 
 
-def add_merge(merge: object, *, at: int | None = None) -> Callable[[Document], None]:
-    def change(document: Document) -> None:
-        merges = document["model"]["merges"]
-        merges.insert(len(merges) if at is None else at, merge)
+def add_merge(merge: object) -> Callable[[Document], None]:
+    return lambda document: document["model"]["merges"].append(merge)
 
-    return change
+
+def first_merge_last(document: Document) -> None:
+    merges = document["model"]["merges"]
+    merges.append(merges.pop(0))
 
 
 def add_merge_making(left: str, right: str, id_: int) -> Callable[[Document], None]:
@@ -137,7 +138,7 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (add_merge_making("q", "x", 83), "both make the id 83"),
         (add_merge_making("<unk>", "q", 256), "special token or of unknown"),
         (add_merge_making("q", "x", 1), "special token or of unknown"),
-        (add_merge("ˈɛ ɹ", at=0), "which is made by the later rank"),
+        (first_merge_last, "which is made by the later rank"),
         # "ɴd" comes out of the merge n + d as the id 86, whatever else the file says of it.
         (add_to_vocab("ɴd", 255), "'ɴd' has the id 255"),
         (set_in_added(1, "id", 7), "has the id 7, but in the vocabulary 1"),
@@ -166,15 +167,15 @@ def test_added_tokens_that_can_overlap_are_refused() -> None:
     document["model"]["vocab"]["k><b"] = 256
     document["added_tokens"].append({"id": 256, "content": "k><b", "special": True})
     message = refusal(document)
-    assert "'<mask>' and 'k><b' can overlap" in message
+    assert "and 'k><b' can overlap" in message
 
 
-def test_of_a_thousand_problems_a_dozen_are_shown_and_the_rest_counted() -> None:
+def test_of_a_thousand_problems_a_few_are_shown_and_the_rest_counted() -> None:
     document = good()
     document["model"]["merges"] = ["ж ж"] * 1000
-    message = refusal(document)
-    assert "and 2,988 more" in message
-    assert len(message) < 3000
+    shown, _, rest = refusal(document).partition("; and ")
+    assert shown.count("; ") + 1 + int(rest.split()[0].replace(",", "")) == 3000
+    assert len(shown) < 500
 
 
 @pytest.mark.parametrize(
@@ -195,24 +196,6 @@ def test_a_file_that_is_no_tokenizer_json_is_refused(data: bytes, reason: str) -
     with pytest.raises(InputError) as error:
         parse_bpe(data, "the file")
     assert reason in str(error.value)
-
-
-def test_strings_that_multiply_without_bound_are_refused_quickly() -> None:
-    vocab = {"<unk>": 0, "<bos>": 1, "</eos>": 2}
-    merges = []
-    for level in range(30):
-        for alias in range(10):
-            vocab[chr(0x4E00 + 10 * level + alias)] = 3 + level
-    left = chr(0x4E00)
-    for level in range(1, 30):
-        right = chr(0x4E00 + 10 * level)
-        vocab[left + right] = 33 + level - 1
-        merges.append([left, right])
-        left += right
-    document = good()
-    document["added_tokens"] = document["added_tokens"][:3]
-    document["model"] |= {"vocab": vocab, "merges": merges}
-    assert "more than 65,536 strings" in refusal(document)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

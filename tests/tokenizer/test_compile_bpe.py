@@ -4,7 +4,6 @@ import itertools
 import json
 import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ from vocabularies import PLACEHOLDERS, OpenVocabulary, write_vocabulary
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe
-from valle_convert.tokenizer.byte_level import (
-    from_byte_level,
-    to_byte_level,
-)
+from valle_convert.tokenizer.byte_level import from_byte_level, to_byte_level
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.compile import compile_bpe
@@ -52,15 +48,9 @@ def true_ids_of(llama: LlamaTokenizer, compiled: CompiledTokenizer, text: str) -
     return [compiled.true_ids[id_] for id_ in ids]
 
 
-# --- the bytes' alphabet ----------------------------------------------------------------------
-
-
 @given(st.binary())
 def test_the_byte_alphabet_loses_nothing(data: bytes) -> None:
     assert from_byte_level(to_byte_level(data)) == data
-
-
-# --- what is refused ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -80,9 +70,6 @@ def test_a_row_name_that_text_could_turn_into_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         compile_bpe(published, placeholders)
-
-
-# --- stock llama.cpp makes the original ids of it -------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,8 +132,6 @@ def test_an_added_token_that_spells_a_byte_is_refused() -> None:
         compile_bpe(parse_bpe(data, "f"), [])
 
 
-# --- other tokenizers than the published one ----------------------------------------------------
-
 LETTERS = "abcdeɛːˈɹʃθ漢か한𐐀\u0303"  # one to four bytes each, all letters or marks
 assert all(unicodedata.category(letter)[0] in "LM" for letter in LETTERS)
 
@@ -196,22 +181,6 @@ def test_any_tokenizer_is_refused_or_reproduced_exactly(
     assert report.ok, report.first
 
 
-def test_ten_generated_tokenizers_and_more_are_accepted_and_have_merges() -> None:
-    made: list[PhonemeBpe] = []
-
-    @settings(database=None, derandomize=True)
-    @given(small_bpes())
-    def collect(data: bytes) -> None:
-        with suppress(InputError):
-            made.append(parse_bpe(data, "f"))
-
-    collect()
-    assert sum(len(bpe.merges) > 1 and max(map(len, bpe.strings)) > 4 for bpe in made) >= 10
-
-
-# --- and the comparison would notice if it did not ----------------------------------------------
-
-
 def without(compiled: CompiledTokenizer, text: str) -> CompiledTokenizer:
     """The same vocabulary with another text in the place of this token."""
     tokens = tuple(f"<gone:{text}>" if token == text else token for token in compiled.tokens)
@@ -252,10 +221,7 @@ SABOTAGE = {
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_wrong_vocabulary_is_found_out(
-    name: str,
-    published: PhonemeBpe,
-    compiled: CompiledTokenizer,
-    open_vocabulary: OpenVocabulary,
+    name: str, published: PhonemeBpe, compiled: CompiledTokenizer, open_vocabulary: OpenVocabulary
 ) -> None:
     wrong = SABOTAGE[name](compiled)
     oracle = HuggingFaceOracle(BUILT_IN.read_bytes())

@@ -30,9 +30,6 @@ def oracle() -> HuggingFaceOracle:
     return HuggingFaceOracle(BUILT_IN.read_bytes())
 
 
-# --- the great comparison ---------------------------------------------------------------------
-
-
 def test_24_000_texts_have_the_same_ids_under_all_settings(
     llama: LlamaTokenizer,
     oracle: HuggingFaceOracle,
@@ -121,9 +118,6 @@ def test_a_file_that_the_library_itself_does_not_load_is_refused() -> None:
         HuggingFaceOracle(b'{"model": 5}')
 
 
-# --- the corpus -------------------------------------------------------------------------------
-
-
 def test_texts_are_as_many_as_asked_for_and_all_different(published: PhonemeBpe) -> None:
     made = list(texts(published.vocab, 150_000))
     assert len(made) == len(set(made)) == 150_000
@@ -133,9 +127,6 @@ def test_texts_are_the_same_every_time_and_others_with_another_seed() -> None:
     one, again, other = (list(texts(["a", "b", "ab"], 4000, seed=seed)) for seed in (3, 3, 4))
     assert one == again
     assert one != other
-
-
-# --- the wrapper ------------------------------------------------------------------------------
 
 
 def test_decoding_gives_back_every_line_without_unknown_characters(

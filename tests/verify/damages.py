@@ -4,8 +4,6 @@ A file is taken apart by the gguf package, changed, and written again by it, so 
 in here depends on the code that has to notice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

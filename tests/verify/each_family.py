@@ -1,7 +1,5 @@
 """What the tests of `verify` are run on: a row a family, so that a further one is one more."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from make_vallex import PUBLISHED, make_vallex
 from numpy.typing import NDArray
 from random_shapes import random_dtype, random_shape, random_vallex, random_version_7
 from safetensors.numpy import load_file
-from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7
+from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, with_keys
 from vallex_golden import all_logits, golden
 
 from valle_convert.families.bundle import Bundle, open_files
@@ -171,8 +169,7 @@ def copied(path: Path, folder: Path) -> Bundle:
 def set_key(file: GgufFile, name: str, value: object) -> None:
     """Write another value of a key into a file; None takes the key out."""
     keys = [] if value is None else [Key(name, value, file.key_types[name])]
-    data = file.path.read_bytes()[file.data_start :]
-    file.path.write_bytes(file.changed(keys, drop=[] if keys else [name]) + data)
+    with_keys(file.path, file.path, *keys, drop=[] if keys else [name])
 
 
 #: Every golden checkpoint with the row of its family.

@@ -3,8 +3,6 @@
 Written from the description of the two, and held against the golden files by `test_repair.py`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoints that nobody chose by hand: random sizes, switches and number types, from a seed."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

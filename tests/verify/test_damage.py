@@ -3,8 +3,6 @@
 docs/damages.csv shows what notices each of them; `scripts/damage_table.py` writes it.
 """
 
-from __future__ import annotations
-
 import csv
 import shutil
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A converted file goes back to the checkpoint that it came from, bit for bit."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -20,6 +18,7 @@ from support import (
     Convert,
     error_of,
     golden_checkpoint,
+    with_keys,
 )
 
 from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
@@ -189,10 +188,7 @@ def test_what_cannot_be_exported_leaves_nothing(
     configs = ('{"version": 5}', "[]", "{", json.dumps({"version": 6} | {"size": {"dim": 32}}))
     odd_keys = [Key("valle.source.config", text, "string") for text in configs]
     odd_keys.append(Key("valle.table.names", tables, "[string]"))
-    headers = [file.changed([key]) for key in odd_keys]
-    headers.append(file.changed([], drop=["valle.source.config"]))
-    for header in headers:
-        odd = tmp_path / "odd.gguf"
-        odd.write_bytes(header + plain.read_bytes()[file.data_start :])
+    for keys, drop in (*(([key], ()) for key in odd_keys), ([], ["valle.source.config"])):
+        odd = with_keys(plain, tmp_path / "odd.gguf", *keys, drop=drop)
         assert error_of(cli("export", odd, tmp_path / "y"), 2)
         assert not (tmp_path / "y").exists()

@@ -1,7 +1,5 @@
 """The judge: the original's logits, in PyTorch and through converted files on stock llama.cpp."""
 
-from __future__ import annotations
-
 import pytest
 from each_family import EACH_GOLDEN, FAMILIES, Row
 from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference

@@ -1,7 +1,5 @@
 """The judge of logits: numbers that are no numbers fail, and few logits get the usual cost."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 
 import numpy as np

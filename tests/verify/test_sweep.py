@@ -1,7 +1,5 @@
 """Nothing right fails: random shapes and types, each converted, read back and verified."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Where llama.cpp goes wrong first: right files pass, and each damage is found in its place."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +46,7 @@ SET_PLACES = {
 #: What drowns in what the number format costs, in the logits as well; the tensors tell.
 UNSEEN = {
     (name, "Q4_K_M")
-    for name in (
-        "k permuted as for LLaMA",
-        "norms of two layers swapped",
-        "a matrix 5 % too large",
-    )
+    for name in ("k permuted as for LLaMA", "norms of two layers swapped", "a matrix 5 % too large")
 }
 KINDS = ("F16", "Q4_K_M")
 _SIZES = {"dim": 256, "heads": 4, "layers": 2, "ffn": 2, "levels": 2, "audio_tokens": 32}

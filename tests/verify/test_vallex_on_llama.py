@@ -1,8 +1,5 @@
 """VALL-E X through converted files on stock llama.cpp: the original's logits and codes."""
 
-from __future__ import annotations
-
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -100,20 +97,6 @@ def test_parts_of_two_sets_are_not_run_together(golden_set: Converted, tmp_path:
         open_bundle(paths[0])
 
 
-def test_a_quantized_body_runs_with_the_other_first_parts(
-    golden_set: Converted, tmp_path: Path
-) -> None:
-    mixed = copied(golden_set("f16"), tmp_path).paths
-    shutil.copy(open_files(golden_set("q8_0")).paths[1], mixed[1])
-    given = golden("")
-    with open_network(mixed[0], n_threads=1) as network:
-        found = network.pass_nar(given.text, given.prompt, given.codes[:, :3])
-    assert nmse(given.logits["nar3"], found) <= MAX_NMSE["q8_0"]
-
-
-# ------------------------------------------------------------ what is found out at load
-
-
 def session(files: Bundle) -> MptSession:
     return MptSession(
         files.path,
@@ -165,9 +148,6 @@ def test_long_texts_and_speech_fit_and_short_ones_after_them(golden_set: Convert
             nar = [one.pass_nar(text, prompt, frames[:, :7]) for one in (reference, network)]
             assert nmse(*ar) <= MAX_NMSE["f32"], n_text
             assert nmse(*nar) <= MAX_NMSE["f32"], n_text
-
-
-# ------------------------------------------------------------------- one model for all levels
 
 
 def probe(session: MptSession, rows: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The verdict: it passes what is right, in every layout, and fails what is wrong, by name."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

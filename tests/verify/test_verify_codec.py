@@ -1,7 +1,5 @@
 """The verdict on a file of encodec.cpp: the golden one passes, and every fault is named."""
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path
@@ -39,11 +37,12 @@ def test_the_golden_file_passes(file: Path, cli: Cli) -> None:
     assert len(levels["tensors"]["checks"]) == 96
     assert all(check["values"]["different"] == 0 for check in levels["tensors"]["checks"])
     assert "PASSED: 97 checks" in cli("verify", FOLDER / "hf", file).out
+    none = cli("verify", FOLDER / "hf", file, "--level", "logits")
+    assert "codecs have no such level" in none.err
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["decoder.model.13.block.1.conv.conv.bias", "quantizer.vq.layers.3._codebook.embed"],
+    "name", ["decoder.model.13.block.1.conv.conv.bias", "quantizer.vq.layers.3._codebook.embed"]
 )
 def test_a_missing_tensor_fails_though_encodec_cpp_loads_it(
     file: Path, cli: Cli, name: str
@@ -57,15 +56,6 @@ def test_a_missing_tensor_fails_though_encodec_cpp_loads_it(
     assert "not run: the file is incomplete" in result.out
     assert cli("verify", FOLDER / "hf", file, "--level", "tensors").code == 1
     assert f"1 of 96 tensors missing: {name}" in error_of(cli("inspect", file), 2)
-
-
-@pytest.mark.parametrize("kept", [90, 329_000, 658_017])
-def test_a_cut_file_fails(file: Path, kept: int) -> None:
-    file.write_bytes(file.read_bytes()[:kept])
-    report = verify_codec(open_encodec(FOLDER / "hf"), file)
-    assert not report.passed
-    assert "cut off" in report.to_markdown()
-    assert report.levels[1].skipped
 
 
 @pytest.mark.parametrize(
@@ -102,15 +92,6 @@ def test_the_neighbour_of_a_rounded_value_passes_and_the_next_one_not(file: Path
         assert verify_codec(source, file, levels=("tensors",)).passed is passes
 
 
-def test_a_header_of_another_bandwidth_fails(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[28:32] = struct.pack("<i", 3)
-    file.write_bytes(data)
-    report = verify_codec(open_encodec(FOLDER / "hf"), file, levels=("structure",))
-    (failed,) = report.failures
-    assert failed.summary == "target_bandwidths is (3.0,), expected (6.0,)"
-
-
 def test_a_float32_file_is_verified_with_the_warning(tmp_path: Path) -> None:
     file = tmp_path / "f32.bin"
     source = open_encodec(FOLDER / "hf")
@@ -119,9 +100,3 @@ def test_a_float32_file_is_verified_with_the_warning(tmp_path: Path) -> None:
     assert report.passed
     assert report.file_type == "F32"
     assert any("aborts" in note for note in report.notes)
-
-
-def test_levels_of_models_and_of_codecs_are_not_mixed_up(file: Path, cli: Cli) -> None:
-    assert (
-        "codecs have no such level" in cli("verify", FOLDER / "hf", file, "--level", "logits").err
-    )

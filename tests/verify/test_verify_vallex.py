@@ -1,7 +1,5 @@
 """`verify` of VALL-E X: nothing right fails, nothing wrong passes."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,9 +57,6 @@ def test_networks_of_two_widths_pass(tmp_path: Path) -> None:
     assert (model.ar.n_head, model.nar.n_head, model.nar.n_layer) == (3, 2, 3)
     report = verify_path(checkpoint, tmp_path / "two.gguf")
     assert report.passed, report.verdict()
-
-
-# ------------------------------------------------------- mistakes of whoever computes
 
 
 class CausalText(VallexReference):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from valle_convert.cli import console
 from valle_convert.errors import InputError
 
 if TYPE_CHECKING:
@@ -134,6 +133,19 @@ LANGUAGE = opt(
     VOICE,
 )
 THREADS = opt("Threads for llama.cpp. Default: one per usable core.", "N", MODEL, min=1, max=1024)
+
+
+def _n_layers(text: str) -> int:
+    return -1 if text == "all" else int(text)
+
+
+GPU_LAYERS = opt(
+    "Layers to offload to a GPU, if llama.cpp was built for one. `doctor` lists its devices.",
+    "N|all",
+    MODEL,
+    default="0",
+    parser=_n_layers,
+)
 JSON = flag("Print JSON on stdout.", OUTPUT)
 FORCE = flag("Overwrite existing files.", OUTPUT)
 
@@ -163,9 +175,7 @@ class ReadOptions:
     def read(self, path: Path) -> Checkpoint:
         from valle_convert.api import read_checkpoint
 
-        return read_checkpoint(
-            path, config=self.config, lora=self.lora or (), progress=console.progress_bar
-        )
+        return read_checkpoint(path, config=self.config, lora=self.lora or ())
 
     def split(self) -> tuple[ReadOptions, tuple[LoraFile, ...]]:
         """The options without GGUF adapters, which are applied and not merged; and the adapters."""

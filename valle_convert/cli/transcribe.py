@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, GGUF, JSON, THREADS, arg, opt
+from valle_convert.cli.options import CODEC, GGUF, GPU_LAYERS, JSON, THREADS, arg, opt
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def transcribe(
     ),
     max_phonemes: int = opt("Longest transcript.", "N", default=900, min=1, max=20_000),
     threads: int | None = THREADS,
+    gpu_layers: int = GPU_LAYERS,
     json_: bool = JSON,
 ) -> None:
     """Transcribe recordings to phonemes."""
@@ -45,7 +46,7 @@ def transcribe(
     for path in speech if several else ():
         check_input_file(path, "recording")
     opened = None if all(map(is_codes_path, speech)) else open_codec(codec, bundle.model)
-    found, how = [], Settings(n_threads=threads)
+    found, how = [], Settings(n_threads=threads, n_gpu_layers=gpu_layers)
     with bundle.family.speaker(bundle, codec=opened, settings=how) as speaker:
         loaded = time.perf_counter() - begin
         watch = Watch(progress=console.progress_bar)

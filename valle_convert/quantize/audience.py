@@ -108,8 +108,9 @@ class Audience:
         """The F16 file's results, twice; without recordings, it speaks them first."""
         audience, seed = self, self.measuring.seed
         n_threads = self.measuring.threads or usable_cores()
+        settings = replace(LISTENING, n_gpu_layers=self.measuring.gpu_layers)
         adapters = self.measuring.adapters
-        how = replace(LISTENING, n_threads=n_threads)
+        how = replace(settings, n_threads=n_threads)
         with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
@@ -125,7 +126,7 @@ class Audience:
             test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
-        how = replace(LISTENING, n_threads=n_others)
+        how = replace(settings, n_threads=n_others)
         with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
             again = audience.test(network.model, seed=seed + 1)
             repeat = again.listen(network, progress, "listening to F16 again")

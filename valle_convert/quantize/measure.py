@@ -32,6 +32,7 @@ from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import LISTENING
+from valle_convert.llama.context import EXACT, Settings
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.make import unread_types
@@ -55,7 +56,6 @@ from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import ListeningTest
-    from valle_convert.llama.context import Settings
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Measured
@@ -92,6 +92,7 @@ class Measurer:
             "data": self.examples.digest,
             "seed": str(self.options.seed),
             "version": f"{__version__}, llama.cpp {importlib.metadata.version('llama-cpp-python')}",
+            "GPU layers": str(self.options.gpu_layers),
         }
 
     @cached_property
@@ -149,11 +150,13 @@ class Measurer:
         self.source.complete(self.log.progress)
         return self.source
 
-    def _open(self, bundle: Bundle, settings: Settings | None = None) -> Computing:
+    def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
         """Open files on llama.cpp, with the adapters."""
-        from valle_convert.llama.context import EXACT
-
-        how = replace(settings or EXACT, n_threads=self.options.threads or None)
+        how = replace(
+            settings,
+            n_threads=self.options.threads or None,
+            n_gpu_layers=self.options.gpu_layers,
+        )
         network: Computing = bundle.family.open(
             bundle, settings=how, adapters=self.options.adapters
         )
@@ -167,13 +170,17 @@ class Measurer:
             return None, True
         unknown = unread_types(bundle.files)
         if unknown:
-            words = f"NOT VERIFIED: the gguf package cannot read {', '.join(unknown)} yet."
+            words = (
+                f"NOT VERIFIED: the gguf package cannot read {', '.join(unknown)}; update it with "
+                "pip install -U gguf."
+            )
             return Verified("not verified", words), True
         report = verify(
             self.source.reference,
             bundle,
             levels=("structure", "tensors", "logits"),
             seed=self.options.seed,
+            settings=Settings(n_gpu_layers=self.options.gpu_layers),
             adapters=self.options.adapters,
             progress=self.log.progress,
         )
@@ -291,7 +298,7 @@ class Measurer:
             table = file.tensors.get(TOKEN_EMBEDDING)
             if table is not None and not can_decode(table.ggml_type):
                 name = table.ggml_type.name
-                return None, f"not measured: the gguf package cannot read {name} yet"
+                return None, f"not measured: the gguf package cannot read {name}"
         with (
             self._open(bundle) as network,
             self.log.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,

@@ -63,14 +63,16 @@ class _Tally:
     max_error: float = 0.0
     max_relative: float = 0.0  # error over the largest weight of its row
 
-    def add(self, weights: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    def add(self, weights: NDArray[Any], found: NDArray[np.float32]) -> None:
         """Add rows [n, columns]: expected ones and those of the file."""
-        signed = found.astype(np.float64) - weights
-        error = np.abs(signed)
         largest = np.abs(weights).max(axis=-1, keepdims=True)
-        self.signal += float(np.square(weights, dtype=np.float64).sum())
-        self.noise += float(np.square(signed).sum())
-        self.product += float((signed * weights).sum())
+        if not 1e-12 < largest.max() < 1e12:  # squares of float32 would overflow or vanish
+            weights = weights.astype(np.float64)
+        signed = found - weights
+        error = np.abs(signed)
+        self.signal += float(np.vdot(weights, weights))
+        self.noise += float(np.vdot(signed, signed))
+        self.product += float(np.vdot(signed, weights))
         relative = float((error / np.maximum(largest, np.finfo(np.float32).tiny)).max())
         # Written so that NaN stays.
         if not relative <= self.max_relative:
@@ -238,13 +240,13 @@ def _check_quantized(
         whole.merge(tally)
     coarsest = min(types.values(), key=lambda kind: kind.bits)
     least = least_decibels(coarsest)
-    least_part = _least_of_part(coarsest)
+    least_part = least_decibels(coarsest, _DB_PART_MARGIN)
     may_be_far = any(kind.name in _FAR_OFF for kind in (found.ggml_type, *types.values()))
     most = 2.5 if may_be_far else 1.0
     faults = [
         f"{label} {fault}"
         for label, tally in tallies.items()
-        if (fault := tally.fault(_least_of_part(types[label]), most)) is not None
+        if (fault := tally.fault(least_decibels(types[label], _DB_PART_MARGIN), most)) is not None
     ]
     weakest = min(tallies.values(), key=lambda tally: tally.decibels)
     name = found.ggml_type.name
@@ -270,11 +272,6 @@ def _check_quantized(
         f"largest{' times 2.5' if most > 1 else ''}; errors that do not follow the weights",
         badness=_badness(whole, least, most) if passed else math.inf,
     )
-
-
-def _least_of_part(ggml_type: GgmlType) -> float:
-    """The signal to noise ratio, in dB, that a table or head of a type must have."""
-    return max(1.0, least_decibels(ggml_type) - _DB_PART_MARGIN)
 
 
 def _badness(tally: _Tally, least: float, most: float) -> float:
