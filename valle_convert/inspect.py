@@ -72,16 +72,6 @@ class Summary:
     groups: tuple[WeightGroup, ...]
     notes: tuple[str, ...]
 
-    def sections(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The parts that consist of names and values, with titles."""
-        yield "sizes", self.sizes
-        yield "behaviour", self.behaviour
-        yield "tokenizer", self.tokenizer
-        yield "provenance", self.provenance
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def inspect_file(
     path: Path, *, config: Path | None = None, lora: Sequence[LoraFile] = ()
