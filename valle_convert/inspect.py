@@ -48,8 +48,6 @@ class RowsOf:
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """Tensors of one purpose and one type."""
-
     name: str
     type: str
     n_tensors: int
@@ -168,7 +166,6 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
 
 
 def _words(family: AnyFamily, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
-    """Sizes and behaviour of a model, with those that all families have."""
     sizes, behaviour = family.words(model)
     codec = model.codec
     return (
@@ -309,7 +306,6 @@ def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
 
 
 def _purpose(name: str) -> str:
-    """The purpose of a tensor of either kind of file."""
     for purpose, marks in (
         ("norms", ("norm",)),
         ("attention", ("attn", "self_attn")),

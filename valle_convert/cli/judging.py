@@ -26,8 +26,6 @@ _LIMITS = "Limits (exit code 1 beyond them)"
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """The loss that the user allows."""
-
     max_kl: list[str] | None = opt(
         "Mean KL divergence in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2. Limits are repeatable.",
         "LIMIT|TYPE=LIMIT,...",
@@ -84,8 +82,6 @@ class LimitOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Where the results go."""
-
     report: list[Path] | None = opt(
         "Write the report as .json, .md or .html; repeatable.", "FILE", OUTPUT
     )
@@ -112,7 +108,6 @@ class ReportOptions:
             raise typer.Exit(result.exit_code or code)
 
     def _write(self, result: EvaluationReport) -> int:
-        """Write every report that can be written; returns the exit code."""
         from valle_convert.quantize.forms import write_report
 
         code = EXIT_OK

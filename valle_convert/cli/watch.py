@@ -71,7 +71,24 @@ class SpeechProgress:
     def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Show progress of the current sentence."""
         with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
-            yield advance
+            if label != "frames":
+                yield advance
+                return
+            done, begin = 0, time.perf_counter()
+            bar = getattr(advance, "__self__", None)
+
+            def advance_frames(n: int) -> None:
+                nonlocal done
+                done += n
+                advance(n)
+                if bar is not None:
+                    seconds = done / self._frame_rate
+                    factor = (time.perf_counter() - begin) / seconds
+                    bar.set_postfix_str(
+                        f"{seconds:.1f} s of audio, {factor:.2f} x real time", refresh=False
+                    )
+
+            yield advance_frames
 
     @property
     def _name(self) -> str:

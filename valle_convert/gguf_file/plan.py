@@ -58,8 +58,6 @@ class FileKeys:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A GGUF file before it is written."""
-
     checkpoint: Checkpoint
     keys: tuple[Key, ...]  # the metadata in file order, `general.architecture` first
     tensors: tuple[PlannedTensor, ...]
@@ -96,7 +94,6 @@ def lay_out(
     set_salt: tuple[str, str] | None = None,
     assumed: tuple[str, ...] = (),
 ) -> PlannedFile:
-    """Lay out one file, without reading weights."""
     specs = checkpoint.tensors.specs
     wanted: list[tuple[str, tuple[int, ...], tuple[RowBlock, ...]]] = []
     if contents.rows:
@@ -173,7 +170,6 @@ def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
 
 
 def source_keys(checkpoint: Checkpoint, assumed: tuple[str, ...] = ()) -> list[Key]:
-    """The source of the weights, and the converter's version."""
     keys = [
         Key("valle.source.name", checkpoint.path.name, "string"),
         Key(gguf_keys.SOURCE_SHA256_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
@@ -201,7 +197,6 @@ def place_tensors(
     specs: Mapping[str, TensorSpec],
     forced: GgmlType | None,
 ) -> tuple[PlannedTensor, ...]:
-    """Give every tensor its type and offset."""
     tensors: list[PlannedTensor] = []
     faults: list[str] = []
     offset = 0

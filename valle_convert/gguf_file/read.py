@@ -183,7 +183,6 @@ class GgufFile:
 
     @property
     def is_part(self) -> bool:
-        """Whether it is one of several files of a split model."""
         return self.keys.get(_SPLIT_NUMBER, 0) != 0 or self.keys.get(_SPLIT_COUNT, 0) not in (0, 1)
 
     @cached_property

@@ -16,8 +16,6 @@ RETRY_AFTER = {"Retry-After": "2"}
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """An answer that is an error."""
-
     status: int
     message: str
     code: str
@@ -44,7 +42,6 @@ class Refusal(Exception):
 
 
 def bad_value(param: str, message: str, code: str = "invalid_value") -> Refusal:
-    """A field of the request that cannot be used."""
     return Refusal(400, message, code, param)
 
 

@@ -15,8 +15,6 @@ from valle_convert.extras import require
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """A value of `response_format`."""
-
     media_type: str
     #: Its sample rates, the first one for other codecs; empty for any. OpenAI's pcm has 24 kHz.
     rates: tuple[int, ...] = ()
@@ -101,7 +99,6 @@ class Encoder:
 
 
 def _stretched(samples: Samples, rate: int, speed: float) -> Samples:
-    """The same sound faster or slower, at the same pitch."""
     stretch = require("python_stretch", "Another speed", extra="serve").Signalsmith.Stretch()
     stretch.preset(1, rate)
     stretch.timeFactor = speed

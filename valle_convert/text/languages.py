@@ -103,7 +103,6 @@ def sentences_of(
 
 
 def could_be_either(text: str) -> bool:
-    """Whether a text in Chinese characters may be Chinese or Japanese."""
     letters = _letters(text)
     is_han = letters["CJK"] > 0 and letters.most_common(1)[0][0] == "CJK"
     return is_han and not letters["HIRAGANA"] and _language_of_han(text) is None

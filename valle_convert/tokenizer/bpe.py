@@ -90,7 +90,6 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
-    """Check the bytes of a tokenizer.json."""
     document = _load_json(data, source)
     problems: list[str] = []
     bpe = _read_bpe(document, problems)

@@ -124,7 +124,6 @@ def _check_splitting(bpe: PhonemeBpe) -> None:
 
 
 def _known_characters(bpe: PhonemeBpe) -> Iterator[str]:
-    """The single characters of the vocabulary, by id."""
     for strings in bpe.strings:
         for string in strings:
             if len(string) == 1:

@@ -81,7 +81,6 @@ class _Tally:
         self.n_weights += weights.size
 
     def merge(self, other: _Tally) -> None:
-        """Add another tally's weights."""
         if not other.max_relative <= self.max_relative:
             self.max_relative, self.where = other.max_relative, other.where
         self.max_error = max(self.max_error, other.max_error)

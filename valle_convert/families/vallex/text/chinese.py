@@ -97,7 +97,6 @@ def spell_syllable(bopomofo: str) -> str | None:
 
 
 def _expanded(text: str) -> str:
-    """Write numbers and signs in Chinese."""
     text = _PERCENT.sub(_percent, signs_in_words(text, "zh"))
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
     return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)

@@ -116,7 +116,6 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
 
 
 def _expanded(text: str) -> str:
-    """Write abbreviations, numbers and signs in words."""
     text = re.sub("[’‘`]", "'", text)
     # Currencies stay for `_money`.
     text = signs_in_words(text, "en", _CURRENCIES.__contains__)
@@ -236,7 +235,6 @@ def _in_dictionary(words: list[str]) -> dict[str, str]:
 
 @cache
 def _by_espeak(word: str) -> str:
-    """espeak-ng's pronunciation in the dictionary's notation."""
     try:
         return from_espeak(to_phonemes(word, "en"))
     except InputError:
