@@ -31,6 +31,7 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
+from valle_convert.model.description import RowBlock
 from valle_convert.progress import Progress, silent
 from valle_convert.threads import made_ahead
 
@@ -119,14 +120,22 @@ def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
         if blocks is None:
             source = source.reshape(-1, tensor.shape[-1])
         step = max(1, _PIECE_BYTES // (source.shape[1] * source.dtype.itemsize))
-        for start in range(0, span.n_rows, step):
-            piece = slice(start, min(start + step, span.n_rows))
-            rows = source[piece if span.gather is None else list(span.gather[piece])]
+        for _, rows in source_rows(span, source, step):
             if blocks is None:
                 yield encode(rows, tensor.ggml_type, span.source)
             else:
                 check_blocks(rows, tensor.ggml_type, span.source)
                 yield np.ascontiguousarray(rows)
+
+
+def source_rows(
+    span: RowBlock, source: NDArray[Any], step: int
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The rows of a span, a few at a time, each with the tensor's row where they begin."""
+    for start in range(0, span.n_rows, step):
+        piece = slice(start, min(start + step, span.n_rows))
+        rows = source[piece if span.gather is None else list(span.gather[piece])]
+        yield span.first_row + start, rows
 
 
 def stored_blocks(
