@@ -15,7 +15,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import FORCE, JSON, OUTPUT, opt
-from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK, ValleConvertError
+from valle_convert.errors import EXIT_ENVIRONMENT, ValleConvertError
 
 if TYPE_CHECKING:
     from valle_convert.quantize.limits import Gates
@@ -99,25 +99,21 @@ class ReportOptions:
 
     def finish(self, result: EvaluationReport) -> None:
         """Print a result, write its reports, and exit with its code unless that is 0."""
+        from valle_convert.quantize.forms import write_report
+
         if self.json_:
             console.data_json(result.to_json())
         else:
             _show(result)
-        code = self._write(result)
-        if result.exit_code or code:
-            raise typer.Exit(result.exit_code or code)
-
-    def _write(self, result: EvaluationReport) -> int:
-        from valle_convert.quantize.forms import write_report
-
-        code = EXIT_OK
+        code = result.exit_code
         for one in self.report or []:
             try:
                 write_report(result, one, force=self.force)
             except ValleConvertError as error:
                 console.error(str(error))
-                code = EXIT_ENVIRONMENT
-        return code
+                code = code or EXIT_ENVIRONMENT
+        if code:
+            raise typer.Exit(code)
 
 
 def command_line() -> str:
