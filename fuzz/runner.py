@@ -32,7 +32,7 @@ from valle_convert.errors import ValleConvertError
 SECONDS_PER_INPUT = 10
 MEMORY_BYTES = 1 << 30
 #: Of an error, in characters besides its path.
-LONGEST_MESSAGE = 320
+LONGEST_MESSAGE = 500
 #: A worker that is stuck in C code, where Python handles no signal, is killed after this time.
 _STUCK_SECONDS = 120
 _COUNTERS = struct.Struct("<4Q")  # next input, accepted, refused, findings

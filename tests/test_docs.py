@@ -191,9 +191,8 @@ def say_little(checkpoint: Path) -> None:
     with safe_open(checkpoint, "np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    (bias,) = [
-        one.source for one in describe(read_checkpoint(checkpoint)).biases if one.head == "len"
-    ]
+    contents = describe(read_checkpoint(checkpoint)).contents.values()
+    (bias,) = [one.source for part in contents for one in part.biases if one.head == "len"]
     tensors[bias][10] += 100
     save_file(tensors, checkpoint, metadata)
 

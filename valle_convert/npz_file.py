@@ -69,4 +69,4 @@ def _opened(path: Path, what: str, hint: str = "") -> Iterator[Any]:
     except OSError as error:
         raise os_fault(f"The {what} {path} cannot be opened", error) from error
     except _DAMAGED as error:
-        raise InputError(f"{path} is no {what} ({error!s:.80}){hint and f'; {hint}'}.") from error
+        raise InputError(f"{path} is no {what} ({error!s:.120}){hint and f'; {hint}'}.") from error

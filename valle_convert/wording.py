@@ -10,8 +10,8 @@ from itertools import accumulate
 #: `-3`, `1,024.5 MiB`, `3e-5`, `97 %` and `3.22 (3.11 to 3.33)`; an empty cell is one, too.
 _NUMBER = re.compile(r"([+-]?\d[\d.,]*(e[+-]?\d+)?( ?(%|\w+))?( \(.*\))?)?")
 
-#: Characters that are listed in one message.
-_MAX_LISTED = 110
+#: Characters of a list in a message, and of one thing in it.
+_MAX_LISTED, _MAX_THING = 300, 200
 
 
 def plural(n: int, thing: str, things: str = "") -> str:
@@ -20,9 +20,9 @@ def plural(n: int, thing: str, things: str = "") -> str:
 
 
 def listing(items: Iterable[object], at_most: int = 5, separator: str = ", ") -> str:
-    """The first ones of several things, as far as a line goes, and how many more there are."""
+    """The first few of several things, and how many more there are."""
     words = map(str, items)
-    shown = [one if len(one) <= _MAX_LISTED else f"{one[:_MAX_LISTED]}..." for one in words]
+    shown = [one if len(one) <= _MAX_THING else f"{one[:_MAX_THING]}..." for one in words]
     ends = accumulate(len(one) + len(separator) for one in shown)
     n_shown = min(at_most, max(1, sum(end <= _MAX_LISTED for end in ends)))
     if len(shown) > n_shown:

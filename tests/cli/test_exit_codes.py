@@ -10,6 +10,7 @@ from support import Cli, Convert, error_of, golden_checkpoint
 from typer.models import TyperPath
 
 from valle_convert.cli.app import every_command
+from valle_convert.llama.library import load_library
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
 #: Every command that takes a file, with FILE for that file and OUT for what it would write; and
@@ -119,3 +120,21 @@ def test_a_file_that_may_not_be_read_ends_with_3(closed: str, tmp_path: Path, cl
         os.seteuid(0)
         path.chmod(0o755)
     assert "permission denied" in error_of(result, 3)
+
+
+def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for_end_with_3(
+    tmp_path: Path, cli: Cli, converted: Convert, codec: Path
+) -> None:
+    if load_library().api.llama_supports_gpu_offload():
+        pytest.skip("this llama.cpp was built for a GPU")
+    gguf, codes, out = converted("ar-nar-len", "q8_0"), tmp_path / "codes.npz", tmp_path / "out"
+    assert cli("speak", gguf, "Hi.", "--save-codes", codes, "--set", "max_seconds=1").code == 0
+    for command in (
+        ("speak", gguf, "Hi.", "--save-codes", f"{out}.npz"),
+        ("serve", gguf, "--codec", codec, "--port", 0),
+        ("transcribe", gguf, codes),
+        ("verify", CHECKPOINT, gguf),
+        ("evaluate", gguf, "--checkpoint", CHECKPOINT, "--save-reference", f"{out}.safetensors"),
+    ):
+        assert "without a GPU backend" in error_of(cli(*command, "--gpu-layers", "all"), 3), command
+    assert list(tmp_path.iterdir()) == [codes]

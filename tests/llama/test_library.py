@@ -41,7 +41,7 @@ def test_complaints_are_warnings_and_errors_after_the_mark_only() -> None:
     log.write(ERROR, "bad\n")
     log.write(ERROR, "unfinished")
     assert log.complaints(mark) == ["odd", "bad", "unfinished"]
-    assert log.explain(mark) == " llama.cpp says: bad | unfinished."
+    assert log.explain(mark) == " llama.cpp says: odd | bad | unfinished."
     assert log.explain(log.mark()) == ""
 
 

@@ -167,15 +167,15 @@ def test_added_tokens_that_can_overlap_are_refused() -> None:
     document["model"]["vocab"]["k><b"] = 256
     document["added_tokens"].append({"id": 256, "content": "k><b", "special": True})
     message = refusal(document)
-    assert "'<unk>' and 'k><b' can overlap" in message
+    assert "'<mask>' and 'k><b' can overlap" in message
 
 
-def test_of_a_thousand_problems_the_first_is_shown_and_the_rest_counted() -> None:
+def test_of_a_thousand_problems_a_few_are_shown_and_the_rest_counted() -> None:
     document = good()
     document["model"]["merges"] = ["ж ж"] * 1000
-    message = refusal(document)
-    assert "and 2,999 more" in message
-    assert len(message) < 300
+    shown, _, rest = refusal(document).partition("; and ")
+    assert shown.count("; ") + 1 + int(rest.split()[0].replace(",", "")) == 3000
+    assert len(shown) < 500
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,9 @@ def test_bytes_that_are_no_model_are_refused(data: bytes, reason: str) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\x0a\x07\x0a\x03qxq\x18\x63", "piece 600, 'qxq', has the unknown type 99"),
-        (b"\x12\x02\x18\x09", "its model_type is 9, expected bpe"),
-        (b"\x12\x04\x1a\x02xx", "bytes, expected a number"),
+        (b"\x0a\x06\x0a\x02\xd0\xb6\x18\x63", "'ж', has the unknown type 99"),
+        (b"\x0a\x03\x0a\x01x\x12\x02\x18\x09", "its model_type is 9, expected bpe"),
+        (b"\x0a\x03\x0a\x01x\x12\x04\x1a\x02xx", "bytes, expected a number"),
     ],
 )
 def test_a_value_that_protobuf_would_replace_by_its_default_is_refused(

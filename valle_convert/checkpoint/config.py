@@ -97,7 +97,7 @@ def load_config(path: Path, found: Found) -> Config:
     except ValueError as error:  # includes encoding errors
         reason = " ".join(str(error).split())
         raise InputError(
-            f"The config {path} is neither YAML nor JSON: {reason:.80}; "
+            f"The config {path} is neither YAML nor JSON: {reason:.120}; "
             "give the config.yaml that the model was trained with."
         ) from error
     # The training project's own config.yaml has its models under a key, among other settings.

@@ -100,7 +100,7 @@ class SafetensorsFile(SafetensorsHeader):
                 pass
         except (SafetensorError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{path} is not a complete safetensors file ({error!s:.80}); "
+                f"{path} is not a complete safetensors file ({error!s:.120}); "
                 "copy or download it again, and compare its size with the original's."
             ) from error
         with path.open("rb") as stream:

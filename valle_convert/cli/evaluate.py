@@ -8,6 +8,7 @@ from valle_convert.cli import console
 from valle_convert.cli.judging import LimitOptions, ReportOptions, command_line
 from valle_convert.cli.options import (
     CODEC,
+    GPU_LAYERS,
     MEASURING,
     MODEL,
     OUTPUT,
@@ -40,6 +41,7 @@ def evaluate(
     ),
     reading: ReadOptions,
     threads: int | None = THREADS,
+    gpu_layers: int = GPU_LAYERS,
     dataset: DataOptions,
     reference: Path | None = opt(
         "Read the output of --save-reference instead of computing it again.", "FILE", MEASURING
@@ -109,6 +111,7 @@ def evaluate(
             n_utterances=dataset.utterances,
             adapters=adapters,
             threads=threads or 0,
+            gpu_layers=gpu_layers,
             reference=reference,
             save_reference=save_reference,
         ),

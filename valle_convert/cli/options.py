@@ -134,6 +134,19 @@ LANGUAGE = opt(
     VOICE,
 )
 THREADS = opt("Threads for llama.cpp. Default: one per usable core.", "N", MODEL, min=1, max=1024)
+
+
+def _n_layers(text: str) -> int:
+    return -1 if text == "all" else int(text)
+
+
+GPU_LAYERS = opt(
+    "Layers to offload to a GPU, if llama.cpp was built for one. `doctor` lists its devices.",
+    "N|all",
+    MODEL,
+    default="0",
+    parser=_n_layers,
+)
 JSON = flag("Print JSON on stdout.", OUTPUT)
 FORCE = flag("Overwrite existing files.", OUTPUT)
 

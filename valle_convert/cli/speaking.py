@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, DECODING, MODEL, opt
+from valle_convert.cli.options import CODEC, DECODING, GPU_LAYERS, MODEL, opt
 from valle_convert.errors import InputError
 from valle_convert.wording import plural
 
@@ -38,14 +38,7 @@ class EngineOptions:
         panel=MODEL,
         default="auto",
     )
-    gpu_layers: int = opt(
-        "Layers to offload to a GPU, if llama.cpp was built for one; -1 is all.",
-        "N",
-        MODEL,
-        default=0,
-        min=-1,
-    )
-
+    gpu_layers: int = GPU_LAYERS
     parallel: int = opt(
         "Sentences to decode side by side in one batch of llama.cpp; needs a model with an AR. "
         "With guidance or best_of, a sentence takes several places. 0 takes the fastest number, "

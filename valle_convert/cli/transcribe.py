@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, GGUF, JSON, THREADS, arg, opt
+from valle_convert.cli.options import CODEC, GGUF, GPU_LAYERS, JSON, THREADS, arg, opt
 from valle_convert.cli.remote import local_gguf
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def transcribe(
     ),
     max_phonemes: int = opt("Longest transcript.", "N", default=900, min=1, max=20_000),
     threads: int | None = THREADS,
+    gpu_layers: int = GPU_LAYERS,
     json_: bool = JSON,
 ) -> None:
     """Transcribe recordings to phonemes."""
@@ -36,6 +37,7 @@ def transcribe(
     from valle_convert.decode import TranscribeOptions
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_input_file
+    from valle_convert.llama.context import Settings
     from valle_convert.speech.speaker import Watch
 
     begin = time.perf_counter()
@@ -46,7 +48,10 @@ def transcribe(
         check_input_file(path, "recording")
     opened = None if all(map(is_codes_path, speech)) else open_codec(codec, bundle.model)
     found = []
-    with bundle.family.speaker(bundle, codec=opened, n_threads=threads) as speaker:
+    settings = Settings(n_gpu_layers=gpu_layers)
+    with bundle.family.speaker(
+        bundle, codec=opened, n_threads=threads, settings=settings
+    ) as speaker:
         loaded = time.perf_counter() - begin
         watch = Watch(progress=console.progress_bar)
         for path in speech:

@@ -14,6 +14,7 @@ from valle_convert.cli.options import (
     CHECKPOINT,
     CODEC_NAME,
     FORCE,
+    GPU_LAYERS,
     JSON,
     OUTPUT,
     TOKENIZER,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from valle_convert.verify.report import Report
 
 Level = Literal["all", "structure", "tensors", "tokenizer", "logits"]
-_CONVERSION = ("--config", "--lora", "--tokenizer", "--codec-name", "--biases")
+_CONVERSION = ("--config", "--lora", "--tokenizer", "--codec-name", "--biases", "--gpu-layers")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class VerifyOptions(ReadOptions):
         "Also compare layer by layer, and name the first layer and part that are off."
     )
     seed: int = opt("Seed of random texts and inputs.", "N", default=0, min=0)
+    gpu_layers: int = GPU_LAYERS
 
     def refuse(self, reason: str, *names: str) -> None:
         """Refuse options that have no effect on this kind of comparison."""
@@ -131,6 +133,7 @@ def _verify_model(
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.llama.context import Settings
     from valle_convert.verify import LEVELS, verify_path
 
     merged, adapters = options.split()
@@ -154,6 +157,7 @@ def _verify_model(
             *(("trace",) if options.trace else ()),
         ),
         seed=options.seed,
+        settings=Settings(n_gpu_layers=options.gpu_layers),
         adapters=adapters,
         progress=console.progress_bar,
     )

@@ -278,9 +278,10 @@ def table_problems(expected: Expected, found: Shapes) -> list[str]:
             twice.append(name)
         else:
             wanted, dtypes = expected[name]
-            if shape != wanted or dtype not in dtypes:
-                either = " or ".join(dtypes)
-                wrong.append(f"{name} ({dtype} {list(shape)}, expected {either} {list(wanted)})")
+            if shape != wanted:
+                wrong.append(f"{name} is {list(shape)}, expected {list(wanted)}")
+            elif dtype not in dtypes:
+                wrong.append(f"{name} is {dtype}, expected {' or '.join(dtypes)}")
         seen.add(name)
     missing = [name for name in expected if name not in seen]
     kinds = {
@@ -290,7 +291,7 @@ def table_problems(expected: Expected, found: Shapes) -> list[str]:
         "of another shape or type": wrong,
     }
     return [
-        f"{len(names)} of {len(expected)} tensors {words}: {listing(names)}"
+        f"{len(names)} of {len(expected)} tensors {words}: {listing(names, 1)}"
         for words, names in kinds.items()
         if names
     ]

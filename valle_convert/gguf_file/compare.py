@@ -20,7 +20,7 @@ from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing, plural
 
-_PIECE_WEIGHTS = 1 << 20
+_PIECE_WEIGHTS = 1 << 18  # fits into a core's cache
 _SHOWN, _BEFORE = 60, 20
 
 
@@ -165,18 +165,19 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         if note:
             continue
         try:
-            # As float64, whose squares neither overflow nor vanish.
-            x = decode(raw_a, a.ggml_type).ravel().astype(np.float64)
-            y = x if same else decode(raw_b, b.ggml_type).ravel().astype(np.float64)
+            x: NDArray[Any] = decode(raw_a, a.ggml_type).ravel()
+            y: NDArray[Any] = x if same else decode(raw_b, b.ggml_type).ravel()
         except InputError as fault:
             note = str(fault)
             continue
-        signal += float(np.vdot(x, x))
+        signal += _sum_of_squares(x)
         if not same:
-            with np.errstate(invalid="ignore"):  # infinite - infinite
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite - infinite
                 error = y - x
-            noise += float(np.vdot(error, error))
-            largest = max(largest, float(error.max()), -float(error.min()))
+                if not math.isfinite(_peak(error)):
+                    error = y.astype(np.float64) - x
+            noise += _sum_of_squares(error)
+            largest = max(largest, _peak(error))
     if not math.isfinite(signal + noise):
         note = "not all numbers are finite"
     if equal:
@@ -186,6 +187,17 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
     decibels = 10 * math.log10(signal / noise) if signal and noise else -math.inf
     snr_db = None if noise == 0 else decibels
     return TensorDifference(a.name, _show(a), _show(b), noise == 0, snr_db, largest)
+
+
+def _peak(x: NDArray[Any]) -> float:
+    return max(float(x.max()), -float(x.min()))
+
+
+def _sum_of_squares(x: NDArray[Any]) -> float:
+    """In float64, which is slower, only where squares of float32 could overflow or vanish."""
+    if not 1e-15 < _peak(x) < 1e15:
+        x = x.astype(np.float64)
+    return float(np.vdot(x, x))
 
 
 def _pieces(tensor: TensorInfo) -> Iterator[NDArray[np.uint8]]:

@@ -79,11 +79,7 @@ class LlamaModel(Closing):
             if not part.is_file():
                 raise InputError(f"The model {part} is not a file; give the path of a GGUF file.")
         api = library.api
-        if settings.n_gpu_layers and not api.llama_supports_gpu_offload():
-            raise EnvironmentFault(
-                f"llama.cpp {library.binding_version} was built without a GPU backend. Leave "
-                "--gpu-layers out, or build it again with CMAKE_ARGS=-DGGML_CUDA=ON."
-            )
+        library.check_gpu(settings.n_gpu_layers)
         parameters = api.llama_model_default_params()
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
         parameters.n_gpu_layers = settings.n_gpu_layers

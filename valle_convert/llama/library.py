@@ -26,6 +26,7 @@ from typing import Any
 from valle_convert.errors import EnvironmentFault
 from valle_convert.extras import install
 from valle_convert.threads import limit_openmp_spinning
+from valle_convert.wording import listing
 
 INSTALL = install("llama")
 #: The tested version, as pinned in constraints.txt.
@@ -45,7 +46,6 @@ LEVEL_CONTINUED = 5
 
 _LOADING = threading.Lock()
 LOG_LINES = 1000  # loading a model writes about 150
-_LINES_IN_A_MESSAGE = 2
 
 
 class Log:
@@ -85,9 +85,9 @@ class Log:
         return list(dict.fromkeys(filter(None, texts)))
 
     def explain(self, since: int) -> str:
-        """` llama.cpp says: ...` with the last complaints after a mark; empty if none came."""
-        complaints = self.complaints(since)[-_LINES_IN_A_MESSAGE:]
-        return f" llama.cpp says: {' | '.join(complaints):.200}." if complaints else ""
+        """` llama.cpp says: ...` with the first complaints after a mark; empty if none came."""
+        complaints = self.complaints(since)
+        return f" llama.cpp says: {listing(complaints, 3, ' | ')}." if complaints else ""
 
     def _finish(self) -> None:
         if self._unfinished:
@@ -131,6 +131,14 @@ class Library:
             function = getattr(library, name)
             function.restype, function.argtypes = result, list(arguments)
         return library
+
+    def check_gpu(self, n_layers: int) -> None:
+        """Refuse to offload layers where llama.cpp was built without a GPU backend."""
+        if n_layers and not self.api.llama_supports_gpu_offload():
+            raise EnvironmentFault(
+                f"llama.cpp {self.binding_version} was built without a GPU backend. Leave "
+                "--gpu-layers out, or build it again with CMAKE_ARGS=-DGGML_CUDA=ON."
+            )
 
     def devices(self) -> list[str]:
         """What llama.cpp can compute on, with the memory of each."""

@@ -108,9 +108,10 @@ class Audience:
         """The F16 file's results, twice; without recordings, it speaks them first."""
         audience, seed = self, self.measuring.seed
         n_threads = self.measuring.threads or usable_cores()
+        settings = replace(LISTENING, n_gpu_layers=self.measuring.gpu_layers)
         adapters = self.measuring.adapters
         with bundle.family.open(
-            bundle, n_threads=n_threads, settings=LISTENING, adapters=adapters
+            bundle, n_threads=n_threads, settings=settings, adapters=adapters
         ) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
@@ -127,7 +128,7 @@ class Audience:
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
         with bundle.family.open(
-            bundle, n_threads=n_others, settings=LISTENING, adapters=adapters
+            bundle, n_threads=n_others, settings=settings, adapters=adapters
         ) as network:
             again = audience.test(network.model, seed=seed + 1)
             repeat = again.listen(network, progress, "listening to F16 again")

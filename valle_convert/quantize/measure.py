@@ -32,6 +32,7 @@ from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import LISTENING
+from valle_convert.llama.context import EXACT, Settings
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.make import unread_types
@@ -55,7 +56,6 @@ from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.listening.listen import ListeningTest
-    from valle_convert.llama.context import Settings
     from valle_convert.network.protocol import Computing
     from valle_convert.quantize.listening import Listening
     from valle_convert.quantize.quality import Measured
@@ -92,6 +92,7 @@ class Measurer:
             "data": self.examples.digest,
             "seed": str(self.options.seed),
             "version": f"{__version__}, llama.cpp {importlib.metadata.version('llama-cpp-python')}",
+            "GPU layers": str(self.options.gpu_layers),
         }
 
     @cached_property
@@ -149,12 +150,12 @@ class Measurer:
         self.source.complete(self.log.progress)
         return self.source
 
-    def _open(self, bundle: Bundle, settings: Settings | None = None) -> Computing:
+    def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
         """Open files on llama.cpp, with the adapters."""
         network: Computing = bundle.family.open(
             bundle,
             n_threads=self.options.threads or None,
-            settings=settings,
+            settings=replace(settings, n_gpu_layers=self.options.gpu_layers),
             adapters=self.options.adapters,
         )
         return network
@@ -174,6 +175,7 @@ class Measurer:
             bundle,
             levels=("structure", "tensors", "logits"),
             seed=self.options.seed,
+            settings=Settings(n_gpu_layers=self.options.gpu_layers),
             adapters=self.options.adapters,
             progress=self.log.progress,
         )

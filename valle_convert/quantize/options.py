@@ -58,6 +58,7 @@ class MeasureOptions:
     seed: int = 0
     adapters: tuple[LoraFile, ...] = ()  # LoRAs kept apart, applied to the files
     threads: int = 0  # 0 for all usable cores, or one for a small model
+    gpu_layers: int = 0  # layers that a GPU computes; -1 for all
     reference: Path | None = None  # a file of the reference's results to read
     save_reference: Path | None = None  # the same, to write
 

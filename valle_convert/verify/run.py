@@ -18,8 +18,10 @@ from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.types import PLAIN_DTYPES
-from valle_convert.llama.library import INSTALL, find_library
+from valle_convert.llama.context import EXACT, Settings
+from valle_convert.llama.library import INSTALL, find_library, load_library
 from valle_convert.llama.probe import prove_library
+from valle_convert.network.protocol import OnLlama
 from valle_convert.network.weights import rounded_types
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer import corpus
@@ -53,6 +55,7 @@ def verify(
     levels: Sequence[LevelName] = LEVELS,
     n_texts: int | None = None,
     seed: int = 0,
+    settings: Settings = EXACT,
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
@@ -66,7 +69,7 @@ def verify(
         )
     with_llama = find_library() is not None
     danger = what_llama_must_not_see(plan, bundle)
-    run = _Run(plan, bundle, n_texts or plan.family.n_texts, seed, adapters, progress)
+    run = _Run(plan, bundle, n_texts or plan.family.n_texts, seed, settings, adapters, progress)
     for name in levels:
         start = time.perf_counter()
         checks: Iterable[Check] = ()
@@ -94,6 +97,7 @@ def verify_path(
     given: Choices | None = None,
     levels: Sequence[LevelName] = LEVELS,
     seed: int = 0,
+    settings: Settings = EXACT,
     adapters: Sequence[LoraFile] = (),
     progress: Progress = silent,
 ) -> Report:
@@ -112,7 +116,15 @@ def verify_path(
     if source is not None and not source.passed:
         return Report.of_one(checkpoint.path, path, source, "structure", main_type(bundle))
     plan = plan_like(bundle, bundle.family.comparable(checkpoint, bundle), given or Choices())
-    return verify(plan, bundle, levels=levels, seed=seed, adapters=adapters, progress=progress)
+    return verify(
+        plan,
+        bundle,
+        levels=levels,
+        seed=seed,
+        settings=settings,
+        adapters=adapters,
+        progress=progress,
+    )
 
 
 def plan_like(bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Plan:
@@ -138,6 +150,7 @@ class _Run:
     bundle: Bundle
     n_texts: int
     seed: int
+    settings: Settings
     adapters: Sequence[LoraFile]
     progress: Progress
     done: list[Level] = field(default_factory=list)
@@ -187,7 +200,7 @@ class _Run:
                     is_rounded=is_rounded,
                     advance=advance,
                 )
-                network = plan.family.open(bundle, adapters=self.adapters)
+                network = self._open()
             except (InputError, EnvironmentFault) as error:
                 return [Check.failure("logits", str(error))]
             with network:
@@ -210,7 +223,14 @@ class _Run:
         """The adapters; llama.cpp is proved, so that later failures are the file's."""
         opened = self.plan.family.open_adapters(self.adapters, self.bundle)
         prove_library()
+        load_library().check_gpu(self.settings.n_gpu_layers)
         return opened
+
+    def _open(self) -> OnLlama:
+        network: OnLlama = self.plan.family.open(
+            self.bundle, settings=self.settings, adapters=self.adapters
+        )
+        return network
 
     def _is_rounded(self) -> bool:
         """Whether the files are known to hold the checkpoint's weights, exactly rounded."""
@@ -229,7 +249,7 @@ class _Run:
         total = N_NETWORKS * len(list(traced_cases(plan, plan.model, seed)))
         with self.progress("comparing layers", total, "passes") as advance:
             try:
-                with plan.family.open(bundle, adapters=self.adapters) as network:
+                with self._open() as network:
                     return list(
                         trace(plan, bundle, network, seed=seed, adapters=opened, advance=advance)
                     )

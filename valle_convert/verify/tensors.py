@@ -63,14 +63,16 @@ class _Tally:
     max_error: float = 0.0
     max_relative: float = 0.0  # error over the largest weight of its row
 
-    def add(self, weights: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    def add(self, weights: NDArray[Any], found: NDArray[np.float32]) -> None:
         """Add rows [n, columns]: expected ones and those of the file."""
-        signed = found.astype(np.float64) - weights
-        error = np.abs(signed)
         largest = np.abs(weights).max(axis=-1, keepdims=True)
-        self.signal += float(np.square(weights, dtype=np.float64).sum())
-        self.noise += float(np.square(signed).sum())
-        self.product += float((signed * weights).sum())
+        if not 1e-12 < largest.max() < 1e12:  # squares of float32 would overflow or vanish
+            weights = weights.astype(np.float64)
+        signed = found - weights
+        error = np.abs(signed)
+        self.signal += float(np.vdot(weights, weights))
+        self.noise += float(np.vdot(signed, signed))
+        self.product += float(np.vdot(signed, weights))
         relative = float((error / np.maximum(largest, np.finfo(np.float32).tiny)).max())
         # Written so that NaN stays.
         if not relative <= self.max_relative:
