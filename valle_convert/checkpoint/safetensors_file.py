@@ -99,9 +99,10 @@ class SafetensorsFile(SafetensorsHeader):
             with os_faults(f"{path} cannot be read"), safe_open(path, framework="numpy"):
                 pass
         except (SafetensorError, UnicodeDecodeError) as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
             raise InputError(
-                f"{path} is not a complete safetensors file ({error!s:.120}); "
-                "copy or download it again, and compare its size with the original's."
+                f"{path} is not a complete safetensors file ({reason:.100}); copy or download it "
+                "again."
             ) from error
         with path.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
