@@ -19,8 +19,6 @@ Made = Callable[[Path, Path], Path]
 
 @dataclass(frozen=True)
 class Attack:
-    """One hostile input."""
-
     tries: str  # what it tries, in words
     make: Made
     #: A pattern of the refusal; empty if the file is read, and only nothing of it runs.
@@ -46,7 +44,6 @@ class Calls:
         self._call = function, arguments
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        """The call."""
         return self._call
 
 
@@ -61,7 +58,6 @@ def python(canary: Path) -> str:
 
 
 def dumped(value: object, protocol: int = 2) -> bytes:
-    """A value as a pickle."""
     return pickle.dumps(value, protocol)
 
 

@@ -173,69 +173,36 @@ KEYS = {
     "call-counter-dict": b"ccollections\nCounter\n(" + _KEY + b"K\1d\x85R",
 }
 
-#: Title, module, name and arguments of a call among the counters.
+#: Module, name and arguments of a call among the counters.
 CALLS: Mapping[str, tuple[Any, ...]] = {
-    "eval": ("builtins.eval", "builtins", "eval", None),
-    "exec": ("builtins.exec", "builtins", "exec", None),
-    "getattr": ("builtins.getattr, to reach anything", "builtins", "getattr", "", "x"),
-    "import": ("importlib.import_module", "importlib", "import_module", "antigravity"),
-    "pip": ("pip.main", "pip", "main", ["install", "--help"]),
-    "pip-internal": ("pip's inner main", "pip._internal.cli.main", "main", ["install", "--help"]),
-    "resolve-name": (
-        "pkgutil.resolve_name, which names anything",
-        "pkgutil",
-        "resolve_name",
-        "os:system",
-    ),
-    "runpy": ("runpy.run_path", "runpy", "run_path", "x.py"),
-    "timeit": ("timeit.timeit of a text", "timeit", "timeit", None),
-    "cprofile": ("cProfile.run of a text", "cProfile", "run", None),
-    "pdb": ("pdb.run of a text", "pdb", "run", None),
-    "code": ("code.InteractiveInterpreter", "code", "InteractiveInterpreter"),
-    "webbrowser": ("webbrowser.open", "webbrowser", "open", "http://localhost"),
-    "operator": ("operator.attrgetter, to reach anything", "operator", "attrgetter", "system"),
-    "functools": ("functools.partial of a call", "functools", "partial", None),
-    "asyncio": (
-        "a subprocess of asyncio",
-        "asyncio.unix_events",
-        "_UnixSubprocessTransport._start",
-        None,
-    ),
-    "logging": ("logging.config.listen", "logging.config", "listen"),
-    "numpy-runstring": (
-        "numpy.testing's exec",
-        "numpy.testing._private.utils",
-        "runstring",
-        None,
-        {},
-    ),
-    "numpy-load": ("numpy.load with allow_pickle", "numpy", "load", "x.npy", None, True),
-    "numpy-f2py": ("numpy.f2py's eval", "numpy.f2py.crackfortran", "myeval", None),
-    "torch-load": ("torch.load without weights_only", "torch", "load", "x.pt"),
-    "torch-hub": ("torch.hub.load", "torch.hub", "load", "a/b", "c"),
-    "torch-cpp": (
-        "a C++ extension compiled by torch",
-        "torch.utils.cpp_extension",
-        "load_inline",
-        "x",
-        "",
-    ),
-    "torch-jit": (
-        "an expression of torch.jit",
-        "torch.jit.unsupported_tensor_ops",
-        "execWrapper",
-        None,
-        {},
-        {},
-    ),
-    "dotted": (
-        "a name that leads through an allowed module",
-        "torch.serialization",
-        "os.system",
-        None,
-    ),
-    "dotted-collections": ("the same through one of Python's", "collections", "abc.sys.exit"),
+    "eval": ("builtins", "eval", None),
+    "exec": ("builtins", "exec", None),
+    "getattr": ("builtins", "getattr", "", "x"),
+    "import": ("importlib", "import_module", "antigravity"),
+    "pip": ("pip", "main", ["install", "--help"]),
+    "pip-internal": ("pip._internal.cli.main", "main", ["install", "--help"]),
+    "resolve-name": ("pkgutil", "resolve_name", "os:system"),
+    "runpy": ("runpy", "run_path", "x.py"),
+    "timeit": ("timeit", "timeit", None),
+    "cprofile": ("cProfile", "run", None),
+    "pdb": ("pdb", "run", None),
+    "code": ("code", "InteractiveInterpreter"),
+    "webbrowser": ("webbrowser", "open", "http://localhost"),
+    "operator": ("operator", "attrgetter", "system"),
+    "functools": ("functools", "partial", None),
+    "asyncio": ("asyncio.unix_events", "_UnixSubprocessTransport._start", None),
+    "logging": ("logging.config", "listen"),
+    "numpy-runstring": ("numpy.testing._private.utils", "runstring", None, {}),
+    "numpy-load": ("numpy", "load", "x.npy", None, True),
+    "numpy-f2py": ("numpy.f2py.crackfortran", "myeval", None),
+    "torch-load": ("torch", "load", "x.pt"),
+    "torch-hub": ("torch.hub", "load", "a/b", "c"),
+    "torch-cpp": ("torch.utils.cpp_extension", "load_inline", "x", ""),
+    "torch-jit": ("torch.jit.unsupported_tensor_ops", "execWrapper", None, {}, {}),
+    "dotted": ("torch.serialization", "os.system", None),
+    "dotted-collections": ("collections", "abc.sys.exit"),
 }
+
 
 PICKLES: Mapping[str, Attack] = {
     "reduce": Attack("os.system by __reduce__", _in_zip(lambda c: dumped(touch(c))), _RUNS),
@@ -288,7 +255,7 @@ PICKLES: Mapping[str, Attack] = {
     "codec-bare-pickle": Attack(
         "a bare pickle for a codec",
         one_file("x.th", lambda c: dumped(touch(c))),
-        "is not a file of torch.save",
+        "is a bare pickle",
         CODEC,
     ),
     "codec-zip": Attack(
@@ -300,8 +267,12 @@ PICKLES: Mapping[str, Attack] = {
         "holds a valle_attack_module.Model",
     ),
     **{
-        name: Attack(title, _call(module, function, *arguments), f"asks for {module}.{function}")
-        for name, (title, module, function, *arguments) in CALLS.items()
+        name: Attack(
+            f"a call of {module}.{function}",
+            _call(module, function, *arguments),
+            f"asks for {module}.{function}",
+        )
+        for name, (module, function, *arguments) in CALLS.items()
     },
     "persistent": Attack(
         "a persistent id that is no storage",

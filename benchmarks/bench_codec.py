@@ -8,22 +8,19 @@ On EnCodec's published architecture with random weights (8 levels):
   many as the result has, with fsync, in turns;
 * encode and decode: seconds for a second of audio, this project's and transformers', in turns;
 * memory: the largest resident size of a process that encodes and decodes --long seconds.
-
-Prints a table, then JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from shared import in_turns, print_numbers
+from shared import in_turns, options, print_numbers
 from transformers import EncodecConfig, EncodecModel
 from transformers.utils import logging
 
@@ -44,7 +41,6 @@ print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def copy_bytes(source: Path, target: Path, n_bytes: int) -> None:
-    """Read a whole file, and write some bytes of it to the disk."""
     data = source.read_bytes()
     with target.open("wb") as file:
         file.write((data * (n_bytes // len(data) + 1))[:n_bytes])
@@ -94,31 +90,22 @@ def bench_speed(source: Path, seconds: float, repeat: int) -> dict[str, float]:
     return results
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Run it and print a table and JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--long", type=int, default=600, help="seconds for the memory; 0 for none")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
     logging.disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with options(__doc__, argv, seconds=20.0, repeat=5, threads=1, long=600) as given:
+        torch.set_num_threads(given.threads)
         model = EncodecModel(EncodecConfig())
         for layer in model.quantizer.layers:
             layer.codebook.embed.normal_()
-        model.save_pretrained(folder / "codec")
-        results = bench_export(folder, folder / "codec", arguments.repeat)
-        results |= bench_speed(folder / "codec", arguments.seconds, arguments.repeat)
-        if arguments.long:
-            command = [sys.executable, "-c", LONG, str(folder / "codec"), str(arguments.long)]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
-            results[f"memory of {arguments.long} s there and back (MiB)"] = float(run.stdout)
+        source = given.folder / "codec"
+        model.save_pretrained(source)
+        results = bench_export(given.folder, source, given.repeat)
+        results |= bench_speed(source, given.seconds, given.repeat)
+        command = [sys.executable, "-c", LONG, str(source), str(given.long)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        results[f"memory of {given.long} s there and back (MiB)"] = float(run.stdout)
     print_numbers(results)
-    return results
 
 
 if __name__ == "__main__":

@@ -3,23 +3,21 @@
 Each form of one checkpoint in float16 is opened, planned and written to f16, in turn, in one
 process that has everything imported; the sources are in the page cache, the hub's in its own. The
 processor's time of all threads is compared, as the machine may be busy. What reads with torch
-is compared with the plain `.pth`, too.
+is compared with the plain `.pth`, too. Needs 5 GB of disk.
 
-python benchmarks/bench_containers.py [--folder DIR] [--repeat 5] [--width 1024] [--layers 12]
+python benchmarks/bench_containers.py [--folder DIR] [--repeat 5]
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from shared import MIB, ROOT, Shape, make_checkpoint
+from shared import PRODUCTION, ROOT, Shape, in_turns, make_checkpoint, options, print_numbers
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -35,7 +33,7 @@ from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.family import Choices
 
 
-def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:
+def make_all(folder: Path, shape: Shape) -> dict[str, Path]:
     """The argument of `read_checkpoint` for each form; the hub's is downloaded once."""
     from huggingface_hub import constants
 
@@ -60,45 +58,28 @@ def make_all(folder: Path, shape: Shape) -> dict[str, Callable[[], Path]]:
         read_checkpoint("hf:me/model")
     constants.HF_HUB_OFFLINE = True
     forms["the hub, in its cache"] = Path("hf:me/model")
-    return {name: lambda path=path: path for name, path in forms.items()}  # type: ignore[misc]
+    return forms
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Run it and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to work; 5 GB are needed")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=12)
-    arguments = parser.parse_args(argv)
-    width = arguments.width
-    shape = Shape(
-        dim=width, heads=width // 64, layers=arguments.layers, audio_tokens=1024, bias=False
+def convert(path: Path, out: Path, config: Path) -> None:
+    """Convert one form; only an export needs a config, which gives its heads."""
+    given = config if path.name == "export" else None
+    write_gguf(
+        plan_conversion(read_checkpoint(path, config=given), Choices("f16")), out, force=True
     )
-    seconds: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        forms = make_all(folder, shape)
-        config = folder / "heads.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with options(__doc__, argv, repeat=5) as given:
+        folder = given.folder
+        shape = replace(PRODUCTION, bias=False)  # an export has none
+        config, out = folder / "heads.yaml", folder / "out.gguf"
         config.write_text(f"size: {{heads: {shape.heads}}}\n")
-        out = folder / "out.gguf"
-        size = (folder / "plain.sft").stat().st_size
-        for _ in range(arguments.repeat + 1):  # the first is not counted: it imports and warms
-            for form, path in forms.items():
-                out.unlink(missing_ok=True)
-                gc.collect()
-                start = time.process_time()
-                given = config if form == "Hugging Face export" else None
-                checkpoint = read_checkpoint(path(), config=given)
-                write_gguf(plan_conversion(checkpoint, Choices("f16")), out)
-                seconds.setdefault(form, []).append(time.process_time() - start)
-    least = {form: min(laps[1:]) for form, laps in seconds.items()}
-    print(f"{size / MIB:.0f} MiB in float16 to f16, processor time, least of {arguments.repeat}")
-    for form, one in least.items():
-        ratio = f"{one / least['.sft']:.2f} of .sft, {one / least['.pth']:.2f} of .pth"
-        print(f"{form:28} {one:6.2f} s  {ratio}")
-    print(f"load average {os.getloadavg()[0]:.1f}")
-    return {f"{form}, over .sft": one / least[".sft"] for form, one in least.items()}
+        forms = make_all(folder, shape)
+        runs = {form: partial(convert, path, out, config) for form, path in forms.items()}
+        seconds = in_turns(given.repeat, time.process_time, **runs)
+    for base in (".sft", ".pth"):
+        print_numbers({f"{form}, of {base}": one / seconds[base] for form, one in seconds.items()})
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ python benchmarks/bench_convert.py [--folder DIR] [--repeat 3]
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared import (
@@ -24,6 +23,7 @@ from shared import (
     ROOT,
     in_turns,
     make_checkpoint,
+    options,
     print_numbers,
     timed,
 )
@@ -110,18 +110,11 @@ def bench_tokenizer(folder: Path, repeat: int) -> dict[str, float]:
     }
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Run it and print a table and JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to work; 5 GB are needed")
-    parser.add_argument("--repeat", type=int, default=3)
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        results = bench_conversion(folder, arguments.repeat)
-        results |= bench_tokenizer(folder, arguments.repeat)
+def main(argv: Sequence[str] | None = None) -> None:
+    with options(__doc__, argv, repeat=3) as given:
+        results = bench_conversion(given.folder, given.repeat)
+        results |= bench_tokenizer(given.folder, given.repeat)
     print_numbers(results)
-    return results
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ over those of one sentence at a time. `--write` writes docs/parallel.csv.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -24,10 +22,11 @@ from typing import Any
 
 import numpy as np
 from bench_speak import DEPTH, LENGTH_PENALTY, Bare, condition_of
-from shared import DOCS, in_own_process, make_file, make_source, print_rows
+from shared import DOCS, in_own_process, make_file, make_source, options, print_rows
 
-from valle_convert.decode import ArOptions, Batch, append_codes
-from valle_convert.decode.ar import ar_steps
+from valle_convert.decode.ar import append_codes, ar_steps
+from valle_convert.decode.batch import Batch
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.llama.cpu import cpu_name
@@ -48,12 +47,10 @@ class BareSequences(Bare):
         self._n = n
 
     def close(self) -> None:
-        """Free the batch, too."""
         self._api.llama_batch_free(self._batch)
         super().close()
 
     def step(self) -> None:
-        """A token more for each."""
         self._add([(sequence, self._place) for sequence in range(self._n)])
         self._place += 1
 
@@ -70,19 +67,20 @@ class BareSequences(Bare):
 def measure(path: Path, n_threads: int, n_steps: int) -> dict[int, tuple[float, float]]:
     """Milliseconds of a step by the number of sequences: ours, and bare llama.cpp's."""
     bundle = open_bundle(path)
-    options = ArOptions(max_frames=n_steps + 2, length_penalty=LENGTH_PENALTY)
+    options = DecodeOptions(length_penalty=LENGTH_PENALTY)
     found = {}
     for n in NUMBERS:
         with (
             bundle.family.open(
-                bundle, n_threads=n_threads, settings=Settings(n_parallel=n)
+                bundle, settings=Settings(n_threads=n_threads, n_parallel=n)
             ) as network,
             BareSequences(path, n, n_threads) as bare,
         ):
             batch = Batch(partial(append_codes, network), n)
             condition = condition_of(network.model)
             for i in range(n):
-                batch.add(ar_steps(network, condition, options, np.random.default_rng(i)))
+                rng = np.random.default_rng(i)
+                batch.add(ar_steps(network, condition, options, rng, max_frames=n_steps + 2))
             batch.step()
             bare.step()
             pairs = [(_ms(batch.step), _ms(bare.step)) for _ in range(n_steps)]
@@ -97,7 +95,6 @@ def _ms(run: Any) -> float:  # noqa: ANN401 - a function
 
 
 def table(files: dict[str, dict[int, tuple[float, float]]]) -> Iterator[tuple[str, ...]]:
-    """Every type and number."""
     yield ("type", "sequences", "a step, ms", "bare llama.cpp", "ratio", "over one by one")
     for kind, steps in files.items():
         for n, (ours, bare) in steps.items():
@@ -105,26 +102,17 @@ def table(files: dict[str, dict[int, tuple[float, float]]]) -> Iterator[tuple[st
             yield (kind, str(n), *numbers, f"{n * steps[1][0] / ours:.2f}")
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and give the numbers."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--types", default="F16,Q8_0,Q4_K_M")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, help="where the files go, or are; else a temporary")
-    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
-    arguments = parser.parse_args(argv)
-    load, files = os.getloadavg()[0], {}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = arguments.folder or Path(name)
-        checkpoint, f16 = make_source(folder)
-        for kind in arguments.types.split(","):
+def main(argv: Sequence[str] | None = None) -> None:
+    load, files, types = os.getloadavg()[0], {}, "F16,Q8_0,Q4_K_M"
+    n_threads = len(os.sched_getaffinity(0))
+    with options(__doc__, argv, types=types, steps=30, threads=n_threads, write=False) as given:
+        checkpoint, f16 = make_source(given.folder)
+        for kind in given.types.split(","):
             path = make_file(checkpoint, f16, kind)
-            files[kind] = in_own_process(measure, path, arguments.threads, arguments.steps)
+            files[kind] = in_own_process(measure, path, given.threads, given.steps)
             print(kind, files[kind], file=sys.stderr, flush=True)
-    print(f"{cpu_name()}, {arguments.threads} threads, load {load:.1f}")
-    print_rows(table(files), CSV if arguments.write else None)
-    return {"files": files}
+    print(f"{cpu_name()}, {given.threads} threads, load {load:.1f}")
+    print_rows(table(files), CSV if given.write else None)
 
 
 if __name__ == "__main__":

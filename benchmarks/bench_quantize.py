@@ -11,17 +11,15 @@ Markdown table. Needs 2 GB of disk and some minutes.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import make_source
+from shared import make_source, options
 
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.wording import markdown_table
@@ -42,21 +40,14 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the files go; else a temporary one")
-    parser.add_argument("--types", default=",".join(TYPES))
-    arguments = parser.parse_args(argv)
-    types = arguments.types.split(",")
     program = find_quantizer().command[0]
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
+    with options(__doc__, argv, runs=3, types=",".join(TYPES)) as given:
+        folder, types = given.folder, given.types.split(",")
         _, source = make_source(folder)
         print(f"{source.name}: {source.stat().st_size / 2**20:.0f} MiB, {os.cpu_count()} cores\n")
         rows = []
         for kinds in (*([kind] for kind in types), types):
-            alone, command = best(program, source, folder, kinds, arguments.runs)
+            alone, command = best(program, source, folder, kinds, given.runs)
             rows.append(row(", ".join(kinds), alone, command))
         header = ("types", "llama-quantize, s", "valle-convert quantize, s", "ratio")
         print(markdown_table((*header, "ratio of CPU time", "more memory, MB"), rows))
@@ -144,7 +135,6 @@ def resident(pid: int) -> int:
 
 
 def row(name: str, alone: Run, command: Run) -> tuple[str, ...]:
-    """A line of the table."""
     ratios = (command.seconds / alone.seconds, command.cpu_seconds / alone.cpu_seconds)
     numbers = (f"{one:.2f}" for one in (alone.seconds, command.seconds, *ratios))
     return (name, *numbers, f"{command.megabytes - alone.megabytes:+.0f}")

@@ -8,14 +8,11 @@ python benchmarks/bench_repair.py [--folder DIR] [--repeat 3]
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from shared import MIB, PRODUCTION, PROGRAM, ROOT, in_own_process, make_checkpoint, timed
+from shared import MIB, PRODUCTION, PROGRAM, ROOT, in_own_process, make_checkpoint, options, timed
 
 sys.path.insert(0, str(ROOT / "tests" / "verify"))
 
@@ -32,20 +29,13 @@ with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run it and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to work; 3 GB are needed")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--types", default="F16,Q8_0,Q4_K_M")
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        checkpoint, old, out = (folder / one for one in ("p.sft", "old.gguf", "out.gguf"))
+    with options(__doc__, argv, repeat=3, types="F16,Q8_0,Q4_K_M") as given:
+        checkpoint, old, out = (given.folder / one for one in ("p.sft", "old.gguf", "out.gguf"))
         # A child's peak memory starts at its parent's size, so this process must stay small.
         in_own_process(make_checkpoint, checkpoint, PRODUCTION, dtype="f16")
-        for kind in arguments.types.split(","):
+        for kind in given.types.split(","):
             in_own_process(make_old, checkpoint, old, kind)
-            how = {"repeat": arguments.repeat, "source": old, "out": out}
+            how = {"repeat": given.repeat, "source": old, "out": out}
             plain, _ = timed([sys.executable, "-c", PLAIN_COPY, old, out], **how)
             for verify in ("none", "quick"):
                 seconds, peak = timed([*PROGRAM, "repair", old, out, "--verify", verify], **how)

@@ -11,9 +11,7 @@ puts speed.csv and speed.png beside docs/performance.md. BUSY=1 is that of bench
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from bench_speak import (
     step_ms,
 )
 from matplotlib.figure import Figure
-from shared import DOCS, PRODUCTION, Shape, make_file, make_source, print_rows
+from shared import DOCS, PRODUCTION, Shape, make_file, make_source, options, print_rows
 
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import Settings
@@ -40,7 +38,8 @@ from valle_convert.speech.settings import with_settings
 
 FRAMES_A_SECOND = 75
 LAYERS, WIDTHS = (3, 6, 12, 24), (256, 512, 1024, 1536)
-FAST = Settings("f16", flash_attention=True, own_head=True)
+N_THREADS = 1 if BUSY else None
+FAST = Settings("f16", flash_attention=True, own_head=True, n_threads=N_THREADS)
 #: Of the model that speaks many sentences.
 SMALL = replace(PRODUCTION, dim=256, heads=4, layers=4)
 
@@ -65,30 +64,23 @@ class Machine:
     bytes: float
 
 
-def main(argv: Sequence[str] | None = None) -> list[Point]:
-    """Measure, print, and give the points."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", default="1,3,10,30,60")
-    parser.add_argument("--sentences", default="1,10,50,200")
-    parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
-    parser.add_argument("--write", action="store_true", help="write speed.csv and speed.png")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    lengths = {"seconds": "1,3,10,30,60", "sentences": "1,10,50,200"}
     points = []
-    with tempfile.TemporaryDirectory() as temporary:
-        for point in measure(arguments, arguments.folder or Path(temporary)):
+    with options(__doc__, argv, **lengths, write=False) as given:
+        for point in measure(given.folder, given.seconds.split(","), given.sentences.split(",")):
             print(asdict(point), file=sys.stderr, flush=True)
             points.append(point)
     rows = [[field.name for field in fields(Point)]]
     rows += [
         [f"{one:.4g}" if isinstance(one, float) else str(one) for one in astuple(p)] for p in points
     ]
-    print_rows(rows, DOCS / "speed.csv" if arguments.write else None)
-    if arguments.write:
+    print_rows(rows, DOCS / "speed.csv" if given.write else None)
+    if given.write:
         plot(points).savefig(DOCS / "speed.png", dpi=110)
-    return points
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Point]:
+def measure(folder: Path, seconds: Sequence[str], sentences: Sequence[str]) -> Iterator[Point]:
     """All points, the cheap ones first."""
     machine = Machine(flop_a_second(), bytes_a_second())
     for layers in LAYERS:
@@ -97,10 +89,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Point]:
     for width in WIDTHS:
         shape = replace(PRODUCTION, dim=width, heads=width // 64)
         yield of_model("width", width, folder / f"w{width}", shape, machine)
-    yield from of_sentences(folder / "small", map(int, arguments.sentences.split(",")))
+    yield from of_sentences(folder / "small", map(int, sentences))
     folder = folder / str(PRODUCTION.layers)
     path = make_file(*make_source(folder), "Q4_K_M")
-    for n in map(float, arguments.seconds.split(",")):
+    for n in map(float, seconds):
         yield of_file("seconds", n, path, round(n * FRAMES_A_SECOND), machine)
 
 
@@ -122,7 +114,7 @@ def of_file(varied: str, value: float, path: Path, n_frames: int, machine: Machi
     flop = 2 * n * n_weights + 4 * n * n * width * n_layer
     depth = DEPTH if varied != "seconds" else DEPTH + n_frames
     read = sum(one.n_bytes for one in tensors.values()) + 2 * 2 * depth * width * n_layer
-    with bundle.family.open(bundle, settings=FAST, n_threads=1 if BUSY else None) as network:
+    with bundle.family.open(bundle, settings=FAST) as network:
         passes = min(pass_ms(network, n_frames) for _ in range(1 if n > 1000 else 2))
         steps = step_ms(network, depth - N_PHONEMES - 6)
     return Point(
@@ -135,7 +127,7 @@ def of_sentences(folder: Path, numbers: Iterable[int]) -> Iterator[Point]:
     folder.mkdir(exist_ok=True, parents=True)
     bundle = open_bundle(make_source(folder, SMALL)[1])
     options = with_settings(SpeakOptions(language="en", seed=1), {"mode": "ar", "max_seconds": 0.5})
-    with bundle.family.speaker(bundle, n_threads=1 if BUSY else None) as speaker:
+    with bundle.family.speaker(bundle, settings=Settings(n_threads=N_THREADS)) as speaker:
         for n in numbers:
             begin = clock()
             speaker.speak("He went home. " * n, None, options, keep_audio=False)
@@ -165,7 +157,6 @@ def _best(run: Callable[[], object]) -> float:
 
 
 def plot(points: Sequence[Point]) -> Figure:
-    """Four panels on logarithmic axes."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     labels = {
         "seconds": f"seconds of speech (12 x 1024, Q4_K_M, after {N_PROMPT} frames of prompt)",

@@ -10,22 +10,19 @@ docs/clients.csv.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import httpx2
-from shared import DOCS, ROOT, print_rows
+from shared import DOCS, ROOT, options, print_rows
 
 from miniature.world import WorldCodec
 from valle_convert import Choices, plan_conversion, write_gguf
-from valle_convert.decode import SamplingOptions
+from valle_convert.decode.sampling import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings
@@ -53,10 +50,9 @@ class Measured:
 
 
 def open_speaker(bundle: Bundle, threads: int, parallel: int = 1) -> AnySpeaker:
-    """The miniature, ready to speak."""
     codec = WorldCodec(MINIATURE / "codec.safetensors")
-    settings = Settings(n_parallel=parallel)
-    return bundle.family.speaker(bundle, codec=codec, n_threads=threads, settings=settings)
+    settings = Settings(n_threads=threads, n_parallel=parallel)
+    return bundle.family.speaker(bundle, codec=codec, settings=settings)
 
 
 def measure_alone(bundle: Bundle, threads: int, n: int) -> Measured:
@@ -121,7 +117,6 @@ def measure(address: str, n_clients: int, n: int) -> Measured:
 
 
 def table(alone: Measured, found: dict[tuple[int, int], Measured]) -> Iterator[tuple[str, ...]]:
-    """Ratios."""
     one = found[1, 1]
     pairs = [("1, over the speaker without a server", one, alone)]
     for (parallel, n), each in found.items():
@@ -134,24 +129,18 @@ def table(alone: Measured, found: dict[tuple[int, int], Measured]) -> Iterator[t
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, and write where it is wanted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "miniature.gguf"
-        write_gguf(plan_conversion(MINIATURE / "miniature.sft", Choices("q8_0")), path)
+    with options(__doc__, argv, requests=6, threads=1, write=False) as given:
+        path = given.folder / "miniature.gguf"
+        write_gguf(plan_conversion(MINIATURE / "miniature.sft", Choices("q8_0")), path, force=True)
         bundle = open_bundle(path)
-        alone = measure_alone(bundle, arguments.threads, arguments.requests)
+        alone = measure_alone(bundle, given.threads, given.requests)
         found = {}
         for parallel in (1, 4):
-            with serving(bundle, arguments.threads, parallel) as address:
+            with serving(bundle, given.threads, parallel) as address:
                 ask(address, 0)
                 for n in CLIENTS:
-                    found[parallel, n] = measure(address, n, arguments.requests)
-    print_rows(table(alone, found), CSV if arguments.write else None)
+                    found[parallel, n] = measure(address, n, given.requests)
+    print_rows(table(alone, found), CSV if given.write else None)
 
 
 if __name__ == "__main__":

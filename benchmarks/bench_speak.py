@@ -14,24 +14,25 @@ the environment, for a machine with other work: the processor time of one thread
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared import DOCS, in_own_process, make_file, make_source, print_rows
+from shared import DOCS, in_own_process, make_file, make_source, options, print_rows
 
 from valle_convert import plan_conversion
 from valle_convert.closing import Closing
-from valle_convert.decode import ArOptions, Callbacks, decode_ar
+from valle_convert.decode.ar import decode_ar
+from valle_convert.decode.control import Callbacks
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores
@@ -55,29 +56,20 @@ N_THREADS = 1 if BUSY else usable_cores()
 LENGTH_PENALTY = 3.0
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and give the numbers."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--types", default=",".join(TYPES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the files stay; else a temporary one")
-    parser.add_argument("--write", action="store_true", help=f"write {CSV.name}")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
     load, files = os.getloadavg()[0], {}
-    with tempfile.TemporaryDirectory() as temporary:
-        checkpoint, f16 = make_source(arguments.folder or Path(temporary))
-        pytorch = pytorch_pass_ms(checkpoint, arguments.rounds)
-        for kind in arguments.types.split(","):
+    with options(__doc__, argv, types=",".join(TYPES), rounds=3, write=False) as given:
+        checkpoint, f16 = make_source(given.folder)
+        pytorch = pytorch_pass_ms(checkpoint, given.rounds)
+        for kind in given.types.split(","):
             path = make_file(checkpoint, f16, kind)
-            files[kind] = in_own_process(measure, path, arguments.rounds)
+            files[kind] = in_own_process(measure, path, given.rounds)
             print(kind, files[kind], file=sys.stderr, flush=True)
     print(machine(load), f"PyTorch in float32: {pytorch:.0f} ms a pass", sep="\n")
-    print_rows(table(files), CSV if arguments.write else None)
-    return {"files": files, "pytorch_ms": pytorch}
+    print_rows(table(files), CSV if given.write else None)
 
 
 def machine(load: float) -> str:
-    """The machine of the measurements."""
     features = [one for one in ("avx2", "avx512f", "avx512_vnni") if one in cpu_features()]
     return f"{cpu_name()} ({', '.join(features)}), {usable_cores()} cores, " + (
         "processor time of one thread" if BUSY else f"load {load:.1f} at the start"
@@ -104,7 +96,6 @@ def condition_of(model: Model, n_prompt: int = N_PROMPT) -> Condition:
 
 
 def nar_inputs(network: Network, n_frames: int = N_FRAMES) -> Inputs:
-    """The inputs of one NAR level."""
     model = network.model
     rng = np.random.default_rng(1)
     response = rng.integers(0, model.config.codebook_size, (n_frames, LEVEL))
@@ -121,21 +112,20 @@ def measure(path: Path, rounds: int) -> dict[str, tuple[float, ...]]:
     runs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {}
     with ExitStack() as held:
 
-        def add(name: str, **how: Any) -> Network:
-            network: Network = held.enter_context(
-                bundle.family.open(bundle, n_threads=1 if BUSY else None, **how)
-            )
+        def add(name: str, settings: Settings) -> Network:
+            how = replace(settings, n_threads=1 if BUSY else None)
+            network: Network = held.enter_context(bundle.family.open(bundle, settings=how))
             runs[name] = (lambda: pass_ms(network), lambda: step_ms(network))
             return network
 
         if not BUSY:
-            add(TUNED, tune="again")
-        network = add(WHOLE_HEAD, settings=EXACT)
+            add(TUNED, Settings(tune="again"))
+        network = add(WHOLE_HEAD, EXACT)
         for repack, (cache, flash) in product((True, False), CACHES):
             settings = Settings(
                 cache_type=cache, flash_attention=flash, repack=repack, own_head=True
             )
-            add(settings_words(settings), settings=settings)
+            add(settings_words(settings), settings)
         bare = held.enter_context(Bare(path))
         inputs = nar_inputs(network)
         runs[BARE] = (lambda: bare.pass_ms(inputs), bare.step_ms)
@@ -171,11 +161,10 @@ def step_ms(network: Network, n_prompt: int = N_PROMPT) -> float:
         marks.append(clock())
         return False
 
-    options = ArOptions(max_frames=STEPS, length_penalty=LENGTH_PENALTY)
+    options = DecodeOptions(length_penalty=LENGTH_PENALTY)
     condition = condition_of(network.model, n_prompt)
-    decode_ar(
-        network, condition, options, np.random.default_rng(0), watch=Callbacks(should_stop=mark)
-    )
+    rng, watch = np.random.default_rng(0), Callbacks(should_stop=mark)
+    decode_ar(network, condition, options, rng, max_frames=STEPS, watch=watch)
     return float(np.diff(marks)[1:].min()) * 1e3  # the first is the prompt
 
 
@@ -209,7 +198,6 @@ class Bare(Closing):
         self._context = api.llama_init_from_model(self._model, context)
 
     def close(self) -> None:
-        """Free both."""
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
 

@@ -9,12 +9,10 @@ speech. For each stage: all of its seconds, and those outside of llama.cpp's fun
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,36 +27,19 @@ TEXT, MEMORY = "Hello world.", "memory"
 SLOW = ("llama_model_load_from_file", "llama_init_from_model", "llama_decode")
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and give the numbers."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--model", type=Path, help="a converted model; else one is made")
-    parser.add_argument("--codec", type=Path, help="a codec; else one is made")
-    parser.add_argument("--measure", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.measure is not None:
-        found = measure(arguments.measure, arguments.model, arguments.codec)
-        print(json.dumps(found))
-        return found
-    with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or make_model(Path(folder))
-        codec = arguments.codec or make_codec(Path(folder) / "codec")
-        runs = [in_child(model, codec) for _ in range(arguments.runs + 1)][1:]
+def main(argv: Sequence[str] | None = None) -> None:
+    from shared import make_file, make_source, options
+
+    with options(__doc__, argv, runs=3, model="", codec="") as given:
+        model = given.model or make_file(*make_source(given.folder), "Q4_K_M")
+        codec = given.codec or make_codec(given.folder / "codec")
+        runs = [in_child(model, codec) for _ in range(given.runs + 1)][1:]
     stages = {stage: [median(run[stage][i] for run in runs) for i in range(2)] for stage in runs[0]}
     memory = stages.pop(MEMORY)[0]
     stages["all"] = [sum(one[i] for one in stages.values()) for i in range(2)]
     rows = [(stage, *(f"{one:.2f}" for one in both)) for stage, both in stages.items()]
     print(markdown_table(("stage", "seconds", "outside of llama.cpp"), rows))
     print(f"\n{memory:.0f} MB of memory at most.")
-    return stages
-
-
-def make_model(folder: Path) -> Path:
-    """Random weights of production size in Q4_K_M."""
-    from shared import make_file, make_source
-
-    return make_file(*make_source(folder), "Q4_K_M")
 
 
 def make_codec(folder: Path) -> Path:
@@ -69,12 +50,10 @@ def make_codec(folder: Path) -> Path:
     return folder
 
 
-def in_child(model: Path, codec: Path) -> dict[str, list[float]]:
-    """The stages of a new process."""
-    command = [sys.executable, __file__, "--model", str(model), "--codec", str(codec)]
-    done = subprocess.run(
-        [*command, "--measure", repr(time.time())], stdout=subprocess.PIPE, check=True
-    )
+def in_child(model: object, codec: object) -> dict[str, list[float]]:
+    """The stages of a new process, from before it starts."""
+    command = [sys.executable, __file__, repr(time.time()), str(model), str(codec)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -99,6 +78,7 @@ def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
 
     from valle_convert.audio import Audio, open_codec
     from valle_convert.families.bundle import open_bundle
+    from valle_convert.llama.context import Settings
     from valle_convert.speech.results import SpeakOptions
     from valle_convert.speech.settings import with_settings
 
@@ -124,7 +104,7 @@ def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
 
     for name in SLOW:
         setattr(api, name, timed(getattr(api, name)))
-    with bundle.family.speaker(bundle, codec=future, tune="auto") as speaker:
+    with bundle.family.speaker(bundle, codec=future, settings=Settings(tune="auto")) as speaker:
         done("load the model; open the codec, import torch")
         import numpy as np
 
@@ -144,4 +124,8 @@ def measure(begin: float, model: Path, codec: Path) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 4 and not sys.argv[1].startswith("-"):
+        begin, *files = sys.argv[1:]
+        print(json.dumps(measure(float(begin), *map(Path, files))))
+    else:
+        main()

@@ -12,15 +12,13 @@ python benchmarks/bench_vallex.py [--folder DIR] [--threads N]
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from shared import print_numbers
+from shared import in_turns, options, print_numbers
 
 # isort: split
 from make_vallex import PUBLISHED, make_vallex
@@ -60,20 +58,12 @@ def bench_conversion(checkpoint: Path, out: Path, repeat: int) -> dict[str, floa
     def convert() -> None:
         write_gguf(plan_conversion(checkpoint, Choices("f16")), out, force=True)
 
-    loops, ours = [], []
-    clock: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeat):
-        for run, cpu, times in ((loop, loops, clock[0]), (convert, ours, clock[1])):
-            start = time.perf_counter()
-            cpu.append(milliseconds(run))
-            times.append(time.perf_counter() - start)
-    out.with_name("loop.bin").unlink()
-    return {
-        "convert_cpu_s": statistics.median(ours) / 1000,
-        "convert_over_loop_cpu": statistics.median(ours) / statistics.median(loops),
-        "convert_clock_least_s": min(clock[1]),
-        "convert_over_loop_clock_least": min(clock[1]) / min(clock[0]),
-    }
+    results = {}
+    for name, clock in (("cpu", time.process_time), ("clock", time.perf_counter)):
+        seconds = in_turns(repeat, clock, loop=loop, convert=convert)
+        results[f"convert_{name}_s"] = seconds["convert"]
+        results[f"convert_over_loop_{name}"] = seconds["convert"] / seconds["loop"]
+    return results
 
 
 def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
@@ -131,18 +121,12 @@ def bench_session(path: Path, threads: int, repeat: int) -> dict[str, float]:
         }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all of it and print the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=5)
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        checkpoint, out = Path(folder) / "published.pt", Path(folder) / "f16.gguf"
+def main(argv: Sequence[str] | None = None) -> None:
+    with options(__doc__, argv, threads=1, repeat=5) as given:
+        checkpoint, out = given.folder / "published.pt", given.folder / "f16.gguf"
         make_vallex(checkpoint, PUBLISHED)
-        results = bench_conversion(checkpoint, out, options.repeat)
-        results |= bench_session(out, options.threads, options.repeat)
+        results = bench_conversion(checkpoint, out, given.repeat)
+        results |= bench_session(out, given.threads, given.repeat)
     print_numbers(results)
 
 

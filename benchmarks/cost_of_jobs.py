@@ -4,7 +4,7 @@
 
 Runs convert, imatrix, the reference, quantize, evaluate and merge as the workflow does, each as a
 process of its own with one thread, for random weights of some sizes. DIR keeps files and
-results.csv; a run measures what is missing there, in this order, until `--minutes` are over.
+results.json; a run measures what is missing there, in this order, until `--minutes` are over.
 `--jobs` selects jobs, such as quantize,evaluate:Q8_0. Prints every job, and the times of
 docs/scale.md; `--write` writes docs/jobs.csv. What was not measured is computed: `evaluate` from
 the mean of the measured types, another size by the number of weights. Seconds are of the CPU, the
@@ -13,17 +13,16 @@ same on a busy machine.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+import msgspec
 from bench_quantize import measure
-from shared import DOCS, PRODUCTION, PROGRAM, make_checkpoint, print_rows
+from shared import DOCS, PRODUCTION, PROGRAM, make_checkpoint, options, print_rows
 
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.wording import markdown_table
@@ -35,7 +34,6 @@ TYPES = (
 #: The matrix is measured on few of the 32 utterances that are the default.
 N_UTTERANCES, N_DEFAULT = 2, 32
 N_CHECKPOINTS, N_CORES = 20, 2
-RESULTS = "results.csv"
 
 
 @dataclass(frozen=True)
@@ -57,44 +55,22 @@ class Cost:
         return f"{self.job}:{self.kind}" if self.kind else self.job
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--sizes", default="12x1024")
-    parser.add_argument("--jobs", default="", help="such as convert,evaluate:Q8_0")
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--write", action="store_true", help="write docs/jobs.csv")
-    given = parser.parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    end = time.monotonic() + 60 * given.minutes
-    wanted = {*filter(None, given.jobs.split(","))}
-    found = read_results(given.folder)
-    for size in given.sizes.split(","):
-        for cost in measured(given.folder / size, size, found, wanted):
-            found.append(cost)
-            with (given.folder / RESULTS).open("w", newline="") as file:
-                writer = csv.DictWriter(file, [one.name for one in fields(Cost)])
-                writer.writeheader()
-                writer.writerows(map(asdict, found))
-            if time.monotonic() > end:
-                return
+    found: list[Cost] = []
+    with options(__doc__, argv, sizes="12x1024", jobs="", minutes=60.0, write=False) as given:
+        end = time.monotonic() + 60 * given.minutes
+        wanted = {*filter(None, given.jobs.split(","))}
+        results = given.folder / "results.json"
+        if results.exists():
+            found = msgspec.json.decode(results.read_bytes(), type=list[Cost])
+        for size in given.sizes.split(","):
+            for cost in measured(given.folder / size, size, found, wanted):
+                found.append(cost)
+                results.write_bytes(msgspec.json.encode(found))
+                if time.monotonic() > end:
+                    return
     print_tables(found, DOCS / "jobs.csv" if given.write else None)
-
-
-def read_results(folder: Path) -> list[Cost]:
-    """The results of earlier runs."""
-    path = folder / RESULTS
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            Cost(
-                *(row["size"], int(row["n_weights"]), row["job"], row["kind"]),
-                *(float(row["seconds"]), float(row["megabytes"]), int(row["n_bytes"])),
-            )
-            for row in csv.DictReader(file)
-        ]
 
 
 def measured(folder: Path, size: str, known: Sequence[Cost], wanted: set[str]) -> Iterator[Cost]:
@@ -173,7 +149,6 @@ def completed(found: Sequence[Cost]) -> dict[str, dict[str, Cost]]:
 
 
 def print_tables(found: Sequence[Cost], path: Path | None) -> None:
-    """Every job, and many machines."""
     sizes = completed(found)
     header = "layers x width,billion weights,job,CPU seconds,MB held,MB written,measured"
     jobs = [

@@ -8,24 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-BENCHMARKS = tuple(
-    import_module(f"bench_{name}")
-    for name in (
-        "convert",
-        "containers",
-        "repair",
-        "quantize",
-        "speak",
-        "start",
-        "scale",
-        "parallel",
-        "serve",
-        "codec",
-        "vallex",
-    )
-)
+FILES = sorted(Path(__file__).parent.glob("bench_*.py"))
 
 if __name__ == "__main__":
-    for benchmark in BENCHMARKS:
-        print(f"\n{benchmark.__name__}\n")
-        benchmark.main([])
+    for path in FILES:
+        print(f"\n{path.stem}\n")
+        import_module(path.stem).main([])

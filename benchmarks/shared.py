@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
-import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +28,25 @@ from valle_convert import Choices, plan_conversion, write_gguf  # noqa: E402
 MIB = 1 << 20
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 T = TypeVar("T")
+
+
+@contextmanager
+def options(
+    doc: str | None, argv: Sequence[str] | None, **defaults: object
+) -> Iterator[argparse.Namespace]:
+    """The options of a benchmark, and its `folder`: a temporary one, unless one is named."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where the files stay")
+    for name, default in defaults.items():
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default)
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        given.folder = given.folder or Path(temporary)
+        given.folder.mkdir(parents=True, exist_ok=True)
+        yield given
 
 
 def make_source(folder: Path, shape: Shape = PRODUCTION) -> tuple[Path, Path]:
@@ -83,25 +104,29 @@ def timed(
     return statistics.median(seconds), max(peaks)
 
 
-def in_turns(repeat: int, **tasks: Callable[[], object]) -> dict[str, float]:
+def in_turns(
+    repeat: int,
+    clock: Callable[[], float] = time.perf_counter,
+    /,
+    **tasks: Callable[[], object],
+) -> dict[str, float]:
     """The median time of each after a run that is not counted; all meet the same noise."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for n in range(repeat + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = clock()
             task()
             if n:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
 def print_numbers(results: Mapping[str, float]) -> None:
-    """Print a table, the machine's load, and the same as JSON."""
+    """Print a table, and the machine's load."""
     shown = {**results, "load average at the end": os.getloadavg()[0]}
     width = max(map(len, shown))
     for key, value in shown.items():
         print(f"{key:<{width}}  {value:10.3f}")
-    print(json.dumps({key: round(float(value), 4) for key, value in shown.items()}))
 
 
 def print_rows(rows: Iterable[Sequence[object]], path: Path | None) -> None:

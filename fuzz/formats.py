@@ -52,7 +52,6 @@ def gguf_fields(data: bytes, n_chunks: int = 8) -> list[bytes]:
 
 
 def encodec_cpp_fields(data: bytes) -> list[bytes]:
-    """A file of encodec.cpp."""
     walk = _Walk(data)
     walk.take(*[4] * 10)
     while walk.at < len(data):
@@ -65,7 +64,6 @@ def encodec_cpp_fields(data: bytes) -> list[bytes]:
 
 
 def riff_fields(data: bytes) -> list[bytes]:
-    """A wav file."""
     walk = _Walk(data)
     walk.take(4, 4, 4)
     while walk.at < len(data):
@@ -112,7 +110,6 @@ def zip_of(entries: Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_STORE
 
 
 def zip_entries(data: bytes) -> list[tuple[str, bytes]]:
-    """Names and contents."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
@@ -124,13 +121,11 @@ def with_pickle(data: bytes, pickled: bytes) -> list[tuple[str, bytes]]:
 
 
 def safetensors_parts(data: bytes) -> tuple[bytes, bytes]:
-    """The JSON and the data."""
     (length,) = struct.unpack_from("<Q", data)
     return data[8 : 8 + length], data[8 + length :]
 
 
 def safetensors_of(header: bytes, data: bytes) -> bytes:
-    """The length, the JSON and the data."""
     return struct.pack("<Q", len(header)) + header + data
 
 

@@ -18,7 +18,6 @@ from fuzz.__main__ import PROJECT  # which sets the environment before anything 
 
 
 def main() -> None:
-    """Run until the options say so, or something is found."""
     import atheris
 
     with atheris.instrument_imports(include=["valle_convert"]):

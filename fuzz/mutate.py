@@ -136,7 +136,6 @@ def damage_tree(rng: Random, tree: Json, most: int = 3) -> Json:
 
 
 def damage_json(rng: Random, text: str | bytes, most: int = 3) -> bytes:
-    """JSON with other values, keys and branches."""
     return tree_bytes(rng, damage_tree(rng, json.loads(text), most))
 
 

@@ -131,6 +131,5 @@ def loads_tokenizer(opened: TokenizerFile) -> None:
 
 
 def loads_npz(path: Path) -> None:
-    """Check that numpy reads the file."""
     with np.load(path, allow_pickle=False) as archive:
         _hold(len(archive.files) > 0, "no arrays")

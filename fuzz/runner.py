@@ -48,8 +48,6 @@ _FORBIDDEN = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What went wrong with one input."""
-
     target: str
     seed: int
     index: int
@@ -223,7 +221,6 @@ def _on_alarm(_number: int, _frame: object) -> NoReturn:
 
 
 def keep(finding: Finding, folder: Path) -> None:
-    """Append a finding to the list of its target."""
     with (folder / f"{finding.target}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(finding)) + "\n")
 
@@ -256,12 +253,11 @@ class Run:
         return max(ends, default=0)
 
     def for_seconds(self, seconds: float, slice_seconds: float = 60.0) -> Iterator[Count]:
-        """Give every target its share of the time, in turns; each count is logged when it is."""
-        shares = sum(target.share for target in self.targets.values())
+        """Give every target the same time, in turns; each count is logged when it is."""
         turns = max(1, round(seconds / (slice_seconds * len(self.targets))))
         for _ in range(turns):
             for target in self.targets.values():
-                yield self.turn(target, seconds / turns * target.share / shares)
+                yield self.turn(target, seconds / turns / len(self.targets))
 
     def turn(self, target: Target, seconds: float, most: int | None = None) -> Count:
         """One target for some time, in as many processes as it kills."""

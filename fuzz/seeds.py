@@ -120,7 +120,6 @@ def config() -> dict[str, Any]:
 
 
 def config_json() -> bytes:
-    """The config as a file."""
     return json.dumps(config()).encode()
 
 
@@ -159,7 +158,6 @@ def vallex() -> bytes:
 
 @cache
 def vallex_set() -> dict[str, bytes]:
-    """The files that are made of it."""
     return _converted_set("model.pt", vallex())
 
 
@@ -196,7 +194,6 @@ def old_gguf() -> bytes:
 
 @cache
 def adapter() -> bytes:
-    """The LoRA as a GGUF adapter of the converted file."""
     return _after(
         {"base.gguf": converted(), "lora.sft": lora()},
         lambda folder: write_lora(folder / "base.gguf", folder / "lora.sft", folder / "out.gguf"),
@@ -224,7 +221,6 @@ def gguf_file() -> bytes:
 
 @cache
 def imatrix() -> bytes:
-    """An importance matrix."""
     entries = {name: Entry(np.arange(4, dtype=np.float32), 3) for name in ("a.weight", "b.weight")}
     return encode_imatrix(ImatrixFile(entries, ("words",), 2, 8))
 
@@ -268,14 +264,12 @@ def _tiny_codec(codebook_size: int = 1024) -> EncodecWeights:
 
 @cache
 def codec_gguf(codebook_size: int = 1024) -> bytes:
-    """A codec as GGUF."""
     codec = _tiny_codec(codebook_size)
     return _written(lambda path: write_gguf_codec(codec, path), "codec.gguf")
 
 
 @cache
 def codec_cpp() -> bytes:
-    """A codec as encodec.cpp loads it."""
     codec = _tiny_codec()
     spec = replace(codec.spec, num_lstm_layers=2, target_bandwidths=(2.0,))
     return _written(lambda path: write_cpp_file(replace(codec, spec=spec), path), "codec.bin")
@@ -374,7 +368,6 @@ def codes_npz(kind: str = "codes") -> dict[str, bytes]:
 
 @cache
 def codes_zip() -> bytes:
-    """A file of codes."""
     return zip_of(list(codes_npz().items()))
 
 

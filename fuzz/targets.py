@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fuzz import formats, oracles, seeds
 from fuzz.mutate import (
@@ -85,8 +86,6 @@ class Target:
     read: Callable[[Path], None]
     #: The inputs that mutations start from; `read` accepts them.
     valid: Callable[[], Sequence[Files]]
-    #: Of the running time, relative to the others.
-    share: float = 1.0
 
 
 def _damaged(rng: Random, fields: list[bytes]) -> bytes:
@@ -107,7 +106,6 @@ def _fields(split: Callable[[bytes], list[bytes]], seed: Callable[[], bytes]) ->
 def _by_fields(
     name: str, split: Callable[[bytes], list[bytes]], seed: Callable[[], bytes]
 ) -> Callable[[Random], Files]:
-    """A file with damaged bytes or fields."""
     return lambda rng: {name: _damaged(rng, _fields(split, seed))}
 
 
@@ -135,7 +133,7 @@ def _read_gguf(folder: Path) -> None:
 def _rebuilt(rng: Random, data: bytes) -> bytes:
     """A GGUF file with other keys, types and shapes."""
     keys, tensors = _gguf_parts(data)
-    chosen = rng.sample(sorted(keys), 6)
+    chosen = rng.sample(sorted(keys), min(6, len(keys)))
     tree = damage_tree(rng, json.loads(json.dumps({name: keys[name][0] for name in chosen})))
     tree = tree if isinstance(tree, dict) else {chosen[0]: tree}
     changed = []
@@ -282,8 +280,8 @@ def _read_calls(folder: Path) -> None:
 def _session() -> GemmaSession:
     path = seeds.converted_path()
     rows = read_probe_rows(GgufFile(path))
-    two = Settings(n_parallel=2)
-    return GemmaSession(path, n_ctx=32, n_threads=1, settings=two, probe_rows=rows)
+    two = Settings(n_threads=1, n_parallel=2)
+    return GemmaSession(path, n_ctx=32, settings=two, probe_rows=rows)
 
 
 def _read_imatrix(folder: Path) -> None:
@@ -296,7 +294,6 @@ def _read_imatrix(folder: Path) -> None:
 
 
 def _damaged_header(rng: Random, file: bytes) -> bytes:
-    """A safetensors file with another header."""
     header, data = formats.safetensors_parts(file)
     return formats.safetensors_of(damage_json(rng, header), data)
 
@@ -475,27 +472,14 @@ def _make_config(rng: Random) -> Files:
 def _yaml_lines(rng: Random, tree: Any, put: str) -> str:  # noqa: ANN401 - any JSON
     """A tree in block style, one of whose values is another text."""
     try:
-        lines = _block(tree, 0) if isinstance(tree, dict) else [json.dumps(tree)]
-    except (ValueError, RecursionError):
+        lines = yaml.safe_dump(tree, allow_unicode=True, sort_keys=False).splitlines()
+    except (yaml.YAMLError, ValueError, RecursionError):
         lines = ["a: 1"]
     for _ in range(rng.randrange(3)):
-        at = rng.randrange(len(lines)) if lines else 0
-        if not lines:
-            break
+        at = rng.randrange(len(lines))
         key, colon, _ = lines[at].partition(": ")
         lines[at] = f"{key}{colon}{put}" if rng.randrange(4) else put
     return "\n".join(lines)
-
-
-def _block(tree: dict[Any, Any], depth: int) -> list[str]:
-    lines = []
-    for key, value in tree.items():
-        start = "  " * depth + json.dumps(str(key), ensure_ascii=False)
-        if isinstance(value, dict) and value:
-            lines += [start + ":", *_block(value, depth + 1)]
-        else:
-            lines.append(f"{start}: {json.dumps(value, ensure_ascii=False)}")
-    return lines
 
 
 @cache
@@ -559,27 +543,39 @@ def _folders() -> dict[str, Files]:
     }
 
 
-def _make_folder(rng: Random) -> Files:
-    files = dict(_folders()[rng.choice(("shards", "shards", "training", "export"))])
+_NAMES = ("a.sft", "fp32.sft", "latest", "1000", "lora.sft", "state.pth")
+
+
+def _damaged_files(rng: Random, files: Files) -> Files:
+    """Files that belong together: one missing, under another name, or damaged."""
+    files = dict(files)
     name = rng.choice(list(files))
     match rng.randrange(6):
         case 0:
             del files[name]
         case 1:
-            files[rng.choice(("a.sft", "fp32.sft", "latest", "1000", "lora.sft", "state.pth"))] = (
-                files.pop(name)
-            )
+            files[rng.choice((*_NAMES, *files))] = files.pop(name)
         case 2:
             files[name] = damage_bytes(rng, files[name])
         case _ if name.endswith((".json", ".yaml")):
             files[name] = damage_json(rng, files[name])
         case _ if name.endswith((".safetensors", ".sft")):
             files[name] = _damaged_header(rng, files[name])
+        case 3 if name.endswith(".gguf"):
+            files[name] = _damaged(rng, formats.gguf_fields(files[name]))
+        case _ if name.endswith(".gguf"):
+            files[name] = _rebuilt(rng, files[name])
         case _:
             files[name] = rng.choice(TEXTS).encode("utf-8", "surrogatepass")
     # A file cannot be where a folder has to be.
     folders = {one.partition("/")[0] for one in files if "/" in one}
     return {one: data for one, data in files.items() if one not in folders}
+
+
+def _of_files(
+    name: str, seeds_of: Callable[[], Sequence[Files]], read: Callable[[Path], None]
+) -> Target:
+    return Target(name, lambda rng: _damaged_files(rng, rng.choice(seeds_of())), read, seeds_of)
 
 
 def _read_folder(folder: Path) -> None:
@@ -689,26 +685,6 @@ def _read_codec(folder: Path) -> None:
         codec.read(tensor.name)
 
 
-def _make_codec_folder(rng: Random) -> Files:
-    files = dict(seeds.codec_folder(shards=bool(rng.randrange(2))))
-    weights = [name for name in files if name.endswith(".safetensors")]
-    index = "model.safetensors.index.json"
-    match rng.randrange(5):
-        case 0 | 1:
-            files["config.json"] = damage_json(rng, files["config.json"])
-        case 2 if index in files:
-            files[index] = damage_json(rng, files[index])
-        case 3:
-            files[weights[0]] = _damaged_header(rng, files[weights[0]])
-        case _:
-            name = rng.choice(list(files))
-            if rng.randrange(3):
-                files[name] = damage_bytes(rng, files[name])
-            else:
-                del files[name]
-    return files
-
-
 # ------------------------------------------------------------------------- sound and codes
 
 _SOUNDS = ("FLAC", "OGG", "MP3", "AIFF")
@@ -808,22 +784,6 @@ def _read_vallex(folder: Path) -> None:
         header_of(file)
 
 
-def _make_set(rng: Random) -> Files:
-    """A model of several files: one damaged, missing, or in the place of another."""
-    files = dict(rng.choice([seeds.vallex_set, seeds.version_7_set])())
-    one, other = rng.sample(sorted(files), 2)
-    match rng.randrange(6):
-        case 0:
-            del files[one]
-        case 1:
-            files[one] = files[other]
-        case 2:
-            files[one] = _damaged(rng, formats.gguf_fields(files[one]))
-        case _:
-            files[one] = _rebuilt(rng, files[one])
-    return files
-
-
 def _read_set(folder: Path) -> None:
     """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
@@ -831,7 +791,7 @@ def _read_set(folder: Path) -> None:
     bundle = open_bundle(path)
     family, model = bundle.family, bundle.model
     (example,) = family.trials.utterances(model, 1)
-    with family.open(bundle, n_threads=1) as network:
+    with family.open(bundle, settings=Settings(n_threads=1)) as network:
         next(family.trials.cases(model, example)).run(network)
 
 
@@ -848,20 +808,10 @@ def _read_old(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of_gguf(base))
+    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
 
 
 # ------------------------------------------------------------------------ folders, reports
-
-
-def _make_manifest(rng: Random) -> Files:
-    files = dict(seeds.manifest())
-    if rng.randrange(3):
-        files["manifest.json"] = damage_json(rng, files["manifest.json"])
-    else:
-        name = rng.choice(list(files))
-        files[name] = damage_bytes(rng, files[name])
-    return files
 
 
 def _read_manifest(folder: Path) -> None:
@@ -913,15 +863,14 @@ def _of_gguf(
     how: Callable[[Callable[[], bytes]], Callable[[Random], Files]],
     seed: Callable[[], bytes],
     read: Callable[[Path], None],
-    share: float = 1.0,
 ) -> Target:
-    return Target(name, how(seed), read, _one("x.gguf", seed), share)
+    return Target(name, how(seed), read, _one("x.gguf", seed))
 
 
 _LIST = (
-    _of_gguf("gguf", _gguf, seeds.gguf_file, _read_gguf, 2.0),
-    _of_gguf("model", _rekeyed, seeds.converted, _read_model, 2.0),
-    _of_gguf("vocabulary", _rekeyed, seeds.converted, _read_vocabulary, 2.0),
+    _of_gguf("gguf", _gguf, seeds.gguf_file, _read_gguf),
+    _of_gguf("model", _rekeyed, seeds.converted, _read_model),
+    _of_gguf("vocabulary", _rekeyed, seeds.converted, _read_vocabulary),
     Target("text", _make_text, _read_text, lambda: [{"text": _SPOKEN.encode(), "ids": b"[1, 2]"}]),
     Target("session", _make_calls, _read_calls, _one("calls", lambda: _RIGHT_CALLS)),
     _of_gguf("imatrix", _gguf, seeds.imatrix, _read_imatrix),
@@ -930,14 +879,13 @@ _LIST = (
         _make_safetensors,
         _read_safetensors,
         _one("x.safetensors", seeds.safetensors_file),
-        2.0,
     ),
-    Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
-    Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip), 2.0),
+    Target("zip", _make_zip, _read_torch, _one("x.pth", seeds.torch_zip)),
+    Target("pickle", _make_pickle, _read_torch, _one("x.pth", seeds.torch_zip)),
     Target("legacy-pickle", _make_legacy, _read_legacy, _one("x.th", _legacy)),
-    Target("checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint), 2.0),
-    Target("config", _make_config, _read_config, _one("config.yaml", seeds.config_json), 2.0),
-    Target("folder", _make_folder, _read_folder, lambda: [*_folders().values()]),
+    Target("checkpoint", _make_checkpoint, _read_checkpoint, _one("x.sft", seeds.checkpoint)),
+    Target("config", _make_config, _read_config, _one("config.yaml", seeds.config_json)),
+    _of_files("folder", lambda: [*_folders().values()], _read_folder),
     Target(
         "lora",
         _make_lora,
@@ -945,9 +893,7 @@ _LIST = (
         lambda: [{"x.sft": seeds.lora()}, {"x.pth": seeds.lora(".pth")}],
     ),
     _of_json("metadata", _METADATA, _read_metadata),
-    Target(
-        "tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json), 2.0
-    ),
+    Target("tokenizer", _make_tokenizer, _read_tokenizer, _one("x.json", seeds.tokenizer_json)),
     Target(
         "sentencepiece",
         _make_sentencepiece,
@@ -961,18 +907,17 @@ _LIST = (
         _read_codec,
         _one("x.bin", seeds.codec_cpp),
     ),
-    Target(
+    _of_files(
         "codec-folder",
-        _make_codec_folder,
-        _read_codec,
         lambda: [seeds.codec_folder(shards=shards) for shards in (False, True)],
+        _read_codec,
     ),
     Target("sound", _make_sound, _read_sound, _sounds),
     Target("npz", _make_npz, _read_npz, _one("x.npz", seeds.codes_zip)),
-    Target("manifest", _make_manifest, _read_manifest, lambda: [seeds.manifest()]),
+    _of_files("manifest", lambda: [seeds.manifest()], _read_manifest),
     _of_json("report", _REPORT, _read_report),
     Target("vallex", _make_vallex, _read_vallex, _one("x.pt", seeds.vallex)),
-    Target("set", _make_set, _read_set, lambda: [seeds.vallex_set(), seeds.version_7_set()]),
+    _of_files("set", lambda: [seeds.vallex_set(), seeds.version_7_set()], _read_set),
     _of_gguf("old", _rekeyed, seeds.old_gguf, _read_old),
     _of_gguf("adapter", _rekeyed, seeds.adapter, _read_adapter),
     Target("list", _make_list, _read_list, _one("x.tsv", lambda: b"a.wav\tb\n")),

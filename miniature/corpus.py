@@ -49,8 +49,6 @@ _CHUNK = 250
 
 @dataclass(frozen=True)
 class Utterance:
-    """One spoken sentence."""
-
     text: str
     voice: str  # one of `VOICES`
     phonemes: str  # IPA, as the converter writes it for the text
@@ -122,7 +120,6 @@ def held_out_texts(seed: int, n: int, *, unseen: bool = False) -> list[str]:
 
 
 def speak(text: str, voice: str) -> Utterance:
-    """Speak a sentence."""
     return Utterance(
         text, voice, to_phonemes(text, "en"), _trimmed(_Espeak.only().say(text, voice))
     )

@@ -27,21 +27,18 @@ from valle_convert.listening.listen import EVERYWHERE, MEASURES, Listened, Liste
 from valle_convert.listening.measures import Estimate
 from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.inputs import Condition
-from valle_convert.quantize.listening import listened_to_json, means_of
-from valle_convert.strict_json import to_json_text
+from valle_convert.quantize.listening import means_of
 
 PROMPT_TEXT = "Good morning everybody."
 
 
 def main() -> None:
-    """Measure all files and print a table."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("models", type=Path, nargs="*", help="checkpoints or converted files")
     arguments.add_argument("--sentences", type=int, default=20)
     arguments.add_argument("--seed", type=int, default=99)
     arguments.add_argument("--voice", choices=corpus.VOICES, default="plain")
     arguments.add_argument("--asr", help="a recogniser's command")
-    arguments.add_argument("--json", type=Path)
     arguments.add_argument("--csv", type=Path)
     arguments.add_argument("--write-data", type=Path, help="the sentences, for --data")
     given = arguments.parse_args()
@@ -58,9 +55,6 @@ def main() -> None:
             found.append((path.name, test.listen(network)))
         header, rows = means_of(found[-1:])
         print(dict(zip(header, rows[0], strict=True)), flush=True)
-    if given.json:
-        said = {name: listened_to_json(one) for name, one in found}
-        given.json.write_text(to_json_text(said) + "\n", encoding="utf-8")
     if given.csv:
         with given.csv.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows_of(found))

@@ -24,7 +24,6 @@ LOUDNESS = 0.4
 
 
 def main() -> None:
-    """Fit the codec and write it."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--seed", type=int, default=1)

@@ -32,7 +32,6 @@ _SILENCE = np.zeros(_RATE // 5, np.float32)
 
 
 def main() -> None:
-    """Recognize one file."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     arguments.add_argument("speech", type=Path)
     sphinx = require("pocketsphinx", "Hearing words", extra="asr")

@@ -62,7 +62,6 @@ CONFIG: dict[str, Any] = {
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint."""
     found: dict[str, tuple[int, ...]] = {
         "text_emb.weight": (PHONEMES, WIDTH),
         "langs_emb.weight": (CONFIG["langs"], WIDTH),
@@ -114,16 +113,13 @@ class Network(nn.Module):
         self._frequencies = _ROPE_BASE ** (-half / (WIDTH // HEADS))
 
     def weight(self, name: str) -> Tensor:
-        """A tensor by its name in the checkpoint."""
         found: Tensor = self.weights[_key(name)]
         return found
 
     def named_weights(self) -> dict[str, Tensor]:
-        """All tensors by their names in the checkpoint."""
         return {name: self.weight(name).detach() for name in shapes()}
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Load weights by their names in the checkpoint."""
         with torch.no_grad():
             for name in shapes():
                 self.weight(name).copy_(weights[name])

@@ -12,7 +12,6 @@ VALIDATION = "validation."
 
 
 def main() -> None:
-    """Read the log and save the plot."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     arguments.add_argument("log", type=Path)
     arguments.add_argument("out", type=Path)

@@ -10,7 +10,6 @@ from miniature import corpus
 
 
 def main() -> None:
-    """Speak and save."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     arguments.add_argument("text")
     arguments.add_argument("voice", choices=corpus.VOICES)

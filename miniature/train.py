@@ -64,7 +64,6 @@ class Spoken:
 
 
 def main() -> None:
-    """Train for the given minutes."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--minutes", type=float, required=True)
@@ -95,7 +94,6 @@ def _vocabulary() -> Tokenizer:
 
 
 def encode(utterances: Sequence[corpus.Utterance], codec: WorldCodec) -> list[Spoken]:
-    """Convert utterances to ids and codes."""
     return [
         Spoken(
             tokenize(one.phonemes),
@@ -301,7 +299,6 @@ class Trainer:
         self._elapsed, self.step = state["elapsed"], state["step"]
 
     def save(self) -> None:
-        """Save the training state and the checkpoint."""
         state = {
             "digest": self._digest,
             "weights": self._network.named_weights(),
@@ -322,7 +319,6 @@ class Trainer:
 
 
 def _losses(network: Network, examples: Sequence[TeacherForcedPass]) -> list[torch.Tensor]:
-    """Mean loss of each example."""
     return [
         F.cross_entropy(logits.float(), torch.from_numpy(one.targets))
         for logits, one in zip(network(examples), examples, strict=True)

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.codec import register_codec
 from valle_convert.audio.files import Audio
+from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.errors import InputError
 from valle_convert.extras import require
+from valle_convert.files import atomic_output, first_bytes
 from valle_convert.model.spec import Codec, Codes
 
 Floats = NDArray[np.float32]
@@ -44,7 +46,6 @@ class WorldSettings:
 
     @property
     def n_fft(self) -> int:
-        """WORLD's FFT size for this sample rate."""
         found: int = _world().get_cheaptrick_fft_size(self.sample_rate, _F0_FLOOR)
         return found
 
@@ -154,18 +155,9 @@ class WorldCodec:
 
 
 def is_world_codec(source: str | Path) -> bool:
-    """Whether a file is such a codec; reads only the header."""
+    """Whether a file is such a codec, by its first bytes."""
     path = Path(source)
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size < 1 << 20 else {}
-    except (OSError, ValueError):
-        return False
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    return isinstance(metadata, dict) and WORLD_NAME in metadata
+    return path.is_file() and f'"{WORLD_NAME}"'.encode() in first_bytes(path)
 
 
 def write_world_codec(
@@ -173,8 +165,6 @@ def write_world_codec(
 ) -> None:
     """Write a file for `WorldCodec`; the same values give the same bytes."""
     from safetensors.numpy import save
-
-    from valle_convert.files import atomic_output
 
     content = save(
         {"codebooks": codebooks, "mean": mean, "scale": scale},
@@ -191,13 +181,10 @@ def _with_pitch(frames: Floats, log_pitch: np.floating) -> Floats:
 
 
 def _read(path: Path) -> tuple[dict[str, Floats], WorldSettings]:
-    from safetensors import SafetensorError, safe_open
-
+    file = SafetensorsFile(path)
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: np.array(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
-        settings = WorldSettings(**json.loads(metadata[WORLD_NAME]))
+        tensors = {name: np.array(file.read(name), np.float32) for name in file.specs}
+        settings = WorldSettings(**json.loads(file.metadata[WORLD_NAME]))
         books = tensors["codebooks"]
         n_bands = books.shape[-1] - 2 - settings.n_envelope
         fits = (
@@ -207,7 +194,7 @@ def _read(path: Path) -> tuple[dict[str, Floats], WorldSettings]:
             and all(np.isfinite(tensor).all() for tensor in tensors.values())
             and bool((tensors["scale"] > 0).all())
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as a {WORLD_NAME} codec ({error}); make it with "
             "`python -m miniature.fit_codec`."

@@ -71,12 +71,6 @@ def main() -> int:
         default=PROJECT / ".cache" / "llama.cpp",
         help="where the programs go, under VERSION/bin (default: the project's .cache/llama.cpp)",
     )
-    parser.add_argument(
-        "--shared-cache",
-        type=Path,
-        default=shared_cache(),
-        help="where a copy is kept for other clones (default: the user's cache folder)",
-    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
@@ -89,9 +83,6 @@ def main() -> int:
         action="store_true",
         help="print the CMAKE_ARGS for installing llama-cpp-python on this machine, and stop",
     )
-    only.add_argument(
-        "--print-bin", action="store_true", help="print the folder of the programs, and stop"
-    )
     arguments = parser.parse_args()
 
     if arguments.print_cmake_args:
@@ -100,11 +91,7 @@ def main() -> int:
     try:
         version = read_pin(arguments.constraints)
         target = arguments.cache.resolve() / version / "bin"
-        if arguments.print_bin:
-            print(target)
-            return 0
-        shared = arguments.shared_cache / version
-        build(version, target, jobs=arguments.jobs, shared=shared)
+        build(version, target, jobs=arguments.jobs, shared=shared_cache() / version)
         if arguments.install:
             install(version, target, arguments.constraints)
     except BuildError as error:
@@ -188,7 +175,6 @@ def build(version: str, target: Path, *, jobs: int, shared: Path) -> None:
 
 
 def libraries(folder: Path) -> list[Path]:
-    """The shared libraries in a folder."""
     return sorted([*folder.glob("lib*.so"), *folder.glob("lib*.dylib")])
 
 

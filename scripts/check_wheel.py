@@ -125,7 +125,6 @@ def use(installed: Path, folder: Path, extra: str) -> None:
 
 
 def main() -> None:
-    """Build, compare, install, use."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--extras", default=",".join(IMPORTS))
     extras = [one for one in parser.parse_args().extras.split(",") if one]

@@ -26,7 +26,6 @@ interrupted.
 
 
 def page() -> str:
-    """The whole page."""
     commands = every_command()
     counts = Counter(_key(param) for command in commands.values() for param in _options(command))
     shared = {key for key, n in counts.items() if n > 1}

@@ -40,7 +40,6 @@ def noticed_by(report: Report) -> str:
 
 
 def main() -> None:
-    """Make the files, damage them, write the table."""
     rows = [["model", "what is wrong", *TYPES]]
     with tempfile.TemporaryDirectory() as right, tempfile.TemporaryDirectory() as spoiled:
         plans, out = make_right(Path(right)), Path(spoiled)

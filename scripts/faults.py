@@ -23,9 +23,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -53,7 +54,6 @@ class Operation:
     outputs: tuple[str, ...]
 
     def words(self, given: Path, out: Path, *, first: bool = False) -> list[str]:
-        """The arguments of a run."""
         text = f"{self.command} {self.first if first else self.again} --force"
         return [word.format(given=given, out=out) for word in text.split()]
 
@@ -127,7 +127,6 @@ def run(
 
 
 def prepare(folder: Path) -> None:
-    """The inputs of all operations."""
     from old_files import make_old
 
     shutil.copy(PROJECT / "miniature" / "miniature.sft", folder / "model.sft")
@@ -146,7 +145,6 @@ def prepare(folder: Path) -> None:
 
 
 def digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the files that exist."""
     return {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names
@@ -271,28 +269,26 @@ def _living(session: int) -> Iterator[int]:
 # ------------------------------------------------------------------------------- the faults
 
 
-def signals(stage: Stage, sent: Sequence[signal.Signals], n: int, rng: Random) -> Counter[str]:
+def signals(
+    stage: Stage, sent: Sequence[signal.Signals], rng: Random, *, with_old: bool
+) -> Counter[str]:
     """Send signals to a run at a random moment; the last of several closely behind the first."""
-    counts: Counter[str] = Counter()
-    for i in range(n):
-        with_old = bool(i % 2)
-        with stage.folder(with_old=with_old) as out:
-            process = stage.start(out)
-            try:
-                # Half of them near the end, where files get their names.
-                begin = 0.6 * stage.seconds if i % 4 > 1 else 0.0
-                process.wait(rng.uniform(begin, 1.05 * stage.seconds))
-            except subprocess.TimeoutExpired:
-                stage.seconds *= 1.02
-            else:  # it was over: the machine has less to do than when the time was taken
-                stage.seconds *= 0.8
-            for one in sent:
-                process.send_signal(one)
-                time.sleep(0.02 if len(sent) > 1 else 0)
-            _, err = process.communicate()
-            counts["child left"] += not _children_are_gone(process.pid)
-            counts += stage.tally(out, (process.returncode, err), with_old=with_old)
-    return counts
+    with stage.folder(with_old=with_old) as out:
+        process = stage.start(out)
+        try:
+            # Half of them near the end, where files get their names.
+            begin = rng.choice((0.0, 0.6)) * stage.seconds
+            process.wait(rng.uniform(begin, 1.05 * stage.seconds))
+        except subprocess.TimeoutExpired:
+            stage.seconds *= 1.02
+        else:  # it was over: the machine has less to do than when the time was taken
+            stage.seconds *= 0.8
+        for one in sent:
+            process.send_signal(one)
+            time.sleep(0.02 if len(sent) > 1 else 0)
+        _, err = process.communicate()
+        counts = Counter({"child left": not _children_are_gone(process.pid)})
+        return counts + stage.tally(out, (process.returncode, err), with_old=with_old)
 
 
 def fails(
@@ -303,90 +299,65 @@ def fails(
     return stage.tally(out, (done.returncode, done.stderr), with_old=with_old)
 
 
-def full_disk(stage: Stage, n: int, rng: Random, disk: Path) -> Counter[str]:
+def full_disk(stage: Stage, rng: Random, disk: Path, *, with_old: bool) -> Counter[str]:
     """A disk of memory that is full after a part of the output."""
-    counts: Counter[str] = Counter()
-    for i in range(n):
-        with_old = bool(i % 2)
-        room = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
-        old = sum(path.stat().st_size + 8192 for path in stage.old_folder.rglob("*"))
-        with mounted("tmpfs", disk, size=room + with_old * old + 12_288):  # noqa: SIM117
-            with stage.folder(disk, with_old=with_old) as out:
-                counts += fails(stage, out, with_old=with_old)
-    return counts
+    room = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
+    old = sum(path.stat().st_size + 8192 for path in stage.old_folder.rglob("*"))
+    with mounted("tmpfs", disk, size=room + with_old * old + 12_288):  # noqa: SIM117
+        with stage.folder(disk, with_old=with_old) as out:
+            return fails(stage, out, with_old=with_old)
 
 
-def file_limit(stage: Stage, n: int, rng: Random) -> Counter[str]:
+def file_limit(stage: Stage, rng: Random, *, with_old: bool) -> Counter[str]:
     """No file may be larger than a part of the output, as with a quota."""
-    counts: Counter[str] = Counter()
-    for i in range(n):
-        limit = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
+    limit = int(rng.uniform(0.02, 0.95) * stage.n_bytes)
 
-        def set_limit(limit: int = limit) -> None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    def set_limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-        with_old = bool(i % 2)
-        with stage.folder(with_old=with_old) as out:
-            counts += fails(stage, out, with_old=with_old, preexec_fn=set_limit)
-    return counts
+    with stage.folder(with_old=with_old) as out:
+        return fails(stage, out, with_old=with_old, preexec_fn=set_limit)
 
 
-def read_only(stage: Stage) -> Counter[str]:
+def read_only(stage: Stage, *, with_old: bool) -> Counter[str]:
     """A folder of root, and a run by nobody."""
-    counts: Counter[str] = Counter()
-    for with_old in (False, True):
-        with stage.folder(with_old=with_old) as out:
-            for path in (out, *out.rglob("*")):
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            counts += fails(stage, out, with_old=with_old, before=_AS_NOBODY)
-    return counts
+    with stage.folder(with_old=with_old) as out:
+        for path in (out, *out.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        return fails(stage, out, with_old=with_old, before=_AS_NOBODY)
 
 
-def at_once(stage: Stage, n: int) -> Counter[str]:
+def at_once(stage: Stage, *, with_old: bool) -> Counter[str]:
     """Two runs into the same outputs at the same time."""
-    counts: Counter[str] = Counter()
-    for i in range(n):
-        with_old = bool(i % 2)
-        with stage.folder(with_old=with_old) as out:
-            both = [stage.start(out) for _ in range(2)]
-            errors = [one.communicate()[1] for one in both]
-            ended = [(one.returncode, err) for one, err in zip(both, errors, strict=True)]
-            counts += stage.tally(out, *ended, with_old=with_old)
-    return counts
+    with stage.folder(with_old=with_old) as out:
+        both = [stage.start(out) for _ in range(2)]
+        errors = [one.communicate()[1] for one in both]
+        ended = [(one.returncode, err) for one, err in zip(both, errors, strict=True)]
+        return stage.tally(out, *ended, with_old=with_old)
 
 
-def bad_disk(stage: Stage, n: int, rng: Random, mount: Path) -> Counter[str]:
+def bad_disk(stage: Stage, rng: Random, mount: Path, *, with_old: bool) -> Counter[str]:
     """Inputs on a disk that gives errors from some place of each large file on."""
-    counts: Counter[str] = Counter()
-    for i in range(n):
-        with_old = bool(i % 2)
-        with (
-            failing(stage.given, mount, rng.uniform(0.05, 0.95)),
-            stage.folder(with_old=with_old) as out,
-        ):
-            counts += fails(stage, out, with_old=with_old, given=mount)
-    return counts
+    with (
+        failing(stage.given, mount, rng.uniform(0.05, 0.95)),
+        stage.folder(with_old=with_old) as out,
+    ):
+        return fails(stage, out, with_old=with_old, given=mount)
 
 
-def cut_off(stage: Stage, n: int, rng: Random, folder: Path) -> Counter[str]:
+def cut_off(stage: Stage, rng: Random, *, with_old: bool) -> Counter[str]:
     """Inputs that another program cuts off while they are read."""
-    counts: Counter[str] = Counter()
-    for i in range(n):
-        with_old = bool(i % 2)
-        copy = folder / "copy"
-        shutil.copytree(stage.given, copy)
+    with tempfile.TemporaryDirectory() as name, stage.folder(with_old=with_old) as out:
+        copy = Path(shutil.copytree(stage.given, Path(name) / "copy"))
         largest = max((path for path in copy.rglob("*") if path.is_file()), key=_size)
-        with stage.folder(with_old=with_old) as out:
-            process = stage.start(out, copy)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, stage.seconds))
-            for path in {largest, *(one for one in copy.rglob("*") if _size(one) > 1 << 20)}:
-                os.truncate(path, int(rng.uniform(0, 0.9) * _size(path)))
-            _, err = process.communicate()
-            counts += stage.tally(out, (process.returncode, err), with_old=with_old)
-        shutil.rmtree(copy)
-    return counts
+        process = stage.start(out, copy)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, stage.seconds))
+        for path in {largest, *(one for one in copy.rglob("*") if _size(one) > 1 << 20)}:
+            os.truncate(path, int(rng.uniform(0, 0.9) * _size(path)))
+        _, err = process.communicate()
+        return stage.tally(out, (process.returncode, err), with_old=with_old)
 
 
 # --------------------------------------------------------------------------------- machines
@@ -450,16 +421,25 @@ def faults_of(
 ) -> Iterator[tuple[str, Counter[str]]]:
     """All faults of one operation; a few of each that is not `kill -9`."""
     few = max(2, kills // 20)
-    yield "kill -9", signals(stage, [signal.SIGKILL], kills, rng)
-    yield "SIGTERM", signals(stage, [signal.SIGTERM], few, rng)
-    yield "Ctrl-C twice", signals(stage, [signal.SIGINT, signal.SIGINT], few, rng)
-    yield "two runs at once", at_once(stage, few)
-    yield "largest file (RLIMIT_FSIZE)", file_limit(stage, few, rng)
+    stop = [signal.SIGINT, signal.SIGINT]
+    trials: dict[str, Callable[..., Counter[str]]] = {
+        "kill -9": partial(signals, stage, [signal.SIGKILL], rng),
+        "SIGTERM": partial(signals, stage, [signal.SIGTERM], rng),
+        "Ctrl-C twice": partial(signals, stage, stop, rng),
+        "two runs at once": partial(at_once, stage),
+        "largest file (RLIMIT_FSIZE)": partial(file_limit, stage, rng),
+        "inputs cut off while read": partial(cut_off, stage, rng),
+    }
     if os.geteuid() == 0:
-        yield "full disk (tmpfs)", full_disk(stage, few, rng, folder / "disk")
-        yield "folder of another user", read_only(stage)
-        yield "read errors (FUSE)", bad_disk(stage, few, rng, folder / "failing")
-    yield "inputs cut off while read", cut_off(stage, few, rng, folder)
+        trials |= {
+            "full disk (tmpfs)": partial(full_disk, stage, rng, folder / "disk"),
+            "folder of another user": partial(read_only, stage),
+            "read errors (FUSE)": partial(bad_disk, stage, rng, folder / "failing"),
+        }
+    for fault, trial in trials.items():
+        n = kills if fault == "kill -9" else few
+        # Over the old files and into empty folders in turn.
+        yield fault, sum((trial(with_old=bool(i % 2)) for i in range(n)), Counter())
 
 
 def main() -> int:

@@ -32,13 +32,11 @@ _TEXTS = (
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def main() -> None:
-    """Speak, watch, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="of sound, after which it ends")
     parser.add_argument("--sentences", type=int, default=2000)

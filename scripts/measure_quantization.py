@@ -81,7 +81,6 @@ class Found:
 
 
 def main() -> None:
-    """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--types", help="only these")
     parser.add_argument("--utterances", type=int, default=4)
@@ -95,7 +94,6 @@ def main() -> None:
 
 
 def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
-    """All measurements, one after the other."""
     checkpoint = read_checkpoint(MODEL)
     reference = plan(checkpoint)
     family, model = reference.family, reference.model
@@ -171,7 +169,6 @@ def distinct_types() -> Iterator[FileType]:
 
 
 def tables(found: Found) -> Iterator[tuple[str, list[list[str]]]]:
-    """The tables by name, each with its header."""
     how = ("no imatrix", "imatrix of noise", "imatrix of speech")
     files = (found.bare, found.noise, found.real)
     header = [f"{measure}, {one}" for one in how for measure in ("KL", "top-1")]

@@ -10,8 +10,13 @@ from safetensors import safe_open
 from support import GOLDEN
 
 from valle_convert.families.family import Case
-from valle_convert.families.v5.trials import NetworkPass
-from valle_convert.model.inputs import Condition, Segment, length_segments, speech_segments
+from valle_convert.families.v5.trials import pass_case
+from valle_convert.model.inputs import (
+    Condition,
+    Segment,
+    length_segments,
+    speech_segments,
+)
 from valle_convert.model.spec import Model
 from valle_convert.network.protocol import Network
 
@@ -45,8 +50,7 @@ def golden_cases(folder: str, model: Model) -> Iterator[GoldenCase]:
             continue
         head, segments = _pass(name, model, condition, response, masked)
         logits = tensors[f"logits.{name}"]
-        run = NetworkPass(head, tuple(segments), len(logits))
-        yield GoldenCase(Case(name, head, run), logits)
+        yield GoldenCase(pass_case(name, head, segments, len(logits)), logits)
 
 
 def _pass(

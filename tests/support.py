@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.decode import Callbacks
+from valle_convert.decode.control import Callbacks
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.llama.context import Settings
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Codec, ModelConfig
 
@@ -25,6 +26,8 @@ GOLDEN = PROJECT / "fixtures" / "golden"
 GOLDEN_NAMES = ("ar-nar-len", "ar-nar-len-unified-causal", "v6-text-head", "single-classifier")
 GOLDEN_VALLEX = "valle-x-small"
 GOLDEN_VERSION_7 = "v7-nemo"
+#: How networks and speakers of tests compute.
+ONE_THREAD = Settings(n_threads=1)
 
 
 def golden_checkpoint(name: str) -> Path:

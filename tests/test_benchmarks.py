@@ -16,12 +16,9 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
 
 
-def test_every_benchmark_is_in_the_list_and_takes_arguments() -> None:
-    listed = importlib.import_module("run").BENCHMARKS
-    there = {path.stem for path in (PROJECT / "benchmarks").glob("bench_*.py")}
-    assert {one.__name__ for one in listed} == there
-    for one in listed:
-        inspect.signature(one.main).bind([])
+def test_every_benchmark_takes_arguments() -> None:
+    for path in importlib.import_module("run").FILES:
+        inspect.signature(importlib.import_module(path.stem).main).bind([])
 
 
 def test_a_session_of_vall_e_x_is_measured(tmp_path: Path) -> None:

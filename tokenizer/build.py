@@ -43,7 +43,6 @@ def read_table(text: str) -> tuple[dict[str, int], dict[str, int], list[tuple[st
 
 
 def build(text: str) -> str:
-    """Turn the text of phonemes.txt into the text of tokenizer.json."""
     special_ids, phonemes, merges = read_table(text)
     written = special_ids | phonemes
     # The results of the merges take the ids after the unbroken run that is written out.

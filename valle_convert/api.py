@@ -37,7 +37,6 @@ def read_checkpoint(
     *,
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
-    progress: Progress = silent,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
 
@@ -48,7 +47,6 @@ def read_checkpoint(
             Path(path),
             config=None if config is None else Path(config),
             lora=lora_files(lora),
-            progress=progress,
         )
     except InputError:
         from valle_convert.families import refuse_known
@@ -177,9 +175,10 @@ def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
         EnvironmentFault: there is no usable llama.cpp.
     """
     from valle_convert.families.bundle import open_bundle
+    from valle_convert.llama.context import Settings
 
     bundle = open_bundle(Path(file))
-    network: Computing = bundle.family.open(bundle, n_threads=n_threads)
+    network: Computing = bundle.family.open(bundle, settings=Settings(n_threads=n_threads))
     return network
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -48,7 +48,7 @@ _ABILITIES = {
 
 
 def needs() -> dict[str, tuple[str, ...]]:
-    """What commands need beyond the required packages: LLAMA, graphs of families, extras.
+    """What commands need beyond the required packages: LLAMA, extras.
 
     Without llama-quantize, `quantize` uses the same routine of the library.
     """
@@ -58,16 +58,16 @@ def needs() -> dict[str, tuple[str, ...]]:
         "publish": ("hub",),
         "tokenize": (LLAMA,),
         "quantize": (LLAMA,),
+        "verify": (LLAMA,),
+        "evaluate": (LLAMA,),
         "scan": (LLAMA,),
         "evaluate --report FILE.html": (LLAMA, "report"),
         "voice": ("speech",),
     }
     for family in reversed(families()):
-        runs = (LLAMA, family.title)
-        speaks = (*runs, *family.needs)
+        speaks = (LLAMA, *family.needs)
         of = f" ({family.title})" if family.name else ""
-        found |= {f"verify{of}": runs, f"evaluate{of}": runs, f"speak{of}": speaks}
-        found[f"serve{of}"] = (*speaks, "serve")
+        found |= {f"speak{of}": speaks, f"serve{of}": (*speaks, "serve")}
         for language, extras in family.needs_for.items():
             found[f"speak ({family.title}, {language})"] = (*speaks, *extras)
         for command, ability in _ABILITIES.items():
@@ -108,9 +108,6 @@ class LlamaReport:
     devices: tuple[str, ...]  # what it can compute on; a BLAS library is one
     probe: ProbeResult | None  # result of the self-test; None if it failed or could not run
     problem: str | None  # why it cannot be used, and the remedy; None if it works
-    #: By title of a family, why its models cannot run; None if they can. Empty if the library was
-    #: not loaded.
-    graphs: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -216,17 +213,8 @@ def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
         library = load_library()
         system_info, devices = library.system_info(), tuple(library.devices())
     except ValleConvertError as error:
-        return LlamaReport(path, version, None, (), None, str(error), {})
-    graphs = {family.title: _problem_of(family.prove) for family in reversed(families())}
-    return LlamaReport(path, version, system_info, devices, result, None, graphs)
-
-
-def _problem_of(proof: Callable[[], None]) -> str | None:
-    try:
-        proof()
-    except ValleConvertError as error:
-        return str(error)
-    return None
+        return LlamaReport(path, version, None, (), None, str(error))
+    return LlamaReport(path, version, system_info, devices, result, None)
 
 
 def examine_program(name: str) -> ProgramReport:
@@ -245,7 +233,6 @@ def examine_commands(
     for need, problem in (
         *((one.extra, one.problem) for one in packages),
         (LLAMA, llama.problem),
-        *llama.graphs.items(),
     ):
         if problem is not None:
             problems[need].append(problem)

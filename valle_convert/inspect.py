@@ -31,7 +31,6 @@ from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, i
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.model.description import Description
-from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, TOKENS_KEY
 from valle_convert.wording import plural
 
@@ -85,11 +84,7 @@ class Summary:
 
 
 def inspect_file(
-    path: Path,
-    *,
-    config: Path | None = None,
-    lora: Sequence[LoraFile] = (),
-    progress: Progress = silent,
+    path: Path, *, config: Path | None = None, lora: Sequence[LoraFile] = ()
 ) -> Summary:
     """Inspect a checkpoint, a GGUF file or a codec of encodec.cpp, without reading weights.
 
@@ -97,8 +92,8 @@ def inspect_file(
     other files are downloaded completely.
     """
     if is_on_hub(path) and path.suffix == ".gguf":
-        return replace(inspect_file(fetched(path, progress)), path=str(path))
-    read = partial(read_checkpoint, path, config=config, lora=lora, progress=progress)
+        return replace(inspect_file(fetched(path)), path=str(path))
+    read = partial(read_checkpoint, path, config=config, lora=lora)
     if is_on_hub(path):
         try:
             return _inspect_checkpoint(read(headers_only=True))

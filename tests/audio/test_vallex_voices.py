@@ -43,14 +43,14 @@ def test_a_voice_comes_with_what_it_says_in_the_networks_numbering(
 ) -> None:
     found = read_vallex_voice(voice(path, lang_code=code), MODEL)
     np.testing.assert_array_equal(found.codes, CODES[0])
-    assert (found.codes.dtype, found.symbols.dtype) == (np.int32, np.int32)
-    assert found.symbols.tolist() == symbol_ids(SAID)
-    assert found.languages.tolist() == [network_id] * len(SAID)
+    assert (found.codes.dtype, found.text.symbols.dtype) == (np.int32, np.int32)
+    assert found.text.symbols.tolist() == symbol_ids(SAID)
+    assert found.text.languages.tolist() == [network_id] * len(SAID)
 
 
 def test_language_codes_of_other_shapes_and_integers_are_read_as_well(path: Path) -> None:
     for code in (np.array([2], np.int32), np.array([[2]], np.uint8)):
-        assert read_vallex_voice(voice(path, lang_code=code), MODEL).languages[0] == 0
+        assert read_vallex_voice(voice(path, lang_code=code), MODEL).text.languages[0] == 0
     compact = CODES.astype(np.uint16)
     np.testing.assert_array_equal(
         read_vallex_voice(voice(path, audio_tokens=compact), MODEL).codes, CODES[0]

@@ -4,8 +4,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +26,8 @@ from safetensors.numpy import load_file
 from support import PROJECT, Cli, Convert, contents, error_of, run_program
 from verify.old_files import make_old
 
-from valle_convert import read_checkpoint
 from valle_convert.checkpoint.hub import parse_location
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.progress import Advance
 
 SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)
 REPO = "ecker/vall-e"
@@ -303,7 +300,7 @@ FAULTS: dict[str, tuple[Callable[[SmallHub, pytest.MonkeyPatch], None], int, str
     "403": (answering(403), 3, "the hub answers 403 (out of order); check HF_TOKEN"),
     "no network": (no_network, 3, "the hub cannot be reached"),
     "offline": (offline, 3, "HF_HUB_OFFLINE is set, and the cache lacks ecker/vall-e at main"),
-    "no hub": (no_hub, 2, "has no model"),
+    "no hub": (no_hub, 2, "does not exist at main"),
     "gated": (gated, 3, "is gated; accept its terms at http://127.0.0.1"),
 }
 
@@ -354,14 +351,13 @@ def test_what_is_not_there_is_answered_with_what_is(
 ) -> None:
     out = () if command == "inspect" else (tmp_path / "out.gguf",)
     for place, words in {
-        "hf:ecker/nothing/x": "has no model ecker/nothing",
+        "hf:ecker/nothing/x": "ecker/nothing does not exist at main",
         f"hf:{REPO}/ar+nar-len-llama": f"has no model ar+nar-len-llama; did you mean {NAME}",
         f"hf:{REPO}/zzz": f"has no model zzz; it has {NAME}, {OTHER}",
         f"hf:{REPO}:models/ckpt/{NAME}/fp32.sft": WEIGHTS,
         f"hf:{REPO}:x/README.md": "no file or folder x/README.md; did you mean README.md",
-        f"hf:{REPO}/{NAME}@v9": "has no revision v9",
-        f"hf:{REPO}:models/ckpt": f"holds 2 models, expected one: "
-        f"hf:{REPO}:models/ckpt/{NAME}/ckpt, hf:{REPO}:models/ckpt/{OTHER}",
+        f"hf:{REPO}/{NAME}@v9": "does not exist at v9",
+        f"hf:{REPO}:models/ckpt": f"holds 2 models, expected one: {NAME}/ckpt, {OTHER}",
         f"hf:{REPO}:loras/someone": "only a LoRA",
         f"hf:{REPO}:README.md": "is a text file",
     }.items():
@@ -442,24 +438,6 @@ def test_the_environment_is_the_librarys(published: dict[str, bytes], tmp_path: 
     result = run("inspect", place, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
-
-
-def test_progress_is_shown(hub: SmallHub) -> None:
-    shown: list[tuple[str, int, str]] = []
-    sizes: list[int] = []
-
-    @contextmanager
-    def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
-        shown.append((label, total, unit))
-        yield sizes.append
-
-    hub.cut_after, hub.cuts_left = 10_000, 1
-    read_checkpoint(Path(f"hf:{REPO}/{NAME}"), progress=progress)
-    size = len(hub.repositories[REPO].commits[commit_of(hub)][WEIGHTS])
-    ((label, *counted),) = shown
-    assert label.startswith("downloading")
-    assert counted == [size, "B"]
-    assert sum(sizes) == size
 
 
 def test_every_command_takes_a_gguf_file_of_the_hub(

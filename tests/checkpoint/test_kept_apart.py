@@ -13,7 +13,7 @@ import torch
 from checkpoint.containers import torch_state
 from make_checkpoint import Shape, make_checkpoint
 from safetensors.numpy import load_file, save_file
-from support import Cli, error_of, with_keys
+from support import ONE_THREAD, Cli, error_of, with_keys
 
 from valle_convert import Choices, plan_conversion, read_checkpoint, write_gguf
 from valle_convert.api import write_lora
@@ -83,7 +83,7 @@ def converted_to(path: Path, checkpoint: Any, out_type: str = "f32") -> Path:
 def network_of(path: Path, adapters: Sequence[LoraFile], **how: int) -> GgufNetwork:
     bundle = open_bundle(path)
     opened = bundle.family.open_adapters(adapters, bundle)
-    return GgufNetwork(bundle.files, bundle.model, n_threads=1, adapters=opened, **how)
+    return GgufNetwork(bundle.files, bundle.model, settings=ONE_THREAD, adapters=opened, **how)
 
 
 def logits(path: Path, adapters: Sequence[LoraFile] = ()) -> dict[str, np.ndarray]:
@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_refused(
     message = error_of(cli("lora", lora, lora, tmp_path / "x.gguf"), 2)
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(Exception, match="not a LoRA adapter"):
-        open_adapter(LoraFile(base), AdapterBase.of_gguf(GgufFile(base)))
+        open_adapter(LoraFile(base), AdapterBase.of(GgufFile(base)))
     for factor in ("1e38", "1e300"):
         run = ("lora", base, f"{lora}@{factor}", adapter, "--force")
         before = adapter.read_bytes()
@@ -293,7 +293,7 @@ def test_tables_and_heads_can_be_merged_only(kept: Kept, tmp_path: Path, cli: Cl
 
 
 def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(kept: Kept, tmp_path: Path) -> None:
-    base, odd = AdapterBase.of_gguf(GgufFile(kept.base)), tmp_path / "odd.gguf"
+    base, odd = AdapterBase.of(GgufFile(kept.base)), tmp_path / "odd.gguf"
     for key, words in (
         (Key("adapter.type", "dora", "string"), "not a lora of the architecture"),
         (Key("adapter.lora.alpha", 0.0, "f32"), "adapter.lora.alpha is 0.0"),

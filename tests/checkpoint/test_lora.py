@@ -113,12 +113,12 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
         ({"x": DOWN}, {}, "holds no *.lora_A and *.lora_B tensors"),
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
         (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
-        (plain_pair(), {"alpha": "one"}, "alpha is 'one'"),
+        (plain_pair(), {"alpha": "one"}, "got `str` - at `$.alpha`"),
         *(
             (plain_pair(), {"alpha": n}, "not a finite number")
             for n in (float("nan"), float("inf"))
         ),
-        (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "rvq_levels is 'all'"),
+        (plain_pair(), {"alpha": 1, "rvq_levels": "all"}, "got `str` - at `$.rvq_levels`"),
         (plain_pair(), {"alpha": 1, "rvq_levels": [0, 1]}, "codebook levels [0, 1]"),
         (
             {"model.layers.9.mlp.up_proj.lora_A": DOWN, "model.layers.9.mlp.up_proj.lora_B": UP},

@@ -89,7 +89,7 @@ def test_several_models_are_all_named(
     for name in ("first", "second"):
         make(Path("ckpt") / name, SHAPE)
     message = error_of(cli("ckpt", "out.gguf"), 2)
-    assert "2 models, expected one: ckpt/first, ckpt/second" in message
+    assert "2 models, expected one: first, second;" in message
     assert not Path("out.gguf").exists()
 
 

@@ -180,7 +180,7 @@ SAFETENSORS: list[tuple[Make, str]] = [
     (replaced("text_emb.weight", (300, 64)), "300"),
     (
         removed(*map(HEAD.format, range(11))),
-        "classifiers_bias is True in the config, but the weights have none",
+        "classifiers_bias is True in the config, but False by the weights",
     ),
     # ---- version 7
     (with_config(VERSION_7, version=6), "does not fit its config"),
@@ -242,12 +242,12 @@ TORCH: list[tuple[Make, str]] = [
     (zipped("archive/data.pkl", b"\0" * (8 << 20)), "is compressed, which torch.save never does"),
     (zipped("readme.txt", "no checkpoint"), "not one of torch.save"),
     (saved([1, 2]), "holds a list"),
-    (saved({"module": [1]}), "only module (list)"),
+    (saved({"module": [1]}), "holds module (list)"),
     (saved({"module": torch.zeros(3)}), "its tensors are module"),
-    (saved({"module": 0}), "only module (int)"),
+    (saved({"module": 0}), "holds module (int)"),
     (
         saved({"module": {"sep": "x"}, "config": {"version": 5}}),
-        "only module (dict), config (dict)",
+        "holds module (dict), config (dict)",
     ),
     (saved({"module": SPARSE}), "not dense tensors"),
     (saved({"module": ONE, "config": [1]}), "'config' is rejected: it is a list"),
@@ -330,7 +330,7 @@ def test_bad_metadata_is_refused(
     ("option", "content", "words"),
     [
         ("--config", "a: [", "neither YAML nor JSON"),
-        ("--config", "just words", "holds a text"),
+        ("--config", "just words", "holds 'just words'"),
         ("--config", "", "holds nothing"),
         ("--config", "x" * (2 << 20), "is larger than 1,048,576 bytes"),
         ("--config", b"\xff\xfe\x00", "neither YAML nor JSON"),

@@ -135,7 +135,6 @@ OPTIONS = [
             ("Hi. --set tempo=2", "--set tempo=2"),
             ("Hi. -o o.aac", "must end in .wav, .flac, .ogg"),
             ("Hi. -o o", "must end in .wav, .flac, .ogg"),
-            ("Hi. -o o.flac --float", "cannot store 32-bit floats"),
             # The last of an option that is given twice counts.
             ("Hi. --codec none", "There is no codec "),
             ("Hi. --codec GGUF", "architecture 'gemma', expected a codec"),
@@ -160,7 +159,6 @@ OPTIONS = [
             "--codes a.npz -o o.wav --threads 1",
             "--codes a.npz -o o.wav --keep-partial",
             "Hi. -o o.wav --voice-text Ho.",
-            "Hi. --save-codes a.npz --float",
             "Hi. -o - --json",
             "Hi. -o o.wav --threads 0",
             "Hi. -o o.wav --parallel 65",

@@ -13,7 +13,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle, open_files
 from valle_convert.families.v5.files import read_model
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.verify import verify
+from valle_convert.verify.run import verify
 
 #: Rows that K-quants divide into.
 WIDE = Shape(

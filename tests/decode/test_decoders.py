@@ -13,30 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import after, rng
 
-from valle_convert.decode import (
-    GREEDY,
-    ArOptions,
-    Callbacks,
-    Guidance,
-    LengthOptions,
-    MaskedOptions,
-    NarOptions,
-    Prefix,
-    Repetition,
-    SamplingOptions,
-    SpeechOptions,
-    TranscribeOptions,
-    choose_mode,
-    decode_ar,
-    decode_masked,
-    decode_nar,
-    decode_speech,
-    decode_transcript,
-    frames_for,
-)
-from valle_convert.decode.masked import n_hidden
+from valle_convert.decode import masked
+from valle_convert.decode.ar import decode_ar
+from valle_convert.decode.control import Callbacks
+from valle_convert.decode.length import frames_for
+from valle_convert.decode.masked import decode_masked, n_hidden
+from valle_convert.decode.nar import decode_nar
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
+from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.decode import VallexOptions
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
 from valle_convert.network.protocol import Network
@@ -44,10 +31,10 @@ from valle_convert.progress import Advance
 from valle_convert.speech.results import SpeakOptions
 
 FOLDER = "ar-nar-len"
-GREEDY_AR = ArOptions(GREEDY, max_frames=40)
-QUICK = SpeechOptions(
-    ar=GREEDY_AR, masked=MaskedOptions(4, GREEDY), length=LengthOptions(min_frames=6, max_frames=12)
-)
+GREEDY_ONES = DecodeOptions(sampling=GREEDY)
+MASKED = replace(GREEDY_ONES, max_steps=8)
+#: With six frames a second, from 6 to 12 frames.
+QUICK, FRAME_RATE = replace(GREEDY_ONES, max_steps=4, max_seconds=2.0), 6.0
 
 
 @pytest.fixture
@@ -80,13 +67,13 @@ class Watcher:
 
 
 def test_interrupted_ar_keeps_the_frames_so_far(network: Network, golden: Golden) -> None:
-    result = decode_ar(network, golden.condition, GREEDY_AR, rng(), watch=after(7))
+    result = decode_ar(network, golden.condition, GREEDY_ONES, rng(), max_frames=40, watch=after(7))
     assert result.end == "interrupted"
     np.testing.assert_array_equal(result.codes, golden["gen.ar"][:7])
 
 
 def test_ar_with_no_room_for_a_frame_gives_none(network: Network, golden: Golden) -> None:
-    result = decode_ar(network, golden.condition, ArOptions(GREEDY, max_frames=0), rng())
+    result = decode_ar(network, golden.condition, GREEDY_ONES, rng(), max_frames=0)
     assert (len(result.codes), result.end) == (0, "limit")
 
 
@@ -96,14 +83,23 @@ def test_ar_continues_a_prefix_as_if_it_had_spoken_it(
 ) -> None:
     golden = read_golden(folder)
     spoken = golden["gen.ar"][:11]
-    rest = ArOptions(GREEDY, max_frames=40 - len(spoken))
-    result = decode_ar(open_network(folder), golden.condition, rest, rng(), prefix=spoken)
+    result = decode_ar(
+        open_network(folder), golden.condition, GREEDY_ONES, rng(), max_frames=29, prefix=spoken
+    )
     np.testing.assert_array_equal(result.codes, golden["gen.ar"][11:])
 
 
 def test_ar_guidance_counts_and_strength_0_is_off(network: Network, golden: Golden) -> None:
-    strong = decode_ar(network, golden.condition, replace(GREEDY_AR, guidance=Guidance(3.0)), rng())
-    off = decode_ar(network, golden.condition, replace(GREEDY_AR, guidance=Guidance(0.0)), rng())
+    strong, off = (
+        decode_ar(
+            network,
+            golden.condition,
+            replace(GREEDY_ONES, guidance_strength=strength),
+            rng(),
+            max_frames=40,
+        )
+        for strength in (3.0, 0.0)
+    )
     np.testing.assert_array_equal(off.codes, golden["gen.ar"])
     assert not np.array_equal(strong.codes, golden["gen.ar"])
 
@@ -112,14 +108,19 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
     network: Network, golden: Golden
 ) -> None:
     assert len(np.unique(golden["gen.ar"][:20])) < 20
-    options = ArOptions(GREEDY, max_frames=20, repetition=Repetition(1e6))
-    codes = decode_ar(network, golden.condition, options, rng()).codes
+    options = replace(GREEDY_ONES, repetition_penalty=1e6)
+    codes = decode_ar(network, golden.condition, options, rng(), max_frames=20).codes
     assert len(np.unique(codes)) == len(codes)
 
 
 def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
     result = decode_nar(
-        network, golden.condition, golden["gen.ar"], NarOptions(), rng(), watch=after(3)
+        network,
+        golden.condition,
+        golden["gen.ar"],
+        DecodeOptions(),
+        rng(),
+        watch=after(3),
     )
     assert result.end == "interrupted"
     np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :4])
@@ -127,7 +128,7 @@ def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golde
 
 def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None:
     nothing = np.zeros(0, np.int32)
-    result = decode_nar(network, golden.condition, nothing, NarOptions(), rng())
+    result = decode_nar(network, golden.condition, nothing, DecodeOptions(), rng())
     assert result.codes.shape == (0, 8)
 
 
@@ -145,37 +146,19 @@ def test_demasking_hides_everything_first_and_fewer_frames_each_step(
 def test_demasking_interrupted_after_a_step_is_a_whole_draft(
     network: Network, golden: Golden
 ) -> None:
-    options = MaskedOptions(8, GREEDY)
-    result = decode_masked(network, golden.condition, 24, options, rng(), watch=after(1))
+    result = decode_masked(network, golden.condition, 24, MASKED, rng(), watch=after(1))
     assert result.end == "interrupted"
     assert result.codes.shape == (24,)
     assert result.codes.max() < network.model.config.codebook_size
 
 
 def test_demasking_interrupted_before_a_step_is_nothing(network: Network, golden: Golden) -> None:
-    options = MaskedOptions(8, GREEDY)
-    result = decode_masked(network, golden.condition, 24, options, rng(), watch=after(0))
+    result = decode_masked(network, golden.condition, 24, MASKED, rng(), watch=after(0))
     assert (len(result.codes), result.end) == (0, "interrupted")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"annealed_guidance": True}, {"score_hidden_only": True}],
-    ids=["annealed-guidance", "score-hidden-only"],
-)
-def test_the_options_of_demasking_count(
-    network: Network, golden: Golden, change: dict[str, bool]
-) -> None:
-    options = MaskedOptions(8, GREEDY, Guidance(3.0))
-    codes = [
-        decode_masked(network, golden.condition, 24, chosen, rng()).codes
-        for chosen in (options, replace(options, **change))
-    ]
-    assert not np.array_equal(*codes)
-
-
 def test_the_temperature_of_demasking_falls_to_argmax(network: Network, golden: Golden) -> None:
-    hot = MaskedOptions(1, SamplingOptions(temperature=50.0))
+    hot = DecodeOptions(max_steps=1, sampling=SamplingOptions(temperature=50.0))
     drawn = [decode_masked(network, golden.condition, 24, hot, rng(seed)).codes for seed in (1, 2)]
     assert not np.array_equal(*drawn)
 
@@ -185,7 +168,7 @@ def test_guidance_of_demasking_is_never_weaker_than_its_minimum(
 ) -> None:
     weak, least = (
         decode_masked(
-            network, golden.condition, 24, MaskedOptions(4, GREEDY, Guidance(strength)), rng()
+            network, golden.condition, 24, replace(MASKED, guidance_strength=strength), rng()
         ).codes
         for strength in (0.0, 2.5)
     )
@@ -193,10 +176,9 @@ def test_guidance_of_demasking_is_never_weaker_than_its_minimum(
 
 
 def test_demasking_hears_the_prefix(network: Network, golden: Golden) -> None:
-    options = MaskedOptions(4, GREEDY)
-    without = decode_masked(network, golden.condition, 24, options, rng()).codes
+    without = decode_masked(network, golden.condition, 24, MASKED, rng()).codes
     behind = decode_masked(
-        network, golden.condition, 24, options, rng(), prefix=golden["in.resp"][:, 0]
+        network, golden.condition, 24, MASKED, rng(), prefix=golden["in.resp"][:, 0]
     ).codes
     assert behind.shape == (24,)
     assert not np.array_equal(without, behind)
@@ -208,20 +190,20 @@ def test_demasking_hears_the_prefix(network: Network, golden: Golden) -> None:
 def test_a_duration_is_at_least_a_second_padded_and_at_most_the_limit(
     said: int, frames: int
 ) -> None:
-    assert frames_for(said, LengthOptions()) == frames
+    assert frames_for(said, DecodeOptions(), 75.0) == frames
 
 
 @given(
     said=st.integers(0, 3),
-    padding=st.floats(0, 1, exclude_min=True),
-    least=st.integers(0, 75),
-    most=st.integers(0, 900),
+    padding=st.floats(0.01, 1),
+    rate=st.floats(0.1, 75),
+    most=st.floats(0.1, 900),
 )
 def test_there_is_always_a_frame_to_decode(
-    said: int, padding: float, least: int, most: int
+    said: int, padding: float, rate: float, most: float
 ) -> None:
-    frames = frames_for(said, LengthOptions(padding, least, most))
-    assert 1 <= frames <= max(1, most)
+    options = DecodeOptions(duration_padding=padding, max_seconds=most)
+    assert 1 <= frames_for(said, options, rate) <= max(1, round(rate * most))
 
 
 def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNetwork) -> None:
@@ -232,8 +214,10 @@ def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNe
 
 def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Golden) -> None:
     watcher = Watcher()
-    options = replace(QUICK, mode="ar")
-    speech = decode_speech(network, golden.condition, options, rng(), watch=Callbacks(watcher))
+    options = replace(QUICK, mode="ar", max_seconds=40 / FRAME_RATE)
+    speech = decode_speech(
+        network, golden.condition, options, rng(), FRAME_RATE, watch=Callbacks(watcher)
+    )
     np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"])
     assert (speech.mode, speech.end) == ("ar", "limit")
     assert speech.seconds.levels > 0
@@ -242,7 +226,9 @@ def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Gold
 
 def test_speech_by_demasking_is_as_long_as_the_model_says(network: Network, golden: Golden) -> None:
     watcher = Watcher()
-    speech = decode_speech(network, golden.condition, QUICK, rng(), watch=Callbacks(watcher))
+    speech = decode_speech(
+        network, golden.condition, QUICK, rng(), FRAME_RATE, watch=Callbacks(watcher)
+    )
     # The model says 1119 frames, and 12 is the limit.
     assert speech.codes.shape == (12, 8)
     assert (speech.mode, speech.end) == ("nar-len", "limit")
@@ -253,18 +239,18 @@ def test_speech_by_demasking_is_as_long_as_the_model_says(network: Network, gold
 def test_noise_tasks_without_a_recording_are_refused(network: Network, golden: Golden) -> None:
     condition = replace(golden.condition, task="ns", prompt=None)
     with pytest.raises(InputError, match="ns works on a recording"):
-        decode_speech(network, condition, QUICK, rng())
+        decode_speech(network, condition, QUICK, rng(), FRAME_RATE)
 
 
 def test_voice_conversion_follows_the_recording_it_starts_from(
-    network: Network, golden: Golden
+    network: Network, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With the recording shown in every step and none of it masked, what is drawn depends on it.
-    masked = MaskedOptions(4, GREEDY, vc_threshold=2.0, vc_mask_p=0.0)
-    options = replace(QUICK, masked=masked)
+    monkeypatch.setattr(masked, "VC_THRESHOLD", 2.0)
+    monkeypatch.setattr(masked, "VC_MASK_P", 0.0)
     sources = [golden["in.resp"][:, 0], golden["in.resp"][::-1, 0]]
     codes = [
-        decode_speech(network, golden.condition, options, rng(), source=source).codes
+        decode_speech(network, golden.condition, QUICK, rng(), FRAME_RATE, source=source).codes
         for source in sources
     ]
     assert [len(one) for one in codes] == [len(source) for source in sources]
@@ -272,14 +258,14 @@ def test_voice_conversion_follows_the_recording_it_starts_from(
 
 
 def test_voice_conversion_with_every_code_masked_is_plain_demasking(
-    network: Network, golden: Golden
+    network: Network, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    masked = MaskedOptions(4, GREEDY, vc_threshold=2.0, vc_mask_p=1.0)
+    monkeypatch.setattr(masked, "VC_THRESHOLD", 2.0)
+    monkeypatch.setattr(masked, "VC_MASK_P", 1.0)
     source = golden["in.resp"][:, 0]
-    same_length = LengthOptions(1.0, len(source), len(source))
-    options = replace(QUICK, masked=masked, length=same_length)
-    converted = decode_speech(network, golden.condition, options, rng(), source=source)
-    plain = decode_speech(network, golden.condition, options, rng())
+    options = replace(QUICK, max_seconds=len(source) / FRAME_RATE)
+    converted = decode_speech(network, golden.condition, options, rng(), FRAME_RATE, source=source)
+    plain = decode_speech(network, golden.condition, options, rng(), FRAME_RATE)
     np.testing.assert_array_equal(converted.codes, plain.codes)
     assert (converted.end, plain.end) == ("stop", "limit")
 
@@ -293,9 +279,9 @@ def test_a_prefix_stands_in_front_of_text_and_speech(network: Network, golden: G
     second = np.insert(phonemes[cut:], 0, 1)
     prefix = Prefix(first, golden["gen.ar_nar"][:9])
     np.testing.assert_array_equal(prefix.extend(second), phonemes)
-    options = replace(QUICK, mode="ar", ar=ArOptions(GREEDY, max_frames=31))
+    options = replace(QUICK, mode="ar", max_seconds=31 / FRAME_RATE)
     speech = decode_speech(
-        network, replace(condition, phonemes=second), options, rng(), prefix=prefix
+        network, replace(condition, phonemes=second), options, rng(), FRAME_RATE, prefix=prefix
     )
     np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"][9:])
 
@@ -306,7 +292,7 @@ def test_a_text_too_long_for_the_model_is_refused(
 ) -> None:
     condition = replace(golden.condition, phonemes=np.full(30_000, 5))
     with pytest.raises(InputError, match=r"30\d\d\d elements.*made for 22750"):
-        decode_speech(network, condition, replace(QUICK, mode=mode), rng())
+        decode_speech(network, condition, replace(QUICK, mode=mode), rng(), FRAME_RATE)
 
 
 @pytest.mark.parametrize("folder", SPEAKING)
@@ -315,7 +301,7 @@ def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
 ) -> None:
     network, golden = open_network(folder), read_golden(folder)
     speech, language = golden["in.resp"], golden.condition.language
-    transcript = decode_transcript(network, speech, language, TranscribeOptions(25))
+    transcript = decode_transcript(network, speech, language, 25)
     expected = [1]
     while len(expected) <= 25:
         segments = transcript_segments(network.model, speech, np.array(expected), language)
@@ -335,9 +321,8 @@ def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
 def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
     network: Network, golden: Golden
 ) -> None:
-    options = TranscribeOptions(10)
-    whole = decode_transcript(network, golden["in.resp"], 2, options)
-    part = decode_transcript(network, golden["in.resp"], 2, options, watch=after(4))
+    whole = decode_transcript(network, golden["in.resp"], 2, 10)
+    part = decode_transcript(network, golden["in.resp"], 2, 10, watch=after(4))
     assert part.end == "interrupted"
     assert part.phonemes == whole.phonemes[:4]
 
@@ -348,19 +333,18 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
         lambda: SamplingOptions(temperature=-1),
         lambda: SamplingOptions(temperature=math.nan),
         lambda: SamplingOptions(top_p=1.5),
-        lambda: Repetition(0),
-        lambda: ArOptions(length_penalty=math.nan),
-        lambda: Guidance(cfg_strength=-1),
-        lambda: Guidance(cfg_rescale=2),
-        lambda: MaskedOptions(max_steps=0),
-        lambda: LengthOptions(duration_padding=0),
+        lambda: DecodeOptions(repetition_penalty=0),
+        lambda: DecodeOptions(length_penalty=math.nan),
+        lambda: DecodeOptions(guidance_strength=-1),
+        lambda: DecodeOptions(guidance_rescale=2),
+        lambda: DecodeOptions(max_steps=0),
+        lambda: DecodeOptions(best_of=0),
+        lambda: DecodeOptions(duration_padding=0),
+        lambda: DecodeOptions(best_of=65),
         lambda: SpeakOptions(max_seconds=0),
         lambda: SpeakOptions(max_seconds=math.nan),
         lambda: SpeakOptions(prompt_seconds=61),
         lambda: SpeakOptions(context_history=-1),
-        lambda: VallexOptions(best_of=0),
-        lambda: VallexOptions(best_of=65),
-        lambda: VallexOptions(length_penalty=math.nan),
     ],
 )
 def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:

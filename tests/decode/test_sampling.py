@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from valle_convert.decode.guidance import guide
 from valle_convert.decode.sampling import (
-    Repetition,
     SamplingOptions,
     draw,
     keep_min_p,
@@ -124,7 +123,7 @@ def test_filters_at_their_defaults_change_nothing(logits: Block) -> None:
         keep_top_k(logits, 0),
         keep_top_p(logits, 1.0),
         keep_top_n_sigma(logits, 0.0),
-        penalize_repetition(logits, np.array([0, 1], np.int32), Repetition()),
+        penalize_repetition(logits, np.array([0, 1], np.int32), 1.0, 0.0),
         penalize_length(logits, 0, 9, 0.0),
     ):
         np.testing.assert_array_equal(result, logits)
@@ -151,7 +150,7 @@ def test_codes_are_drawn_with_their_probability(temperature: float) -> None:
 def test_a_repetition_penalty_never_favours_a_code_and_spares_new_ones(
     logits: Block, previous: list[int], factor: float, decay: float
 ) -> None:
-    result = penalize_repetition(logits, np.array(previous, np.int32), Repetition(factor, decay))
+    result = penalize_repetition(logits, np.array(previous, np.int32), factor, decay)
     there = np.unique(previous)
     new = np.setdiff1d(np.arange(logits.shape[1]), there)
     np.testing.assert_array_equal(result[:, new], logits[:, new])
@@ -163,7 +162,7 @@ def test_a_repetition_penalty_counts_the_latest_place_of_a_code() -> None:
     logits = np.array([[8.0, 8.0, -8.0, 8.0]], np.float32)
     # Distances from the end: code 1 at 1 (and 3), code 0 at 2, code 2 at 4.
     previous = np.array([2, 1, 0, 1], np.int32)
-    result = penalize_repetition(logits, previous, Repetition(2.0, 1.0))
+    result = penalize_repetition(logits, previous, 2.0, 1.0)
     np.testing.assert_array_equal(result, [[2.0, 4.0, -64.0, 8.0]])
 
 
@@ -186,7 +185,7 @@ def test_penalties_beyond_all_numbers_leave_numbers(
 ) -> None:
     previous = np.arange(length, dtype=np.int32) % logits.shape[1]
     for result in (
-        penalize_repetition(logits, previous, Repetition(penalty, power)),
+        penalize_repetition(logits, previous, penalty, power),
         penalize_length(logits, 0, length, power),
     ):
         assert np.isfinite(result).all()

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from support import after, rng
 from vallex_golden import decode_vallex
 
-from valle_convert.decode import GREEDY, SamplingOptions
 from valle_convert.decode.batch import Element
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
 from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
-    VallexOptions,
     decode_vallex_ar,
     log_probabilities,
 )
@@ -88,7 +88,7 @@ class Chain:
 @pytest.mark.parametrize("n_prompt", [0, 3])
 def test_it_ends_at_stop_and_every_level_is_decoded_in_place(n_prompt: int) -> None:
     prompt = np.ones((n_prompt, N_LEVELS), np.int32)
-    options = VallexOptions(GREEDY)
+    options = DecodeOptions(sampling=GREEDY)
     speech = decode_vallex(Chain(stop_at=4), text_of(7, 8), prompt, options, rng())
     assert (speech.codes.shape, speech.end, speech.mode) == ((4, N_LEVELS), "stop", "ar")
     for level in range(1, N_LEVELS):
@@ -101,31 +101,32 @@ def test_it_ends_at_stop_and_every_level_is_decoded_in_place(n_prompt: int) -> N
 @pytest.mark.parametrize("symbols", [(7,), (7, 8, 9)])
 def test_it_ends_after_16_codes_a_symbol(symbols: tuple[int, ...]) -> None:
     network = Chain(stop_at=10_000)
-    said = decode_vallex_ar(network, text_of(*symbols), NO_VOICE[:, 0], VallexOptions(), rng())
+    said = decode_vallex_ar(network, text_of(*symbols), NO_VOICE[:, 0], DecodeOptions(), rng())
     assert (len(said.codes), said.end) == (16 * len(symbols), "limit")
     assert MAX_CODES_A_SYMBOL == 16
     assert network.room == 16 * len(symbols)
 
 
 def test_a_limit_of_the_user_ends_it_earlier() -> None:
-    options = VallexOptions(max_frames=5)
-    said = decode_vallex_ar(Chain(stop_at=10_000), text_of(7), NO_VOICE[:, 0], options, rng())
+    said = decode_vallex_ar(
+        Chain(stop_at=10_000), text_of(7), NO_VOICE[:, 0], DecodeOptions(), rng(), max_frames=5
+    )
     assert (len(said.codes), said.end) == (5, "limit")
 
 
 def test_stop_at_the_first_step_gives_no_frames_and_no_levels() -> None:
-    speech = decode_vallex(Chain(stop_at=0), text_of(7), NO_VOICE, VallexOptions(), rng())
+    speech = decode_vallex(Chain(stop_at=0), text_of(7), NO_VOICE, DecodeOptions(), rng())
     assert (speech.codes.shape, speech.end) == ((0, N_LEVELS), "stop")
 
 
-def drawn_codes(network: Chain, options: VallexOptions, seed: int) -> tuple[int, ...]:
-    said = decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], options, rng(seed))
+def drawn_codes(network: Chain, options: DecodeOptions, seed: int) -> tuple[int, ...]:
+    said = decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], options, rng(seed), max_frames=1)
     return tuple(said.codes.tolist())
 
 
 def test_codes_are_drawn_by_the_probabilities_of_the_chain() -> None:
     network = Chain()
-    options = VallexOptions(SamplingOptions(temperature=0.7), max_frames=1)
+    options = DecodeOptions(sampling=SamplingOptions(temperature=0.7))
     n = 4000
     counts = Counter(drawn_codes(network, options, seed) for seed in range(n))
     scaled = np.exp(network.table[0] / 0.7)
@@ -142,7 +143,7 @@ def test_of_several_continuations_the_one_with_the_best_score_wins(
 ) -> None:
     sampling = SamplingOptions(temperature=1.3, top_k=4)
     prompt = np.arange(n_prompt, dtype=np.int32)
-    options = VallexOptions(sampling, best_of=6, length_penalty=length_penalty)
+    options = DecodeOptions(sampling=sampling, best_of=6, length_penalty=length_penalty)
     n_different = 0
     for seed in range(20):
         network = Chain(seed=seed)
@@ -161,7 +162,7 @@ def test_of_several_continuations_the_one_with_the_best_score_wins(
     assert n_different > 3
 
 
-def score(network: Chain, prompt: Ids, codes: Sequence[int], options: VallexOptions) -> float:
+def score(network: Chain, prompt: Ids, codes: Sequence[int], options: DecodeOptions) -> float:
     """The sum of log probabilities up to and with stop, over a power of the length."""
     total = 0.0
     sequence = prompt.tolist()
@@ -171,27 +172,28 @@ def score(network: Chain, prompt: Ids, codes: Sequence[int], options: VallexOpti
         scaled = np.exp(kept / options.sampling.temperature)
         total += math.log(np.exp(logits[code] / options.sampling.temperature) / scaled.sum())
         sequence.append(code)
-    return total / (1 + len(prompt) + len(codes)) ** options.length_penalty
+    return total / (1 + len(prompt) + len(codes)) ** (options.length_penalty or 0)
 
 
 def test_one_of_several_may_end_while_others_go_on() -> None:
     lengths = set()
     for seed in range(10):
         network = Chain(seed=3)
-        decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], VallexOptions(best_of=5), rng(seed))
+        decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], DecodeOptions(best_of=5), rng(seed))
         lengths |= {len(one) for one in network.sequences.values()}
     assert len(lengths) > 2
 
 
 def test_the_best_codes_need_no_second_copy() -> None:
     network = Chain(stop_at=3)
-    decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], VallexOptions(GREEDY, best_of=5), rng())
+    options = DecodeOptions(sampling=GREEDY, best_of=5)
+    decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], options, rng())
     assert len(network.sequences) == 1
 
 
 @pytest.mark.parametrize("best_of", [1, 3])
 def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
-    options = VallexOptions(best_of=best_of)
+    options = DecodeOptions(best_of=best_of)
     network = Chain(stop_at=10)
     speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(3))
     assert (speech.codes.shape, speech.end) == ((3, 1), "interrupted")

@@ -6,9 +6,9 @@ from golden_models import BACK_ENDS, OpenNetwork
 from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
 from vallex_golden import decode_vallex, golden
 
-from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
 from valle_convert.families.vallex.composed import ComposedNetwork
-from valle_convert.families.vallex.decode import VallexOptions
 
 on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)
 
@@ -23,15 +23,15 @@ def network(open_network: OpenNetwork) -> ComposedNetwork:
 @pytest.mark.parametrize(
     "options",
     [
-        VallexOptions(GREEDY),
-        VallexOptions(GREEDY, best_of=3),
+        DecodeOptions(sampling=GREEDY),
+        DecodeOptions(sampling=GREEDY, best_of=3),
         # As the original decodes greedily: nothing but the best code is left to draw.
-        VallexOptions(SamplingOptions(top_k=1)),
-        VallexOptions(SamplingOptions(top_k=1), best_of=3),
+        DecodeOptions(sampling=SamplingOptions(top_k=1)),
+        DecodeOptions(sampling=SamplingOptions(top_k=1), best_of=3),
     ],
 )
 def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
-    network: ComposedNetwork, prefix: str, options: VallexOptions
+    network: ComposedNetwork, prefix: str, options: DecodeOptions
 ) -> None:
     given = golden(prefix)
     rng = np.random.default_rng(0)
@@ -45,11 +45,13 @@ def test_all_levels_of_the_golden_codes_come_out_and_end_by_stop(
 def test_what_is_drawn_is_the_same_on_both(network: ComposedNetwork) -> None:
     """Copies of sequences that grow apart, one of which may end before the others."""
     both = network, open_reference(golden_checkpoint(GOLDEN_VALLEX))
-    options = VallexOptions(SamplingOptions(temperature=0.9), best_of=3, max_frames=60)
+    options = DecodeOptions(sampling=SamplingOptions(temperature=0.9), best_of=3)
     for prefix, seed in (("", 0), ("", 1), ("noprompt.", 2), ("noprompt.", 3)):
         given = golden(prefix)
         found, expected = (
-            decode_vallex(one, given.text, given.prompt, options, np.random.default_rng(seed))
+            decode_vallex(
+                one, given.text, given.prompt, options, np.random.default_rng(seed), max_frames=60
+            )
             for one in both
         )
         np.testing.assert_array_equal(found.codes, expected.codes)

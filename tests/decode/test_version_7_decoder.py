@@ -12,15 +12,10 @@ from numpy.typing import NDArray
 from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network
-from valle_convert.decode import (
-    GREEDY,
-    Callbacks,
-    Guidance,
-    LengthOptions,
-    MaskedOptions,
-    SamplingOptions,
-)
+from valle_convert.decode.control import Callbacks
 from valle_convert.decode.masked import times
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
 from valle_convert.families.v7.trials import utterances
@@ -67,7 +62,7 @@ def test_greedy_codes_are_those_of_the_description(
 ) -> None:
     (one,) = utterances(reference.model, 1)
     expected = by_the_description(reference, one.condition, n, n_steps, 3.0)
-    options = MaskedOptions(n_steps, GREEDY, Guidance(3.0))
+    options = DecodeOptions(sampling=GREEDY, guidance_strength=3.0, max_steps=n_steps)
     found = decode_levels(reference, one.condition, n, options, RNG)
     np.testing.assert_array_equal(found.codes, expected)
 
@@ -77,7 +72,7 @@ def test_greedy_codes_on_llama_are_those_of_the_reference(
 ) -> None:
     """In one step: a net of random weights has so many ties that later ones part ways."""
     (one,) = utterances(reference.model, 1)
-    options = MaskedOptions(1, GREEDY, Guidance(3.0))
+    options = DecodeOptions(sampling=GREEDY, guidance_strength=3.0, max_steps=1)
     expected = decode_levels(reference, one.condition, 19, options, RNG)
     with open_network(converted(GOLDEN_VERSION_7, "f32"), n_threads=1) as network:
         found = decode_levels(network, one.condition, 19, options, RNG)
@@ -141,7 +136,8 @@ def test_what_is_shown_and_what_stays(
     draw = np.random.default_rng(seed)
     level_0 = draw.integers(0, 40, n, dtype=np.int32) if keeps else None
     prefix = draw.integers(0, 40, (n_before, 8), dtype=np.int32)
-    options = MaskedOptions(n_steps, SamplingOptions(temperature=temperature, top_k=top_k))
+    sampling = SamplingOptions(temperature=temperature, top_k=top_k)
+    options = DecodeOptions(sampling=sampling, max_steps=n_steps)
     result = decode_levels(network, one.condition, n, options, draw, level_0=level_0, prefix=prefix)
     assert result.codes.shape == (n, 8)
     assert result.codes.max() <= 40  # never the mask
@@ -168,7 +164,7 @@ def test_a_duration_in_seconds_is_whole_and_within_limits(
     reference: AllLevelsNetwork, seconds: float, most: int, rate: float
 ) -> None:
     network = Dealt(reference, np.array([[seconds]], np.float32))
-    options = LengthOptions(1.05, round(rate), most)
+    options = DecodeOptions(max_seconds=most / rate)
     n = decode_duration(network, Condition(np.array([1, 2])), options, rate)
     assert 1 <= n <= most
     if 1 < seconds < most / rate / 1.1:
@@ -180,7 +176,7 @@ def test_a_duration_in_digits_is_a_number_of_frames(
     reference: AllLevelsNetwork, digits: list[int]
 ) -> None:
     network = Dealt(reference, np.eye(10, dtype=np.float32)[digits])
-    options = LengthOptions(1.0, 75, 1_000_000)
+    options = DecodeOptions(duration_padding=1.0, max_seconds=100_000)
     n = decode_duration(network, Condition(np.array([1, 2])), options, 75.0)
     assert n == max(75, int("".join(map(str, digits))))
 
@@ -206,7 +202,7 @@ def test_an_interrupted_decode_gives_a_whole_draft(reference: AllLevelsNetwork) 
             network,
             one.condition,
             10,
-            MaskedOptions(5, GREEDY),
+            DecodeOptions(sampling=GREEDY, max_steps=5),
             RNG,
             watch=Callbacks(should_stop=lambda n=n_done: len(network.shown) == 2 * n),
         )

@@ -149,11 +149,11 @@ def test_fewer_levels_are_the_first_of_all() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"use_causal_conv": False}, "look ahead"),
-        ({"trim_right_ratio": 0.5}, "trims at the start"),
-        ({"normalize": True}, "normalizes the loudness"),
-        ({"chunk_length_s": 1.0}, "works in chunks"),
-        ({"pad_mode": "circular"}, "pads with 'circular'"),
+        ({"use_causal_conv": False}, "use_causal_conv is false"),
+        ({"trim_right_ratio": 0.5}, r"trim_right_ratio is 0\.5"),
+        ({"normalize": True}, "normalize is true"),
+        ({"chunk_length_s": 1.0}, r"chunk_length_s is 1\.0"),
+        ({"pad_mode": "circular"}, 'pad_mode is "circular"'),
     ],
 )
 def test_what_would_be_computed_wrongly_is_refused(

@@ -12,7 +12,8 @@ import torch
 from make_checkpoint import Shape, config_of
 
 from fuzz import formats, seeds
-from valle_convert.checkpoint.plain_values import check_plain, load_yaml
+from valle_convert.api import plan_conversion
+from valle_convert.checkpoint.plain_values import load_yaml, to_plain
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.encodec.sources import open_encodec
@@ -49,7 +50,7 @@ def circle() -> object:
 )
 def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
-        check_plain({"a": value})
+        to_plain(value)
     config = config_of(Shape()) | {"name": value}
     torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
     if words in ("contains itself", "expands to more"):
@@ -63,8 +64,16 @@ def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path
         assert checkpoint.config["name"] == [0, 0]
 
 
+def test_a_version_that_is_a_long_list_is_cut(tmp_path: Path) -> None:
+    config = config_of(Shape()) | {"version": [0] * 300}
+    torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"has version \[0, 0") as refused:
+        plan_conversion(tmp_path / "x.pth")
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 320
+
+
 def test_a_counter_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
-    stats = {"global_step": 3, "loss": torch.ones(1)}
+    stats = {"global_step": 3, "losses": torch.ones(10_000)}
     saved = {"module": {"sep": torch.ones(1)}, "config": config_of(Shape()), "stats": stats}
     torch.save(saved, tmp_path / "x.pth")
     assert read_checkpoint(tmp_path / "x.pth").stats == {"global_step": 3}

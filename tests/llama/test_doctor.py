@@ -3,8 +3,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from support import PROJECT
@@ -21,12 +19,10 @@ from valle_convert.doctor import (
     packages_of,
 )
 from valle_convert.errors import EnvironmentFault
-from valle_convert.families import families
-from valle_convert.llama.mpt import prove_relu
 from valle_convert.llama.probe import ProbeResult
 
 WORKING = LlamaReport(
-    Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", (), ProbeResult(True, 0.0), None, {}
+    Path("libllama.so"), "0.3.36", "CPU : AVX2 = 1", (), ProbeResult(True, 0.0), None
 )
 NUMPY = PackageReport("numpy", ">=1.26", "2.4.6", "")
 
@@ -64,52 +60,6 @@ def test_a_library_that_kills_its_probe_is_reported_and_never_loaded() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (child.returncode, child.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("name", "broken"),
-    [
-        ("blk.0.ffn.act.scales", np.ones(64, np.float32)),  # plain GELU
-        ("blk.0.attn_output.weight", np.zeros((32, 32), np.float32)),  # nothing attends
-        ("token_embd.weight", None),  # a part without a tensor does not load
-    ],
-)
-def test_a_llama_cpp_that_computes_vall_e_x_wrongly_is_reported_for_its_commands_alone(
-    name: str, broken: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a llama.cpp with another graph would give, by another file."""
-    original = gguf.GGUFWriter.add_tensor
-
-    def add(writer: gguf.GGUFWriter, found: str, tensor: np.ndarray) -> None:
-        if found != name:
-            original(writer, found, tensor)
-        elif broken is not None:
-            original(writer, found, broken)
-
-    prove_relu.cache_clear()
-    assert examine().llama.graphs == dict.fromkeys(one.title for one in families())
-    prove_relu.cache_clear()
-    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", add)
-    report = examine()
-    prove_relu.cache_clear()
-    assert report.llama.problem is None
-    assert "llama.cpp" in (report.llama.graphs["VALL-E X"] or "")
-    assert report.llama.graphs["VALL-E"] is None
-    broken_commands = {command.name for command in report.commands if command.missing}
-    assert broken_commands >= {"speak (VALL-E X)", "verify (VALL-E X)", "evaluate (VALL-E X)"}
-    assert not broken_commands & {"verify", "quantize"}
-
-
-def test_a_llama_cpp_without_the_states_of_version_7_is_reported_for_its_commands_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("valle_convert.llama.context.STATES", "another name")
-    report = examine()
-    title = "VALL-E of version 7"
-    assert "gives 0 states" in (report.llama.graphs[title] or "")
-    broken = {command.name for command in report.commands if command.missing}
-    assert broken >= {f"speak ({title})", f"verify ({title})", f"evaluate ({title})"}
-    assert not broken & {"verify", "quantize", "speak"}
 
 
 def test_nothing_found_is_a_report_and_no_error(
@@ -185,8 +135,7 @@ def test_a_missing_package_stops_every_command_and_one_of_an_extra_none() -> Non
 
 def test_every_command_is_listed_and_needs_what_there_is() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    report = examine()
     found = {need for needed in needs().values() for need in needed}
-    assert found <= {LLAMA, *report.llama.graphs, *project["optional-dependencies"]}
+    assert found <= {LLAMA, *project["optional-dependencies"]}
     assert {name.split()[0] for name in needs()} == COMMANDS.keys()
     assert project["name"] == DISTRIBUTION

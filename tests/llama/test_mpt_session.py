@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from valle_convert.llama.context import Settings
 from valle_convert.llama.mpt import MptSession
 from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
 
@@ -16,9 +17,11 @@ TOLERANCE = 1e-4
 @pytest.fixture
 def session(tmp_path: Path) -> MptSession:
     weights = random_mpt(attention=True)
-    (path,) = write_mpt(tmp_path, weights, FACTOR)
+    path = tmp_path / "mpt.gguf"
+    write_mpt(path, weights, FACTOR)
     rows = dict(enumerate(weights["token_embd.weight"][:4]))
-    return MptSession(path, probe_rows=rows, activation_factor=FACTOR, n_threads=1)
+    one = Settings(n_threads=1)
+    return MptSession(path, probe_rows=rows, activation_factor=FACTOR, settings=one)
 
 
 def drawn(n: int, seed: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("file_type", ["f32", "f16", "q8_0", "q4_k"])
 def test_both_proofs_hold_for_every_type_of_weights(models: Path, file_type: str) -> None:
-    with open_session(models / f"{file_type}.gguf", n_threads=1) as session:
+    with open_session(models / f"{file_type}.gguf") as session:
         assert session.input_scale == 16.0  # sqrt(256): llama.cpp's gemma scales embeddings too
         session.step(tokens(5), SEGMENTS, causal=True)
         assert session.length() == 5
@@ -75,7 +75,7 @@ def test_the_proof_of_segments_fails_where_they_are_not_supported(
 ) -> None:
     damage(monkeypatch)
     file_type = "q4_k" if damage is look_at_logits_alone else "f32"
-    with open_session(models / f"{file_type}.gguf", n_threads=1) as session:
+    with open_session(models / f"{file_type}.gguf") as session:
         with pytest.raises(EnvironmentFault, match="does not support positions that restart"):
             session.step(tokens(5), SEGMENTS, causal=True)
         assert session.length() == 0
@@ -88,12 +88,12 @@ def test_the_proof_of_states_sees_another_tensor_in_their_place(
     models: Path, file_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norm = WEIGHTS["output_norm.weight"]
-    with open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm) as session:
+    with open_session(models / f"{file_type}.gguf", last_norm=norm) as session:
         assert session.step(tokens(5), SEGMENTS, causal=False).shape == (1, SHAPE.n_embd)
     for name in ("l_out-0", "result_norm", "nothing"):
         monkeypatch.setattr("valle_convert.llama.context.STATES", name)
         with pytest.raises(EnvironmentFault, match=r"states of (the last layer|.*expected)"):
-            open_session(models / f"{file_type}.gguf", n_threads=1, last_norm=norm)
+            open_session(models / f"{file_type}.gguf", last_norm=norm)
 
 
 @pytest.mark.parametrize(("file_type", "rounding"), [("f32", 1e-11), ("f16", 1e-6), ("q4_k", 1e-3)])
@@ -107,9 +107,7 @@ def test_the_wanted_rows_of_the_head_give_the_logits_of_the_whole_one(
     found = []
     for own_head in (False, True):
         how = Settings(own_head=own_head)
-        with open_session(
-            path, n_threads=1, settings=how, head_rows=head_rows(GgufFile(path))
-        ) as session:
+        with open_session(path, settings=how, head_rows=head_rows(GgufFile(path))) as session:
             assert (session._output == "normed") == own_head
             found.append(
                 [
@@ -131,7 +129,7 @@ def test_a_graph_whose_end_is_not_found_computes_the_whole_head(
     for name in ("l_out-0", "l_out-1", "nothing"):
         monkeypatch.setattr("valle_convert.llama.context.NORMED", name)
         with open_session(
-            path, n_threads=1, settings=Settings(own_head=True), head_rows=head_rows(GgufFile(path))
+            path, settings=Settings(own_head=True), head_rows=head_rows(GgufFile(path))
         ) as session:
             assert session._output == "logits"
 
@@ -152,21 +150,21 @@ def test_layers_for_a_gpu_need_a_build_for_one(models: Path) -> None:
 def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(models: Path) -> None:
     """Rows divided by the scale stand for a graph that would not multiply by it."""
     rows = {token: WEIGHTS["token_embd.weight"][token] / np.float32(16) for token in (3, 40, 77)}
-    with GemmaSession(models / "f32.gguf", probe_rows=rows, n_threads=1) as session:
+    with GemmaSession(models / "f32.gguf", probe_rows=rows) as session:
         assert session.input_scale == 1.0
 
 
 def test_an_input_scale_that_is_neither_is_refused(models: Path) -> None:
     rows = {token: WEIGHTS["token_embd.weight"][token] * np.float32(3) for token in (3, 40, 77)}
     with pytest.raises(EnvironmentFault, match="Cannot determine how"):
-        GemmaSession(models / "f32.gguf", probe_rows=rows, n_threads=1)
+        GemmaSession(models / "f32.gguf", probe_rows=rows)
 
 
 def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
     table = np.zeros_like(WEIGHTS["token_embd.weight"])
     write_gemma(tmp_path / "zeros.gguf", SHAPE, {**WEIGHTS, "token_embd.weight": table})
     with pytest.raises(InputError, match="are zero"):
-        open_session(tmp_path / "zeros.gguf", n_threads=1)
+        open_session(tmp_path / "zeros.gguf")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(models: Path) -> None:
-    with open_session(models / "f32.gguf", n_threads=1) as session:
+    with open_session(models / "f32.gguf") as session:
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
         session._grow(1, 1).move(0, -1)
@@ -212,7 +210,7 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
     program = (
         "import sys, numpy as np\nfrom pathlib import Path\n"
         "from sessions import open_session\n"
-        "with open_session(Path(sys.argv[1]), n_threads=1) as session:\n"
+        "with open_session(Path(sys.argv[1])) as session:\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
     )

@@ -37,7 +37,7 @@ def shape(request: pytest.FixtureRequest) -> GemmaShape:
 def session(shape: GemmaShape, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GemmaSession]:
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
     write_gemma(path, shape, WEIGHTS[shape])
-    with open_session(path, n_ctx=256, n_threads=1, settings=Settings(n_parallel=4)) as opened:
+    with open_session(path, n_ctx=256, settings=Settings(n_parallel=4)) as opened:
         yield opened
 
 
@@ -127,7 +127,7 @@ def test_the_context_grows_and_keeps_its_sequences(tmp_path: Path) -> None:
     x = tokens(600)
     positions = np.concatenate([np.arange(30), np.arange(20), np.arange(550)])
     two = Settings(n_parallel=2)
-    with open_session(tmp_path / "tiny.gguf", n_ctx=1, settings=two, n_threads=1) as session:
+    with open_session(tmp_path / "tiny.gguf", n_ctx=1, settings=two) as session:
         small = session._grow(1, 1).n_ctx
         session.step(x[:40], np.arange(40), causal=True, sequence="other")
         got = [session.step(x[:200], positions[:200], causal=True)]
@@ -287,7 +287,7 @@ def test_states_are_those_of_the_oracle(
     write_gemma(tmp_path / "tiny.gguf", shape, WEIGHTS[shape])
     norm, x = WEIGHTS[shape]["output_norm.weight"], tokens(9)
     expected = gemma_states(shape, WEIGHTS[shape], x, positions, causal=causal)
-    with open_session(tmp_path / "tiny.gguf", n_threads=1, last_norm=norm) as session:
+    with open_session(tmp_path / "tiny.gguf", last_norm=norm) as session:
         states = session.step(x, positions, causal=causal, outputs=slice(2, 8, 5))
         assert states.shape == (2, shape.n_embd)
         assert nmse(expected[2:8:5], states) < SAME_AS_ORACLE
@@ -298,6 +298,6 @@ def test_states_of_a_causal_batch_longer_than_what_is_computed_at_once(tmp_path:
     norm, x = WEIGHTS[SHAPE]["output_norm.weight"], tokens(1200)
     outputs = slice(400, None)
     expected = gemma_states(SHAPE, WEIGHTS[SHAPE], x, np.arange(1200), causal=True)
-    with open_session(tmp_path / "tiny.gguf", n_threads=1, last_norm=norm) as session:
+    with open_session(tmp_path / "tiny.gguf", last_norm=norm) as session:
         states = session.step(x, np.arange(1200), causal=True, outputs=outputs)
     assert nmse(expected[outputs], states) < SAME_AS_ORACLE

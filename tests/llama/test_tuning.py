@@ -10,13 +10,12 @@ import pytest
 
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
-from valle_convert.llama.context import LlamaModel, Settings
+from valle_convert.llama.context import LlamaModel, Settings, Tune
 from valle_convert.llama.library import load_library
 from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.llama.tuning import (
     Fastest,
     FileFacts,
-    Tune,
     choose,
     exactness,
     fastest_number,
@@ -62,7 +61,8 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
     assert first.n_parallel in (1, 2, 4, 8)
     written = json.loads(kept.read_text())
     wrong = ({"steps": {"x": 1}}, {"n_parallel": 0}, {"n_parallel": 1 << 30})
-    for damage in ("", "[]", '{"passes": {}}', *(json.dumps(written | one) for one in wrong)):
+    damaged = (json.dumps([written[0], written[1] | one]) for one in wrong)
+    for damage in ("", "[]", '{"passes": {}}', *damaged):
         kept.write_text(damage)
         assert kept_settings() == []
         assert tuned("auto") is not None
@@ -71,7 +71,9 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
 
 def test_a_small_model_is_not_tuned_and_off_is_exact(path: Path) -> None:
     file = GgufFile(path)
-    both = [tuned_for(file, {}, Settings(n_parallel=0), 3, mode) for mode in ("off", "auto")]
+    modes: tuple[Tune, ...] = ("off", "auto")
+    given = [Settings(n_threads=3, n_parallel=0, tune=mode) for mode in modes]
+    both = [tuned_for(file, {}, one) for one in given]
     assert both == [Tuned(replace(EXACT, n_threads=3), replace(EXACT, n_threads=3))] * 2
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import PROJECT
+from support import ONE_THREAD, PROJECT
 
 from miniature import corpus
 from miniature.evaluate import held_out, opened
 from miniature.world import WorldCodec, analyse
 from valle_convert.audio import Audio, read_audio
-from valle_convert.decode import SamplingOptions
+from valle_convert.decode.sampling import SamplingOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.listening.listen import (
     NLL,
@@ -148,7 +148,7 @@ def test_hello_world_is_heard_as_that_more_often_than_chance_has_it(
     cepstra = [normalized(mel_cepstra(one)) for one in recordings]
     right = 0
     bundle = open_bundle(quantized("Q4_K_M"))
-    with bundle.family.speaker(bundle, codec=WorldCodec(CODEC), n_threads=1) as speaker:
+    with bundle.family.speaker(bundle, codec=WorldCodec(CODEC), settings=ONE_THREAD) as speaker:
         for seed in range(8):
             options = SpeakOptions(
                 mode="ar",

@@ -55,7 +55,7 @@ def test_both_directions_see_the_whole_response_and_causal_passes_do_not() -> No
     for case in cases(network.model, utterance):
         if case.name not in ("ar", "nar.1"):
             continue
-        inputs = assemble(network.model, case.run.segments, network.look_up)
+        inputs = assemble(network.model, case.run.keywords["segments"], network.look_up)
         changed = inputs.embeddings.copy()
         changed[-1] += 1.0  # the last element
         first = slice(inputs.last, inputs.last + 1)

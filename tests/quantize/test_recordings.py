@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from support import Cli, error_of, run_program
+from support import ONE_THREAD, Cli, error_of, run_program
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.audio.recorded import Recorded, read_list
@@ -129,7 +129,7 @@ def test_what_speak_saves_of_one_sentence_is_an_utterance(
     from valle_convert.speech.results import SpeakOptions
 
     bundle = open_bundle(gguf)
-    with bundle.family.speaker(bundle, codec=EncodecCodec(codec), n_threads=1) as speaker:
+    with bundle.family.speaker(bundle, codec=EncodecCodec(codec), settings=ONE_THREAD) as speaker:
         options = SpeakOptions(mode="ar", language="de", max_seconds=0.2, seed=1)
         one = speaker.speak("Guten Morgen.", options=options)
         two = speaker.speak("Guten Morgen. Wie geht es?", options=options)

@@ -15,7 +15,7 @@ from support import PROJECT, wait_for
 
 from miniature.world import WorldCodec
 from valle_convert.audio import AudioCodec
-from valle_convert.decode import SamplingOptions
+from valle_convert.decode.sampling import SamplingOptions
 from valle_convert.families.bundle import Bundle
 from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings
@@ -53,8 +53,7 @@ def serving(
         lambda: bundle.family.speaker(
             bundle,
             codec=codec or WorldCodec(CODEC),
-            n_threads=1,
-            settings=Settings(n_parallel=parallel),
+            settings=Settings(n_threads=1, n_parallel=parallel),
         ),
     )
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from serve.servers import CODEC, SPEECH, metric, serving, wait_until_idle
+from support import ONE_THREAD
 
 from miniature.world import WorldCodec
 from valle_convert.families.bundle import Bundle
@@ -180,7 +181,7 @@ def test_until_the_model_is_there_requests_are_told_to_wait(miniature: Bundle) -
 
     def open_late() -> Any:
         loaded.wait()
-        return miniature.family.speaker(miniature, codec=WorldCodec(CODEC), n_threads=1)
+        return miniature.family.speaker(miniature, codec=WorldCodec(CODEC), settings=ONE_THREAD)
 
     server = SpeechServer(app.ServerSettings(miniature), open_late)
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:

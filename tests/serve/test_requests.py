@@ -10,6 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 from serve.servers import CODEC, DEFAULTS, MINIATURE, SPEECH, samples_of, serving
+from support import ONE_THREAD
 
 from miniature.world import WorldCodec, WorldSettings, analyse
 from valle_convert.audio.files import to_int16
@@ -22,7 +23,9 @@ TEXT = "Hello world. The old man sees the river."
 @pytest.fixture(scope="module")
 def spoken(miniature: Bundle) -> np.ndarray:
     """What `speak` gives for the same recording and seed."""
-    with miniature.family.speaker(miniature, codec=WorldCodec(CODEC), n_threads=1) as speaker:
+    with miniature.family.speaker(
+        miniature, codec=WorldCodec(CODEC), settings=ONE_THREAD
+    ) as speaker:
         said = speaker.speak(TEXT, MINIATURE / "voice-plain.flac", replace(DEFAULTS, seed=7))
     assert said.audio is not None
     return said.audio.samples

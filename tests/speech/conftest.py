@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
-from support import GOLDEN_VALLEX, Convert
+from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
-from valle_convert.decode import GREEDY
+from valle_convert.decode.sampling import GREEDY
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.speech import VersionFiveSpeaker
@@ -57,7 +57,7 @@ def bundle(converted: Convert) -> Bundle:
 
 @pytest.fixture(scope="session")
 def speaker(bundle: Bundle, encodec: EncodecCodec) -> Iterator[VersionFiveSpeaker]:
-    with bundle.family.speaker(bundle, codec=encodec, n_threads=1) as opened:
+    with bundle.family.speaker(bundle, codec=encodec, settings=ONE_THREAD) as opened:
         assert isinstance(opened, VersionFiveSpeaker)
         yield opened
 
@@ -101,7 +101,7 @@ def version_five(bundle: Bundle, speaker: AnySpeaker, encodec: EncodecCodec) -> 
     quick = SpeakOptions(
         mode="ar", language="en", sampling=GREEDY, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
-    with StopsAtOnce(bundle.files, bundle.model, n_threads=1) as network:
+    with StopsAtOnce(bundle.files, bundle.model, settings=ONE_THREAD) as network:
 
         def stopping(n: int) -> AnySpeaker:
             network.n = n
@@ -116,8 +116,8 @@ def vall_e_x(converted: Convert, encodec: EncodecCodec) -> Iterator[Talking]:
     quick = SpeakOptions(language="en", sampling=GREEDY, max_seconds=0.2, seed=1)
     heard = SpeakOptions(**{**vars(quick), "voice_text": "Hi there."})
     with (
-        files.family.speaker(files, codec=encodec, n_threads=1) as opened,
-        VallexStopsAtOnce(files.files, files.model, n_threads=1) as network,
+        files.family.speaker(files, codec=encodec, settings=ONE_THREAD) as opened,
+        VallexStopsAtOnce(files.files, files.model, settings=ONE_THREAD) as network,
     ):
 
         def stopping(n: int) -> AnySpeaker:
@@ -139,7 +139,7 @@ def version_seven(
     quick = SpeakOptions(
         language="en", sampling=GREEDY, max_steps=3, max_seconds=0.2, prompt_seconds=0.4, seed=1
     )
-    with files.family.speaker(files, codec=encodec, n_threads=1) as opened:
+    with files.family.speaker(files, codec=encodec, settings=ONE_THREAD) as opened:
         yield Talking(files, opened, quick, quick, "həlˈoʊ.")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support import GOLDEN_VALLEX, Convert
+from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
-from valle_convert.decode import GREEDY, Guidance, SamplingOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker
@@ -38,7 +38,7 @@ def opened(
     with ExitStack() as held:
         one, several = (
             held.enter_context(
-                bundle.family.speaker(bundle, n_threads=1, settings=Settings(n_parallel=n))
+                bundle.family.speaker(bundle, settings=Settings(n_threads=1, n_parallel=n))
             )
             for n in (1, ROOM)
         )
@@ -56,7 +56,7 @@ def options_of(speaker: AnySpeaker, rng: np.random.Generator) -> SpeakOptions:
         seed=int(rng.integers(1000)),
     )
     if isinstance(speaker, VersionFiveSpeaker):
-        return replace(options, guidance=Guidance(float(rng.choice((0, 0, 3)))))
+        return replace(options, guidance_strength=float(rng.choice((0, 0, 3))))
     return replace(options, best_of=int(rng.choice((1, 1, 2))))
 
 
@@ -179,7 +179,7 @@ def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(converted: C
         open_bundle(converted("ar-nar-len", "q8_0")),
         SpeakOptions(max_steps=2, seed=1),
     )
-    with bundle.family.speaker(bundle, n_threads=1) as speaker:
+    with bundle.family.speaker(bundle, settings=ONE_THREAD) as speaker:
         turns = [speaker.turns("Hello.", None, options) for _ in range(3)]
         heard = []
         for _ in range(4):
@@ -196,7 +196,7 @@ def test_models_that_decode_all_frames_at_once_refuse_it(converted: Convert) -> 
     ):
         bundle = open_bundle(converted(folder, "auto"))
         with (
-            bundle.family.speaker(bundle, n_threads=1) as speaker,
+            bundle.family.speaker(bundle, settings=ONE_THREAD) as speaker,
             pytest.raises(InputError, match="--parallel does not apply; leave it out"),
         ):
             speaker.check_parallel(options)
@@ -209,11 +209,14 @@ def test_the_number_is_that_of_the_search(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # Other processes take nothing: a search that a busy machine disturbs finds none.
     monkeypatch.setattr("valle_convert.llama.tuning.busy_seconds", time.process_time)
-    bundle, found = open_bundle(converted(folder, "q8_0")), Settings(n_parallel=0)
-    with bundle.family.speaker(bundle, n_threads=1, settings=found, tune="auto") as speaker:
+    bundle, found = (
+        open_bundle(converted(folder, "q8_0")),
+        Settings(n_threads=1, n_parallel=0, tune="auto"),
+    )
+    with bundle.family.speaker(bundle, settings=found) as speaker:
         assert speaker.batch.width == 1  # so small a model is not searched
     monkeypatch.setattr("valle_convert.network.tuned.SMALL_MODEL", 0)
-    with bundle.family.speaker(bundle, n_threads=1, settings=found, tune="auto") as speaker:
+    with bundle.family.speaker(bundle, settings=found) as speaker:
         kept = kept_settings()
         assert kept
         assert speaker.batch.width in {one.n_parallel for one in kept}
@@ -225,4 +228,4 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused(converted: Convert) ->
     bundle = open_bundle(converted("ar-nar-len", "auto"))
     for n in (257, 1 << 22):
         with pytest.raises(InputError, match=f"{n} sequences of .* Give a smaller --parallel"):
-            bundle.family.speaker(bundle, n_threads=1, settings=Settings(n_parallel=n))
+            bundle.family.speaker(bundle, settings=Settings(n_threads=1, n_parallel=n))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 from speech.conftest import Talking
+from support import ONE_THREAD
 
 from valle_convert.audio import EncodecCodec, read_codes, write_codes, write_wav
-from valle_convert.decode import Guidance, Repetition, SamplingOptions, Timings
+from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.speech import Timings
 from valle_convert.errors import InputError
 from valle_convert.families import families
 from valle_convert.speech.results import SpeakOptions
@@ -220,7 +222,7 @@ def test_spoken_codes_are_saved_and_sounded_again(
 
 def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voice: Path) -> None:
     with_audio = talking.speaker.speak("Hello.", None, talking.quick)
-    with talking.bundle.family.speaker(talking.bundle, n_threads=1) as mute:
+    with talking.bundle.family.speaker(talking.bundle, settings=ONE_THREAD) as mute:
         spoken = mute.speak("Hello.", with_audio.saved_codes, talking.heard)
         assert spoken.audio is None
         assert 0 < len(spoken.codes) <= FRAMES
@@ -261,8 +263,10 @@ OTHER: dict[str, Any] = {
     "accent": "ja",
     "sampling": SamplingOptions(top_k=1),
     "nar_sampling": SamplingOptions(temperature=5),
-    "repetition": Repetition(50),
-    "guidance": Guidance(3),
+    "repetition_penalty": 50.0,
+    "repetition_decay": 1.0,
+    "guidance_strength": 3.0,
+    "guidance_rescale": 0.1,
     "max_steps": 2,
     "best_of": 5,
     "length_penalty": -3,

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
-from valle_convert.decode import GREEDY, Guidance, TranscribeOptions
+from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions
@@ -34,7 +34,7 @@ def test_voice_language_and_guidance_change_what_is_spoken(
             (voice, AR),
             (None, AR),
             (voice, replace(AR, language="de")),
-            (voice, replace(AR, guidance=Guidance(3.0))),
+            (voice, replace(AR, guidance_strength=3.0)),
         )
     ]
     assert not any(np.array_equal(codes[0], other) for other in codes[1:])
@@ -114,7 +114,7 @@ def test_an_answer_is_told_when_it_is_done_and_may_be_interrupted(
 
 
 def test_a_recording_is_transcribed_to_phonemes(speaker: VersionFiveSpeaker, voice: Path) -> None:
-    heard = speaker.transcribe(voice, "en", TranscribeOptions(max_phonemes=12))
+    heard = speaker.transcribe(voice, "en", max_phonemes=12)
     assert 0 < len(heard.ids) <= 12
     assert heard.phonemes
     assert (heard.language, heard.end in {"stop", "limit"}) == ("en", True)

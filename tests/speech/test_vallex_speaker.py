@@ -10,11 +10,10 @@ from vallex_golden import CHECKPOINT, HEARD, decode_vallex, golden
 
 from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.decode import GREEDY, SamplingOptions
+from valle_convert.decode.sampling import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.vallex import facts
 from valle_convert.families.vallex.composed import VallexText
-from valle_convert.families.vallex.decode import VallexOptions
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.speech import VallexSpeaker
 from valle_convert.families.vallex.symbols import symbol_ids
@@ -59,8 +58,9 @@ def test_text_and_a_voice_file_become_what_the_decoder_makes_of_their_rows(
             network,
             text_of(HEARD, 0) + text_of(symbols, language),
             golden("").prompt,
-            VallexOptions(GREEDY, max_frames=MAX_FRAMES),
+            QUICK,
             np.random.default_rng(0),
+            max_frames=MAX_FRAMES,
         ).codes
         for symbols, language in zip(pieces, (0, 1), strict=True)
     ]
@@ -100,9 +100,7 @@ def test_the_whole_recording_is_the_voice(
     speaker: VallexSpeaker, encodec: EncodecCodec, voice: Path
 ) -> None:
     audio = read_audio(voice, 24_000, max_seconds=60)
-    expected = speaker.speak(
-        "Hello.", VallexVoice(encodec.encode(audio), *ids_of(SAID_ROWS)), QUICK
-    )
+    expected = speaker.speak("Hello.", VallexVoice(encodec.encode(audio), SAID_ROWS), QUICK)
     spoken = speaker.speak("Hello.", voice, replace(QUICK, voice_text=SAID))
     np.testing.assert_array_equal(spoken.codes, expected.codes)
 
@@ -126,7 +124,7 @@ def test_a_voice_file_takes_no_second_transcript(
 def test_a_voice_that_is_too_long_is_refused(speaker: VallexSpeaker) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24_000 * 16).astype(np.float32)
     long = SavedCodes(np.zeros((75 * 16, 8), np.int32), UNKNOWN_CODEC, 64)
-    file = VallexVoice(long.codes, SAID_ROWS.symbols, SAID_ROWS.languages)
+    file = VallexVoice(long.codes, SAID_ROWS)
     with pytest.raises(InputError, match=r"16\.0 seconds long.*has at most 15"):
         speaker.speak("Hello.", file, QUICK)
     for source in (Audio(noise, 24_000), long):
@@ -157,7 +155,7 @@ def test_without_a_voice_a_sentence_goes_on_with_the_last_one_that_was_whole(
             network,
             text_of(before.phonemes, 0) + text_of(piece.phonemes, 0),
             before.codes,
-            VallexOptions(GREEDY),
+            QUICK,
             np.random.default_rng(0),
         )
         np.testing.assert_array_equal(piece.codes, expected.codes)
@@ -171,8 +169,9 @@ def test_an_accent_is_one_language_for_every_symbol(
         network,
         text_of("hɛˈloʊ.", 2),
         np.zeros((0, 8), np.int32),
-        VallexOptions(GREEDY, max_frames=MAX_FRAMES),
+        QUICK,
         np.random.default_rng(0),
+        max_frames=MAX_FRAMES,
     )
     np.testing.assert_array_equal(spoken.codes, expected.codes)
     assert spoken.pieces[0].language == "en"

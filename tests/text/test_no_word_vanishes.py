@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valle_convert.errors import InputError
-from valle_convert.families.vallex.text import TaggedText, spell
+from valle_convert.families.vallex.text.tagged import TaggedText, spell
 from valle_convert.text.phonemes import VOICES, to_phonemes, unsaid_characters
 
 Path = tuple[str, str]  # family and language

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.families.vallex.symbols import UNKNOWN_SYMBOL, symbol_ids
-from valle_convert.families.vallex.text import (
+from valle_convert.families.vallex.text.tagged import (
     TaggedText,
     spell,
     spell_symbols,

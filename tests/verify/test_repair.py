@@ -23,7 +23,7 @@ from valle_convert.families.v5.old import is_old, read_old
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
-from valle_convert.verify import verify_path
+from valle_convert.verify.run import verify_path
 
 OLD = GOLDEN / "old-gguf"
 CHECKPOINT = golden_checkpoint("ar-nar-len")

@@ -15,7 +15,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
-from valle_convert.verify import LevelName, verify_path
+from valle_convert.verify.run import LevelName, verify_path
 
 N_QUICK, N_SLOW = 6, 200
 _TYPES = {

@@ -13,7 +13,7 @@ from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row
 from make_checkpoint import VOCABULARY
 from make_vallex import VallexShape, make_vallex
 from safetensors.numpy import load_file, save_file
-from support import GOLDEN_VALLEX, Cli, Convert, golden_checkpoint
+from support import GOLDEN_VALLEX, ONE_THREAD, Cli, Convert, golden_checkpoint
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -27,10 +27,9 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F16
 from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.network.weights import ConvertedTensors
-from valle_convert.verify import LEVELS, verify, verify_path
 from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.report import Report
-from valle_convert.verify.run import plan_like
+from valle_convert.verify.run import LEVELS, plan_like, verify, verify_path
 from valle_convert.verify.tensors import _rounded, check_tensors
 
 
@@ -89,7 +88,7 @@ def logits_fail(plan: Plan, path: Path, **changed: ReferenceNetwork) -> list[str
     for field, network in changed.items():
         for case, logits in yardstick.run(network).items():
             yardstick.numbers[case] = replace(yardstick.numbers[case], **{field: logits})
-    with plan.family.open(bundle, n_threads=1) as network:
+    with plan.family.open(bundle, settings=ONE_THREAD) as network:
         return [check.name for check in check_logits(yardstick, network) if not check.passed]
 
 

@@ -18,8 +18,8 @@ from valle_convert.families.vallex.composed import Rows, VallexText
 from valle_convert.families.vallex.facts import Net
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.network.arithmetic import Arithmetic
-from valle_convert.verify import verify, verify_path
 from valle_convert.verify.logits import Yardstick, check_logits
+from valle_convert.verify.run import verify, verify_path
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 PARTS = ("ar", "nar", *(f"nar-{level}" for level in range(1, 8)))

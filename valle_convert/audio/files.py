@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ from valle_convert.files import (
 )
 
 Samples = NDArray[np.float32]
-SampleFormat = Literal["int16", "float32"]
 
 #: Other rates mean a damaged header; 1 Hz would become 24,000 times as long at 24 kHz.
 _RATES = range(1_000, 1_000_001)
@@ -209,15 +208,14 @@ class AudioWriter:
     """Writes audio piece by piece to a wav, flac, ogg, mp3 or opus file, or to a stream.
 
     A file appears when it is complete, or not at all; memory does not grow with its length. If
-    samples exceed full scale, a 16-bit file is made quieter as a whole, just enough. A stream (a
-    pipe, a device, standard output) receives every piece at once, as wav of unknown length; there,
-    a piece above full scale lowers the volume from then on. Nothing is clipped, and the result has
-    the `gain`. 32-bit float files keep every sample.
+    samples exceed full scale, it is made quieter as a whole, just enough. A stream (a pipe, a
+    device, standard output) receives every piece at once, as wav of unknown length; there, a piece
+    above full scale lowers the volume from then on. Nothing is clipped, and the result has the
+    `gain`. Samples have 16 bits.
 
     Args:
         path: the file; not touched before the first piece.
         force: replace an existing file.
-        sample_format: how samples are stored.
         sources: files that are never overwritten.
 
     Raises:
@@ -225,17 +223,9 @@ class AudioWriter:
             soundfile is not installed; the format does not support the sample rate.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        force: bool = False,
-        sample_format: SampleFormat = "int16",
-        sources: Iterable[Path] = (),
-    ) -> None:
+    def __init__(self, path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> None:
         self._path, self._force, self._sources = path, force, tuple(sources)
-        self._format = sample_format
-        self._kind, self._subtype = audio_format(path, sample_format)
+        self._kind, self._subtype = audio_format(path)
         self._open = ExitStack()
         self._out: BinaryIO | None = None  # once something was added
         self._spool: BinaryIO | None = None  # float32, of a file
@@ -273,13 +263,13 @@ class AudioWriter:
             raise ValueError(f"a piece at {audio.sample_rate} Hz, after {self._rate} Hz")
         self._n += len(audio.samples)
         self._peak = max(self._peak, float(np.abs(audio.samples).max(initial=0.0)))
-        if self._format == "int16" and self._peak > 1:
+        if self._peak > 1:
             self._gain = 1.0 / self._peak
         if self._spool is not None:
             self._spool.write(audio.samples.astype("<f4").tobytes())
             return
         assert self._out is not None  # noqa: S101 - `_begin` opened it
-        self._out.write(self._stored(audio.samples).tobytes())
+        self._out.write(to_int16(audio.samples, self._gain).tobytes())
         self._out.flush()
 
     def _begin(self, rate: int) -> None:
@@ -295,16 +285,14 @@ class AudioWriter:
             self._open.enter_context(explained_writes(self._path))
             out = self._open.enter_context(open_stream(self._path))
             self._start = _place(out)
-            out.write(wav_header(rate, None, self._format))
+            out.write(wav_header(rate, None))
         self._out = out
 
     def _finish(self, out: BinaryIO) -> None:
         if self._spool is None:
             if self._start is not None:
                 # A file on standard output after all.
-                n_bytes = self._n * self._stored(np.zeros(1, np.float32)).itemsize
-                header = wav_header(self._rate, n_bytes, self._format)
-                os.pwrite(out.fileno(), header, self._start)
+                os.pwrite(out.fileno(), wav_header(self._rate, 2 * self._n), self._start)
             return
         sound = require("soundfile", "Writing audio files")
         how = {"channels": 1, "format": self._kind, "subtype": self._subtype}
@@ -312,17 +300,12 @@ class AudioWriter:
         try:
             with _sound_file(out, "w", self._rate, **how) as (file, check):
                 while block := self._spool.read(4 * _BLOCK_FRAMES):
-                    file.write(self._stored(np.frombuffer(block, "<f4")))
+                    file.write(to_int16(np.frombuffer(block, "<f4"), self._gain))
                     check()
         except sound.SoundFileError as error:
             raise InputError(
                 f"{self._path} cannot be written at {self._rate} Hz ({_reason(error)}); use .wav."
             ) from error
-
-    def _stored(self, samples: Samples) -> NDArray[np.float32] | NDArray[np.int16]:
-        if self._format == "float32":
-            return np.ascontiguousarray(samples, "<f4")
-        return to_int16(samples, self._gain)
 
 
 def to_int16(samples: Samples, gain: float) -> NDArray[np.int16]:
@@ -331,17 +314,16 @@ def to_int16(samples: Samples, gain: float) -> NDArray[np.int16]:
     return scaled.astype("<i2")
 
 
-def wav_header(rate: int, n_bytes: int | None, sample_format: SampleFormat = "int16") -> bytes:
-    """The 44 bytes before the samples of a wav file (IBM and Microsoft, 1991).
+def wav_header(rate: int, n_bytes: int | None) -> bytes:
+    """The 44 bytes before the 16-bit samples of a wav file (IBM and Microsoft, 1991).
 
     `n_bytes` is the size of the samples; None if it is not known yet.
     """
-    tag, bits = (3, 32) if sample_format == "float32" else (1, 16)
-    size, width = min(_UNKNOWN if n_bytes is None else n_bytes, _UNKNOWN), bits // 8
+    size = min(_UNKNOWN if n_bytes is None else n_bytes, _UNKNOWN)
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         *(b"RIFF", min(36 + size, _UNKNOWN), b"WAVE"),
-        *(b"fmt ", 16, tag, 1, rate, rate * width, width, bits),
+        *(b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16),
         *(b"data", size),
     )
 
@@ -355,32 +337,22 @@ def _place(out: BinaryIO) -> int | None:
     return out.tell()
 
 
-def write_wav(
-    path: Path,
-    audio: Audio,
-    *,
-    force: bool = False,
-    sample_format: SampleFormat = "int16",
-) -> WrittenAudio:
+def write_wav(path: Path, audio: Audio, *, force: bool = False) -> WrittenAudio:
     """Write a whole file; arguments and errors as `AudioWriter`."""
-    with AudioWriter(path, force=force, sample_format=sample_format) as writer:
+    with AudioWriter(path, force=force) as writer:
         writer.add(audio)
         written = writer.written
     assert written is not None  # noqa: S101 - something was added
     return written
 
 
-def audio_format(path: Path, sample_format: SampleFormat = "int16") -> tuple[str, str]:
+def audio_format(path: Path) -> tuple[str, str]:
     """Format and subtype of an audio file by its suffix; wav for a pipe or a device.
 
     Raises:
-        InputError: the suffix is unknown, or its format cannot store such samples.
+        InputError: the suffix is unknown.
     """
     known = FORMATS.get(path.suffix.lower())
     if known is None and not is_stream(path):
         raise InputError(f"{path}: the name of an audio file must end in {', '.join(FORMATS)}.")
-    if sample_format == "int16":
-        return known or FORMATS[".wav"]
-    if known not in (None, FORMATS[".wav"]):
-        raise InputError(f"{path} cannot store 32-bit floats; use .wav, or leave out --float.")
-    return "WAV", "FLOAT"
+    return known or FORMATS[".wav"]

@@ -107,10 +107,9 @@ def load_config(path: Path, found: Found) -> Config:
     elif isinstance(models, dict):
         loaded = models
     if not isinstance(loaded, dict):
-        kind = type(loaded)
-        words = {type(None): "nothing", str: "a text"}.get(kind, f"a {kind.__name__}")
+        held = "nothing" if loaded is None else f"{loaded!r:.40}"
         raise InputError(
-            f"The config {path} holds {words}, expected keys and values, for example `version: 5`."
+            f"The config {path} holds {held}, expected keys and values, for example `version: 5`."
         )
     try:
         keys, left_out = plain_keys(loaded)

@@ -34,8 +34,6 @@ _SUPPORTED = "supported are safetensors, files of torch.save, and folders with o
 
 @dataclass(frozen=True)
 class Container:
-    """A parsed container of a checkpoint or a LoRA."""
-
     container: str  # how the weights are stored, in words
     tensors: TensorSource
     extras: Mapping[str, Any]  # what is stored beside them: config, userdata, stats
@@ -133,21 +131,27 @@ def _misnamed(place: PurePath, suffixes: tuple[str, ...], what: str) -> tuple[st
     return (f"{place.name} is {what} by its content, and read as one",) if is_so else ()
 
 
+#: What a file is instead, by its first bytes.
+_OTHERS = {
+    b"GGUF": (
+        "is already a GGUF file, not a checkpoint; `valle-convert inspect` shows its contents."
+    ),
+    b"version https://git-lfs": (
+        "is a pointer of Git LFS, not the weights themselves; run `git lfs pull`."
+    ),
+    b"\x80": (
+        "is a bare pickle, not a file of torch.save, and is not read; save the state_dict() with "
+        "torch.save."
+    ),
+}
+
+
 def _explain_unknown(path: Path, head: bytes) -> str:
     if not head:
         return f"{path} is empty (0 bytes); copy or download the checkpoint again."
-    if head.startswith(b"GGUF"):
-        return (
-            f"{path} is already a GGUF file, not a checkpoint; "
-            "`valle-convert inspect` shows its contents."
-        )
-    if head.startswith(b"version https://git-lfs"):
-        return f"{path} is a pointer of Git LFS, not the weights themselves; run `git lfs pull`."
-    if head[:1] == b"\x80":
-        return (
-            f"{path} is a bare pickle, not a file of torch.save, and is not read; save "
-            "the state_dict() with torch.save."
-        )
+    for magic, words in _OTHERS.items():
+        if head.startswith(magic):
+            return f"{path} {words}"
     if head[:1] in b"<{" or all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         return f"{path} is a text file, not a checkpoint; {_SUPPORTED}."
     if path.suffix.lower() in SAFETENSORS_SUFFIXES + TORCH_SUFFIXES:

@@ -12,15 +12,15 @@ config do. `ExportedTensors` restores the checkpoint's tensors; `assumed_config`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.source import TensorSource, TensorSpec
+from valle_convert.checkpoint.source import BlockSource, TensorSource, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.wording import listing
 
@@ -48,8 +48,6 @@ _NAMES: tuple[tuple[re.Pattern[str], str], ...] = (
 _PUBLISHED = {"langs": 6, "tasks": 9, "tones": 1}
 _PUBLISHED_SIZES = {"phoneme_tokens": 256, "resp_levels": 8, "audio_tokens": 1024}
 _LENGTH_ROWS = 11
-#: All rows.
-ALL = slice(None)
 #: The config's name for the number of a table's words.
 COUNTED = {"langs": "langs_emb.weight", "tasks": "tasks_emb.weight", "tones": "tones_emb.weight"}
 
@@ -64,24 +62,22 @@ class ExportRows:
     words: tuple[str, ...] = ()  # the rows' own names, such as `en`; empty if they have none
 
 
-class ExportSource(TensorSource, Protocol):
-    """The tensors of an export under the export's names, readable row by row."""
-
-    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
-        """Rows of a tensor, in the type of its spec."""
-        ...
-
-    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
-        """Rows as stored, [n, bytes of a row], if they are quantized."""
-        ...
-
-
 class ExportedTensors:
-    """The checkpoint's tensors from its export; a `TensorSource` and a `BlockSource`."""
+    """The checkpoint's tensors from its export; a `TensorSource` and a `BlockSource`.
 
-    def __init__(self, export: ExportSource, rows: Mapping[str, ExportRows], where: str) -> None:
+    `decode` turns rows of a quantized type, named by llama.cpp, into numbers.
+    """
+
+    def __init__(
+        self,
+        export: TensorSource,
+        rows: Mapping[str, ExportRows],
+        where: str,
+        decode: Callable[[NDArray[np.uint8], str], NDArray[Any]] | None = None,
+    ) -> None:
         self._export = export
         self._rows = rows
+        self._decode = decode
         missing = [name for name in (EMBEDDINGS, HEADS) if name not in export.specs]
         others = [
             name
@@ -106,15 +102,21 @@ class ExportedTensors:
         self.specs: Mapping[str, TensorSpec] = specs
 
     def read(self, name: str) -> NDArray[Any]:
-        return self._export.read(*self._place(name)).reshape(self.specs[name].shape)
+        spec, blocks = self.specs[name], self.read_blocks(name)
+        if blocks is not None and self._decode is not None:
+            return self._decode(blocks, spec.dtype_name).reshape(spec.shape)
+        source, rows = self._place(name)
+        return self._export.read(source)[rows].reshape(spec.shape)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        return self._export.read_blocks(*self._place(name))
+        source, rows = self._place(name)
+        blocks = self._export.read_blocks(source) if isinstance(self._export, BlockSource) else None
+        return None if blocks is None else blocks[rows]
 
     def _place(self, name: str) -> tuple[str, slice]:
         part = self._rows.get(name)
         if part is None:
-            return name, ALL
+            return name, slice(None)
         return part.matrix, slice(part.first_row, part.first_row + part.n_rows)
 
 

@@ -25,7 +25,6 @@ from valle_convert.checkpoint.names import averages_note, is_averaged
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import InputError, UnsupportedModelError, ValleConvertError
 from valle_convert.files import os_faults, read_small_file
-from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
 SAFETENSORS_SUFFIXES = (".sft", ".safetensors")
@@ -146,8 +145,6 @@ def _leads_back(entry: os.DirEntry[str]) -> bool:
 
 @dataclass(frozen=True)
 class Found:
-    """The weights of a folder."""
-
     weights: PurePath  # the file, or the index of several
     title: str  # the model's name, if its config does not have one
     #: Whether they are a training state, whose config is in a folder above.
@@ -159,31 +156,32 @@ def is_on_hub(path: PurePath) -> bool:
     return str(path).startswith(HUB_PREFIX)
 
 
-def locate(
-    path: Path, progress: Progress = silent, *, headers_only: bool = False
-) -> tuple[Tree, PurePath]:
+def locate(path: Path, *, headers_only: bool = False) -> tuple[Tree, PurePath]:
     """The disk or a commit on the hub that a path leads to, and the place there."""
     if not is_on_hub(path):
         return DiskTree(), path
     from valle_convert.checkpoint.hub import HubTree, parse_location
 
-    tree = HubTree(parse_location(str(path)), progress=progress, headers_only=headers_only)
+    tree = HubTree(parse_location(str(path)), headers_only=headers_only)
     return tree, tree.resolve()
 
 
 def find_weights(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> Found:
-    found = _look_into(tree, folder, holds_model)
+    found = _look_into(tree, folder, tree.files(folder), holds_model)
     if found is not None:
         return found
-    models = list(_models_below(tree, folder, depth=2))
+    below = dict(_models_below(tree, folder, depth=2))
+    models = list(below)
     if len(models) > 1:
-        models = [one for one in models if _is_model(tree, one, holds_model)] or models
-    if len(models) == 1 and (below := _look_into(tree, models[0], holds_model)) is not None:
-        return below
+        models = [one for one in models if _is_model(tree, one, below[one], holds_model)] or models
+    if len(models) == 1:
+        found = _look_into(tree, models[0], below[models[0]], holds_model)
+    if found is not None:
+        return found
     if models:
         raise InputError(
             f"{tree.name(folder)} holds {len(models)} models, expected one: "
-            f"{listing(map(tree.name, models))}; give one of them."
+            f"{listing(one.relative_to(folder) for one in models)}; give one of these folders."
         )
     if find_adapter(tree, folder) is not None:
         raise InputError(
@@ -258,10 +256,9 @@ def is_plain_name(name: object) -> bool:
 
 
 def _look_into(
-    tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]
+    tree: Tree, folder: PurePath, names: list[str], holds_model: Callable[[PurePath], bool]
 ) -> Found | None:
-    """The weights in the folder itself, or None."""
-    names = tree.files(folder)
+    """The weights among the files of a folder, or None."""
     if LATEST in names:
         return _at_latest(tree, folder)
     state = _state(tree, folder, names)
@@ -297,10 +294,12 @@ def _look_into(
     return None
 
 
-def _is_model(tree: Tree, folder: PurePath, holds_model: Callable[[PurePath], bool]) -> bool:
+def _is_model(
+    tree: Tree, folder: PurePath, names: list[str], holds_model: Callable[[PurePath], bool]
+) -> bool:
     """Whether a folder holds a model's weights, or several files that may be."""
     try:
-        found = _look_into(tree, folder, holds_model)
+        found = _look_into(tree, folder, names, holds_model)
     except ValleConvertError:
         return True
     return found is not None and holds_model(found.weights)
@@ -368,16 +367,16 @@ def _choices(names: list[str]) -> Iterator[tuple[str, list[str]]]:
     yield "files of weights", files
 
 
-def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[PurePath]:
-    """The nearest folders inside that hold weights."""
+def _models_below(tree: Tree, folder: PurePath, depth: int) -> Iterator[tuple[PurePath, list[str]]]:
+    """The nearest folders inside that hold weights, and the names of their files."""
     for name in tree.folders(folder):
         inner = folder / name
         try:
-            tree.files(inner)
+            names = tree.files(inner)
         except ValleConvertError:
             continue  # no permission
-        if _is_model(tree, inner, lambda _: True):
-            yield inner
+        if _is_model(tree, inner, names, lambda _: True):
+            yield inner, names
         elif depth > 1:
             yield from _models_below(tree, inner, depth - 1)
 

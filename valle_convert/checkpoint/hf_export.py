@@ -12,15 +12,13 @@ width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from valle_convert.checkpoint.exported import (
-    ALL,
     EMBEDDINGS,
     HEADS,
     ExportedTensors,
@@ -29,7 +27,6 @@ from valle_convert.checkpoint.exported import (
     is_named,
     rows_of_export,
 )
-from valle_convert.checkpoint.plain_values import check_plain
 from valle_convert.checkpoint.source import TensorSource
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
@@ -60,12 +57,13 @@ _ARITHMETIC: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Export:
-    """An export, understood."""
+    """The checkpoint in an export."""
 
     tensors: TensorSource  # under the names of the original checkpoint
-    config: Mapping[str, Any]  # of that checkpoint, without the user's keys
-    words: Mapping[str, tuple[str, ...]]  # the names of the rows by table, such as `en`
-    assumed: tuple[str, ...]  # values that the export lacks, in words
+    config: object  # of that checkpoint, without the user's keys
+    #: The names of the rows by table, such as `en`.
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()  # values that the export lacks, in words
     notes: tuple[str, ...] = ()
 
 
@@ -107,7 +105,7 @@ def read_export(
         context=_context(said),
     )
     return Export(
-        tensors=ExportedTensors(_Rows(tensors), rows, str(path)),
+        tensors=ExportedTensors(tensors, rows, str(path)),
         config=own,
         words={name: part.words for name, part in rows.items() if part.words},
         assumed=assumed if is_given else (*assumed, plural(heads, "head")),
@@ -115,27 +113,7 @@ def read_export(
     )
 
 
-class _Rows:
-    """Rows of the tensors of a file, see `exported.ExportSource`."""
-
-    def __init__(self, tensors: TensorSource) -> None:
-        self._tensors = tensors
-        self.specs = tensors.specs
-
-    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
-        found = self._tensors.read(name)
-        return found if rows == ALL else found[rows]
-
-    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
-        del name, rows
-        return None  # numpy has the types of safetensors
-
-
 def _check_arithmetic(said: Mapping[str, Any], path: Path | None) -> None:
-    try:
-        check_plain(said)
-    except ValueError as error:
-        raise InputError(f"{path} is rejected: {error}; copy or download it again.") from error
     rope = said.get("rope_parameters")
     values = dict(rope) | dict(said) if isinstance(rope, Mapping) else said
     wrong = [

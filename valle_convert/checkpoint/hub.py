@@ -24,7 +24,6 @@ from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 from valle_convert.extras import require
 from valle_convert.files import describe_os_error
-from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
 #: The path of a published model in its repository.
@@ -45,8 +44,6 @@ _TIMEOUT = 30.0  # seconds without an answer
 
 @dataclass(frozen=True)
 class Location:
-    """A place on the hub."""
-
     text: str
     repository: str
     revision: str | None  # a commit, branch or tag; None for the main branch
@@ -84,7 +81,7 @@ class HubTree:
     """The files of one commit, downloaded on request; a `Tree`."""
 
     def __init__(
-        self, location: Location, *, progress: Progress = silent, headers_only: bool = False
+        self, location: Location, *, headers_only: bool = False, only_cached: bool = False
     ) -> None:
         self._hub = require("huggingface_hub", "Reading from the Hugging Face hub", extra="hub")
         from huggingface_hub import constants, errors, utils
@@ -92,10 +89,10 @@ class HubTree:
         self._constants, self._errors = constants, errors
         self._utils: Any = utils
         self._location = location
-        self._progress = progress
         self._headers_only = headers_only
         self._got: dict[PurePosixPath, Path] = {}
         self.notes: tuple[str, ...] = ()
+        self._only_cached = only_cached
         self.commit, files = self._list()
         self.notes = (f"{self.name(PurePosixPath('.'))} is at commit {self.commit}", *self.notes)
         self._files = {PurePosixPath(name): file for name, file in files.items()}
@@ -172,7 +169,7 @@ class HubTree:
             raise InputError(
                 f"{where.repository} is not the name of a repository: {words_of(error)}."
             ) from error
-        if self._constants.HF_HUB_OFFLINE:
+        if self._only_cached or self._constants.HF_HUB_OFFLINE:
             return self._list_cache("HF_HUB_OFFLINE is set", None)
         try:
             info = self._hub.HfApi().model_info(
@@ -231,12 +228,7 @@ class HubTree:
         revision = self.commit if self._got else self._location.revision
         try:
             found = Path(
-                self._hub.hf_hub_download(
-                    self._location.repository,
-                    str(place),
-                    revision=revision,
-                    tqdm_class=_bar_class(self._progress),
-                )
+                self._hub.hf_hub_download(self._location.repository, str(place), revision=revision)
             )
         except transport_errors() as error:
             raise self._fault(error, place) from error
@@ -292,15 +284,11 @@ class HubTree:
                 f"{where.repository} is gated; accept its terms at {url}, and set HF_TOKEN to a "
                 "token of that account (or run: hf auth login)."
             )
-        if isinstance(error, errors.RevisionNotFoundError):
+        absent = (errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
+        if isinstance(error, absent) or (status == 404 and place is None):
             return InputError(
-                f"{where.repository} has no revision {where.revision}; "
-                f"{url}/tree/main lists branches, tags and commits."
-            )
-        if isinstance(error, errors.RepositoryNotFoundError) or (status == 404 and place is None):
-            return InputError(
-                f"{self._constants.ENDPOINT} has no model {where.repository} visible to you; "
-                "check the name, or set HF_TOKEN if it is private."
+                f"{url} does not exist at {where.revision or 'main'}, or is not visible to you; "
+                "check both names, or set HF_TOKEN if it is private."
             )
         advice = "check HF_TOKEN (hf auth whoami)" if status in (401, 403) else "try later"
         said = error.server_message or error.response.reason_phrase
@@ -340,30 +328,3 @@ def words_of(error: BaseException) -> str:
         return describe_os_error(error)
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:200].rstrip(".")
-
-
-def _bar_class(progress: Progress) -> type[Any]:
-    """A class of bars for huggingface_hub that reports to `progress`."""
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *_: object, **options: Any) -> None:  # noqa: ANN401 - whatever tqdm takes
-            total, done = int(options.get("total") or 0), int(options.get("initial") or 0)
-            super().__init__(total=total, initial=done, disable=True)
-            words = f"downloading {options.get('desc') or ''}".strip()
-            self._shown = progress(words, total, "B")
-            self._advance = self._shown.__enter__()
-            self._advance(done)
-            self._is_open = True
-
-        def update(self, n: float | None = 1) -> bool | None:
-            """More bytes, or fewer if a download restarts."""
-            self._advance(int(n or 0))
-            return None
-
-        def close(self) -> None:
-            if getattr(self, "_is_open", False):
-                self._is_open = False
-                self._shown.__exit__(None, None, None)
-
-    return Bar

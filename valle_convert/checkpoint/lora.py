@@ -17,9 +17,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,11 +28,9 @@ from valle_convert.checkpoint.config import plain_keys
 from valle_convert.checkpoint.containers import Container, read_container
 from valle_convert.checkpoint.folder import Tree, find_adapter, locate
 from valle_convert.checkpoint.names import RenamedTensors
-from valle_convert.checkpoint.plain_values import whole
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
-from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing, plural
 
 _PARAMETRIZED = ".parametrizations.weight.original"
@@ -62,54 +61,32 @@ _PEFT_USUAL: dict[str, tuple[object, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class LoraScale:
-    """The numbers in an adapter's config; `rank` and `alpha` are None if missing.
+class _Numbers(msgspec.Struct):
+    """The numbers in an adapter's config; None if missing."""
 
-    With `by_root` (PEFT's rsLoRA), alpha is divided by the root of the rank.
-    `is_inside` means an adapter inside a checkpoint, whose config `--config` changes.
-    """
-
-    rank: int | None
+    rank: Annotated[float, msgspec.Meta(ge=1)] | None
     alpha: float | None
-    levels: tuple[int, ...]
-    where: str
-    by_root: bool
-    is_inside: bool
+    rvq_levels: tuple[int, ...]
 
     @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], where: str, *, is_inside: bool = False
-    ) -> LoraScale:
-        """Read `rank`, `alpha` and `rvq_levels`, or PEFT's `r` and `lora_alpha`."""
+    def of(cls, config: Mapping[str, Any], where: str) -> _Numbers:
+        """Read the names of the training project, or PEFT's `r` and `lora_alpha`."""
         changed = [key for key, usual in _PEFT_USUAL.items() if config.get(key) not in usual]
         if changed:
             raise UnsupportedModelError(
-                f"{where}: {', '.join(f'{key} {config[key]!r:.40}' for key in changed)} is not "
+                f"{where}: {listing([f'{key} {config[key]!r:.40}' for key in changed], 2)} is not "
                 "supported, only W + alpha / r B A; merge it with PEFT (merge_and_unload) and "
                 "convert the result."
             )
-        rank, alpha = config.get("rank", config.get("r")), config.get("alpha")
-        alpha, levels = config.get("lora_alpha", alpha), config.get("rvq_levels")
-        n_rank = whole(rank)
-        if rank is not None and (n_rank is None or n_rank < 1):
-            raise InputError(f"{where}: the LoRA's rank is {rank!r}, expected a whole number.")
-        if alpha is not None and (not isinstance(alpha, int | float) or isinstance(alpha, bool)):
-            raise InputError(f"{where}: the LoRA's alpha is {alpha!r}, expected a number.")
-        if levels is not None and (
-            not isinstance(levels, list) or any(not isinstance(level, int) for level in levels)
-        ):
-            raise InputError(
-                f"{where}: the LoRA's rvq_levels is {levels!r}, expected a list of numbers."
-            )
-        return cls(
-            rank=n_rank,
-            alpha=None if alpha is None else float(alpha),
-            levels=tuple(levels or ()),
-            where=where,
-            by_root=bool(config.get("use_rslora")),
-            is_inside=is_inside,
-        )
+        said = {
+            "rank": config.get("rank", config.get("r")),
+            "alpha": config.get("lora_alpha", config.get("alpha")),
+            "rvq_levels": config.get("rvq_levels") or (),
+        }
+        try:
+            return msgspec.convert(said, cls)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{where}: the LoRA's config is rejected: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -156,16 +133,20 @@ class LoraPairs:
     def __init__(
         self,
         adapters: TensorSource,
-        scale: LoraScale,
+        config: Mapping[str, Any],
         specs: Mapping[str, TensorSpec],
+        where: str,
+        *,
         factor: float = 1.0,
         notes: tuple[str, ...] = (),  # what was left out or renamed in its file
+        is_inside: bool = False,  # a checkpoint, whose config `--config` changes
     ) -> None:
+        numbers = _Numbers.of(config, where)
         self.notes = notes
         self._adapters = adapters
-        self.where = scale.where
-        self.is_inside = scale.is_inside
-        self.levels = scale.levels  # of the codebooks; empty for all
+        self.where = where
+        self.is_inside = is_inside
+        self.levels = numbers.rvq_levels  # of the codebooks; empty for all
         self.factor = factor
         found: dict[str, dict[str, str]] = {}
         prefix = _prefix(adapted_weights(adapters), specs)
@@ -175,29 +156,45 @@ class LoraPairs:
                 found.setdefault(target.removeprefix(prefix), {})[side] = name
         if not found:
             raise InputError(
-                f"{scale.where} holds no *.lora_A and *.lora_B tensors; give a LoRA file, "
+                f"{where} holds no *.lora_A and *.lora_B tensors; give a LoRA file, "
                 "or leave out --lora."
             )
-        self.alpha = _checked_alpha(scale)
+        self.alpha = self._alpha(numbers)
+        if config.get("use_rslora"):  # PEFT divides by the root of the rank
+            self.alpha *= math.sqrt(numbers.rank or 1)
         faults: list[str] = []
         self.by_target: dict[str, LoraPair] = {}
         for target, sides in found.items():
-            pair = self._pair(target, sides, scale, specs, factor)
+            pair = self._pair(target, sides, numbers.rank, specs, factor)
             if isinstance(pair, str):
                 faults.append(f"{target}: {pair}")
             else:
                 self.by_target[target] = pair
         if faults:
             raise InputError(
-                f"{scale.where}: the LoRA does not fit the model: "
+                f"{where}: the LoRA does not fit the model: "
                 f"{listing(faults, separator='; ')}. Give one that was trained on this checkpoint."
             )
+
+    def _alpha(self, numbers: _Numbers) -> float:
+        if numbers.alpha is None:
+            remedy = (
+                'give a file with {"lora": {"alpha": NUMBER}} as --config'
+                if self.is_inside
+                else f'write {{"lora_alpha": NUMBER}} to {_PEFT_CONFIG} beside it'
+            )
+            raise InputError(f"{self.where} does not contain the LoRA's alpha; {remedy}.")
+        if not math.isfinite(numbers.alpha):
+            raise InputError(
+                f"{self.where}: the LoRA's alpha is {numbers.alpha}, not a finite number."
+            )
+        return numbers.alpha
 
     def _pair(
         self,
         target: str,
         sides: Mapping[str, str],
-        scale: LoraScale,
+        said_rank: float | None,
         specs: Mapping[str, TensorSpec],
         factor: float,
     ) -> LoraPair | str:
@@ -228,8 +225,8 @@ class LoraPairs:
                 f"lora_B {list(up.shape)} times lora_A {list(down.shape)} does not have "
                 f"the weight's shape {list(weight.shape)}"
             )
-        if scale.rank is not None and scale.rank != rank:
-            return f"rank {rank}, but the config says {scale.rank}"
+        if said_rank not in (None, rank):
+            return f"rank {rank}, but the config says {said_rank:g}"
         return LoraPair(sides["A"], sides["B"], factor * self.alpha / rank, is_table)
 
     def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -291,7 +288,6 @@ def merge_loras(
     beside: TensorSource | None,
     config: Mapping[str, Any],
     given: Sequence[LoraFile],
-    progress: Progress,
 ) -> tuple[TensorSource, str | None, tuple[str, ...]]:
     """Add the checkpoint's own adapter, if it has one, and the given ones.
 
@@ -306,11 +302,11 @@ def merge_loras(
     adapters: list[LoraPairs] = []
     words, notes = [], []
     if inside is not None:
-        scale = LoraScale.from_config(_numbers(config), str(path), is_inside=True)
-        adapters.append(LoraPairs(inside, scale, base.specs))
+        own = _numbers(config)
+        adapters.append(LoraPairs(inside, own, base.specs, str(path), is_inside=True))
         words.append(lora_words("inside the checkpoint", adapters[-1], 1.0))
     for one in given:
-        adapters.append(open_lora(one, base.specs, progress=progress))
+        adapters.append(open_lora(one, base.specs))
         words.append(lora_words(one.path.name, adapters[-1], one.factor))
         notes += [f"{one.path.name}: {note}" for note in adapters[-1].notes]
     return MergedTensors(base, adapters), ", ".join(words), tuple(notes)
@@ -323,14 +319,10 @@ def _without_adapters(base: TensorSource) -> TensorSource:
 
 
 def open_lora(
-    given: LoraFile,
-    specs: Mapping[str, TensorSpec],
-    *,
-    kept_apart: bool = False,
-    progress: Progress = silent,
+    given: LoraFile, specs: Mapping[str, TensorSpec], *, kept_apart: bool = False
 ) -> LoraPairs:
     """Open the file of an adapter and check it against the weights of a model."""
-    tree, place = locate(given.path, progress)
+    tree, place = locate(given.path)
     if tree.is_folder(place):
         inner = find_adapter(tree, place)
         if inner is None:
@@ -342,19 +334,21 @@ def open_lora(
     strange = [name for name in tensors.specs if "lora_" in name and not has_adapters([name])]
     if strange:
         raise UnsupportedModelError(
-            f"{given.path} holds {listing(strange)}, expected pairs of lora_A and lora_B of "
+            f"{given.path} holds {listing(strange, 2)}, expected pairs of lora_A and lora_B of "
             "linear layers only; merge it with PEFT, and convert the result."
         )
-    scale = LoraScale.from_config(_adapter_config(adapter, tree, place), str(given.path))
     # The prefix before the names of the model.
     others = [one for one in adapted_weights(tensors) if ".model.layers." not in f".{one}"]
     if kept_apart and others:
         raise UnsupportedModelError(
-            f"{given.path} changes {listing(others)}: tables and heads are rows of one matrix in a "
-            "converted file, and stock llama.cpp applies no adapter to it; merge it when you "
+            f"{given.path} changes {listing(others, 2)}: tables and heads are rows of one matrix "
+            "in a converted file, and stock llama.cpp applies no adapter to it; merge it when you "
             "convert (--lora)."
         )
-    return LoraPairs(tensors, scale, specs, given.factor, adapter.notes)
+    config = _adapter_config(adapter, tree, place)
+    return LoraPairs(
+        tensors, config, specs, str(given.path), factor=given.factor, notes=adapter.notes
+    )
 
 
 def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[str, Any]:
@@ -362,8 +356,9 @@ def _adapter_config(adapter: Container, tree: Tree, place: PurePath) -> Mapping[
     try:
         said = _numbers(plain_keys(adapter.extras.get("config") or {})[0])
         if not {"alpha", "lora_alpha"} & said.keys() and _PEFT_CONFIG in tree.files(place.parent):
-            path = tree.get(place.parent / _PEFT_CONFIG)
-            said = plain_keys(read_json_object(path, "file", _MAX_JSON_BYTES))[0] | {**said}
+            place = place.parent / _PEFT_CONFIG
+            beside = read_json_object(tree.get(place), "file", _MAX_JSON_BYTES)
+            said = plain_keys(beside)[0] | {**said}
     except ValueError as error:
         raise InputError(f"{tree.name(place)}: its config is rejected: {error}.") from error
     return said
@@ -390,19 +385,6 @@ def multiplied(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray
             total += column[:, None] * row
         product[start : start + _ROWS_AT_ONCE] = total
     return product
-
-
-def _checked_alpha(scale: LoraScale) -> float:
-    if scale.alpha is None:
-        remedy = (
-            'give a file with {"lora": {"alpha": NUMBER}} as --config'
-            if scale.is_inside
-            else f'write {{"lora_alpha": NUMBER}} to {_PEFT_CONFIG} beside it'
-        )
-        raise InputError(f"{scale.where} does not contain the LoRA's alpha; {remedy}.")
-    if not math.isfinite(scale.alpha):
-        raise InputError(f"{scale.where}: the LoRA's alpha is {scale.alpha}, not a finite number.")
-    return scale.alpha * math.sqrt(scale.rank or 1) if scale.by_root else scale.alpha
 
 
 def lora_words(name: str, adapter: LoraPairs, factor: float) -> str:

@@ -79,8 +79,10 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return value.tolist()
     if isinstance(value, PurePath | dt.date | dt.time):
         return str(value)
-    for _ in _children_of_value(value):
-        pass
+    if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
+        raise ValueError("a whole number of more than 64 bits")
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"a {type(value).__name__}, expected a plain value")
     return value
 
 
@@ -127,23 +129,6 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def check_plain(value: object) -> None:
-    """Raise ValueError for a value that no config may contain."""
-    try:
-        _measure(value, _children_of_value)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def is_plain(value: object) -> bool:
-    """Whether `check_plain` accepts it."""
-    try:
-        check_plain(value)
-    except ValueError:
-        return False
-    return True
-
-
 def _measure(root: Any, children_of: Callable[[Any], Iterable[Any]]) -> None:  # noqa: ANN401
     """Count everything below a value, once per reference."""
     sizes: dict[int, int | None] = {}  # None while it is being counted
@@ -179,15 +164,3 @@ def _children_of_node(node: Any) -> Iterable[Any]:  # noqa: ANN401 - yaml has no
         return
     for pair in node.value:
         yield from pair
-
-
-def _children_of_value(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from (key, child)
-    elif isinstance(value, list | tuple):
-        yield from value
-    elif isinstance(value, int) and abs(value) >= _MAX_INTEGER:
-        raise ValueError("a whole number of more than 64 bits")
-    elif value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"a {type(value).__name__}, expected a plain value")

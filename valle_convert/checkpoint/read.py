@@ -12,6 +12,7 @@ A checkpoint may have no config; its family decides whether it needs one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,8 @@ from valle_convert.checkpoint.hf_export import (
 )
 from valle_convert.checkpoint.lora import LoraFile, has_adapters, merge_loras
 from valle_convert.checkpoint.names import is_model, is_refused_by_name
-from valle_convert.checkpoint.plain_values import is_plain
+from valle_convert.checkpoint.plain_values import to_plain
 from valle_convert.errors import InputError
-from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing
 
 
@@ -42,11 +42,10 @@ def read_checkpoint(
     *,
     config: Path | None = None,
     lora: Sequence[LoraFile] = (),
-    progress: Progress = silent,
     headers_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint without reading its weights."""
-    tree, place = locate(path, progress, headers_only=headers_only)
+    tree, place = locate(path, headers_only=headers_only)
     if tree.is_folder(place):
         found = find_weights(tree, place, partial(holds_model, tree))
     else:
@@ -54,26 +53,24 @@ def read_checkpoint(
     file = tree.get(found.weights)
     contents = read_container(file, tree, found.weights)
     _check_model(contents, tree.name(found.weights))
-    inside = contents.extras.get("config")
     companions: list[Path] = []
     given = None if config is None else load_config(config, found)
-    export = _read_export(contents, tree, found, given, companions)
-    tensors, container = contents.tensors, contents.container
-    origin = "inside the checkpoint"
-    if export is not None:
-        tensors, inside, container = export.tensors, export.config, f"{FORMAT}, {container}"
-        origin = "assumed"
-    said = read_config(file, inside, contents.plain, given, tree, found, origin=origin)
+    # Without an export, the file has the checkpoint's own tensors and config.
+    export = Export(contents.tensors, contents.extras.get("config"))
+    if exported := is_export(contents.tensors):
+        export = _read_export(contents, tree, found, given, companions)
+    origin = "assumed" if exported else "inside the checkpoint"
+    said = read_config(file, export.config, contents.plain, given, tree, found, origin=origin)
     companions += said.files
     if not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
-    tensors, merged, more = merge_loras(file, tensors, contents.lora, said.keys, lora, progress)
+    tensors, merged, more = merge_loras(file, export.tensors, contents.lora, said.keys, lora)
     companions += [one.path for one in lora]
     hub = tree.origin
-    lenient = (*contents.notes, *said.notes, *(() if export is None else export.notes), *more)
+    lenient = (*contents.notes, *said.notes, *export.notes, *more)
     return Checkpoint(
         path=file,
-        container=container,
+        container=f"{FORMAT}, {contents.container}" if exported else contents.container,
         tensors=tensors,
         config=said.keys,
         config_source=said.source,
@@ -85,10 +82,10 @@ def read_checkpoint(
         given=path,
         shards=contents.shards,
         folder_title=_title_of(tree, found),
-        assumed=() if export is None else export.assumed,
-        lost=() if export is None else LOST,
-        words={} if export is None else export.words,
-        origin=({} if export is None else {"format": FORMAT})
+        assumed=export.assumed,
+        lost=LOST if exported else (),
+        words=export.words,
+        origin=({"format": FORMAT} if exported else {})
         | ({"revision": hub.revision} if hub else {})
         | ({"notes": lenient} if lenient else {}),
         hub=hub,
@@ -113,10 +110,8 @@ def _check_model(contents: Container, where: str) -> None:
 
 def _read_export(
     contents: Container, tree: Tree, found: Found, given: Config | None, companions: list[Path]
-) -> Export | None:
+) -> Export:
     """The content of a container that is a Hugging Face export."""
-    if not is_export(contents.tensors):
-        return None
     files = [_beside(tree, found, name) for name in (CONFIG_FILE, TOKENIZER_FILE)]
     companions += [path for path in files if path is not None]
     return read_export(
@@ -145,9 +140,13 @@ def _title_of(tree: Tree, found: Found) -> str:
 def _stats(extras: Mapping[str, Any]) -> Mapping[str, Any]:
     """The counters, which are only shown."""
     stats = extras.get("stats")
-    if not isinstance(stats, Mapping):
-        return {}
-    return {k: v for k, v in stats.items() if isinstance(k, str) and is_plain(v)}
+    found = {}
+    for key, value in stats.items() if isinstance(stats, Mapping) else ():
+        with suppress(ValueError):
+            plain, left_out = to_plain(value)
+            if isinstance(key, str) and not left_out:
+                found[key] = plain
+    return found
 
 
 def _symmap(path: Path, extras: Mapping[str, Any]) -> Mapping[str, int] | None:

@@ -19,7 +19,7 @@ from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
 from valle_convert.strict_json import unique_json
-from valle_convert.wording import listing, plural
+from valle_convert.wording import listing
 
 _MAX_INDEX_BYTES = 16 << 20
 
@@ -76,37 +76,22 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _check(index: Path, weight_map: Mapping[str, str], files: Mapping[str, TensorSource]) -> None:
     """Compare the index with the shards, and report all faults in one error."""
-    faults: list[str] = []
-    shards = sorted(set(weight_map.values()) - files.keys())
-    if shards:
-        held = [sum(shard == one for shard in weight_map.values()) for one in shards]
-        faults.append(
-            "missing shards: "
-            + listing(
-                [f"{one} ({plural(n, 'tensor')})" for one, n in zip(shards, held, strict=True)]
-            )
-        )
-    places: dict[str, list[str]] = {}
-    for shard, file in files.items():
-        for name in file.specs:
-            places.setdefault(name, []).append(shard)
-    missing = [
-        f"{name} (of {shard})"
-        for name, shard in weight_map.items()
-        if shard in files and shard not in places.get(name, ())
-    ]
-    if missing:
-        faults.append(f"missing tensors: {listing(missing)}")
-    twice = [f"{name} (in {', '.join(some)})" for name, some in places.items() if len(some) > 1]
-    if twice:
-        faults.append(f"tensors in several shards: {listing(twice)}")
-    unlisted = [f"{name} (in {some[0]})" for name, some in places.items() if name not in weight_map]
-    if unlisted:
-        faults.append(f"tensors that it does not list: {listing(unlisted)}")
+    held = {(name, shard) for shard, file in files.items() for name in file.specs}
+    missing = sorted(weight_map.items() - held)
+    kinds = {
+        "missing shards": sorted(set(weight_map.values()) - files.keys()),
+        "missing tensors": [
+            f"{name:.40} (of {shard:.40})" for name, shard in missing if shard in files
+        ],
+        "tensors that it does not list": [
+            f"{name:.40} (in {shard:.40})" for name, shard in sorted(held - weight_map.items())
+        ],
+    }
+    faults = [f"{kind}: {listing(ones, 1)}" for kind, ones in kinds.items() if ones]
     if faults:
         raise InputError(
-            f"The index {index} does not match the files beside it: {'; '.join(faults)}. Copy or "
-            "download the whole folder again."
+            f"The index {index} does not match the files beside it: {'; '.join(faults[:2])}. Copy "
+            "or download the whole folder again."
         )
 
 

@@ -12,7 +12,6 @@ import re
 import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,6 @@ from valle_convert.wording import listing
 _MAGIC = re.compile(rb"\x80[\2-\5](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 
 
-@dataclass
-class _Piece:
-    """Bytes of a mapped file."""
-
-    file: mmap.mmap
-    n_bytes: int
-    start: int = 0
-
-    def read(self) -> memoryview:
-        return memoryview(self.file)[self.start : self.start + self.n_bytes]
-
-
 def load_torch_file(path: Path) -> object:
     """The object inside a file of torch.save; its tensors are `StoredTensor`s.
 
@@ -57,8 +44,8 @@ def load_torch_file(path: Path) -> object:
     with os_faults(f"{path} cannot be read"), path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def piece(name: str) -> _Piece:
-        return _Piece(mapped, entries[name].n_bytes, entries[name].start)
+    def piece(name: str) -> Storage:
+        return Storage(mapped, entries[name].n_bytes, entries[name].start)
 
     def storage(key: str, n_bytes: int) -> Storage:
         found = piece(f"data/{key}")
@@ -94,10 +81,10 @@ def load_torch_file(path: Path) -> object:
 
 def _load_bare(mapped: mmap.mmap) -> object:
     """Pickles of a magic number, a version, the system, the object and storage keys; then data."""
-    stored: dict[str, _Piece] = {}
+    stored: dict[str, Storage] = {}
 
     def storage(key: str, n_bytes: int) -> Storage:
-        return stored.setdefault(key, _Piece(mapped, n_bytes))
+        return stored.setdefault(key, Storage(mapped, n_bytes))
 
     mapped.seek(0)
 

@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +72,16 @@ class RefusedError(Exception):
     """The pickle names something that is not allowed."""
 
 
-class Storage(Protocol):
-    """The bytes of a tensor's numbers."""
+@dataclass
+class Storage:
+    """The bytes of a tensor's numbers in a mapped file."""
 
+    file: mmap.mmap
     n_bytes: int
+    start: int = 0
 
-    def read(self) -> memoryview: ...
+    def read(self) -> memoryview:
+        return memoryview(self.file)[self.start : self.start + self.n_bytes]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from typing import Any
 
 from valle_convert.checkpoint.containers import Container
 from valle_convert.checkpoint.names import averages_note, is_averaged, is_model
-from valle_convert.checkpoint.stand_ins import StandIn
 from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.checkpoint.torch_pickle import StoredTensor, word_for
 from valle_convert.checkpoint.torch_zip import packed_again
@@ -161,15 +160,10 @@ def _explain_states(path: Path, loaded: object, states: list[_State]) -> str:
             f"{path} holds {len(states)} {what} ({listing(one.name for one in states)}), expected "
             "one model; save its state_dict() alone."
         )
-    if not isinstance(loaded, Mapping) or (isinstance(loaded, StandIn) and not loaded):
-        return (
-            f"{path} holds a {word_for(loaded)}, expected a dict of tensors, possibly nested; "
-            "save the model's state_dict()."
+    held = f"a {word_for(loaded)}"
+    if isinstance(loaded, Mapping) and loaded:
+        held = listing(
+            f"{key if isinstance(key, str) else word_for(key):.20} ({word_for(value):.40})"
+            for key, value in loaded.items()
         )
-    held = listing(
-        f"{key if isinstance(key, str) else word_for(key):.20} ({word_for(value):.40})"
-        for key, value in loaded.items()
-    )
-    return (
-        f"{path} holds no dict of tensors, only {held or 'nothing'}; save the model's state_dict()."
-    )
+    return f"{path} holds {held}, expected a dict with tensors; save the model's state_dict()."

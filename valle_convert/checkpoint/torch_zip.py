@@ -38,8 +38,6 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 
 @dataclass(frozen=True)
 class ZipEntry:
-    """Where the contents of an entry are."""
-
     start: int
     n_bytes: int
     checksum: int

@@ -67,7 +67,6 @@ def _show(report: DoctorReport) -> None:
         ("devices", "; ".join(llama.devices) or "unknown"),
         ("self-test", probe),
     ]
-    rows += [(f"graph of {title}", problem or "passed") for title, problem in llama.graphs.items()]
     rows += [
         (program.name, str(program.found.path) if program.found else str(program.problem))
         for program in report.programs

@@ -25,8 +25,8 @@ def export(
     """Convert a GGUF file back to a checkpoint.
 
     DIR/fp32.sft, the training project's own name for an export of any number format, has the
-    checkpoint's weights, config and vocabulary, bit for bit. A quantized GGUF gives its dequantized
-    weights.
+    checkpoint's weights, config and vocabulary, bit for bit, without tensors for training only. A
+    quantized GGUF gives its dequantized weights.
     """
     from valle_convert.families.bundle import open_files
 
@@ -38,9 +38,7 @@ def export(
         force=force,
         progress=console.progress_bar,
     )
-    console.notes(done.notes)
-    console.log(f"wrote {done.path}: {console.n_bytes(done.n_bytes)}")
+    n_bytes = done.stat().st_size
+    console.log(f"wrote {done}: {console.n_bytes(n_bytes)}")
     if json_:
-        console.data_json(
-            {"file": str(done.path), "bytes": done.n_bytes, "notes": list(done.notes)}
-        )
+        console.data_json({"file": str(done), "bytes": n_bytes})

@@ -37,9 +37,7 @@ def inspect(
     if models:
         _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
         return
-    summary = inspect_file(
-        file, config=reading.config, lora=reading.loras, progress=console.progress_bar
-    )
+    summary = inspect_file(file, config=reading.config, lora=reading.loras)
     if json_:
         console.data_json(summary.to_json())
     else:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from valle_convert.cli import console
 from valle_convert.errors import InputError
 
 if TYPE_CHECKING:
@@ -176,9 +175,7 @@ class ReadOptions:
     def read(self, path: Path) -> Checkpoint:
         from valle_convert.api import read_checkpoint
 
-        return read_checkpoint(
-            path, config=self.config, lora=self.lora or (), progress=console.progress_bar
-        )
+        return read_checkpoint(path, config=self.config, lora=self.lora or ())
 
     def split(self) -> tuple[ReadOptions, tuple[LoraFile, ...]]:
         """The options without GGUF adapters, which are applied and not merged; and the adapters."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from valle_convert.cli import console
 from valle_convert.errors import InputError
 
 
@@ -21,4 +20,4 @@ def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
         )
     from valle_convert.families.bundle import fetched
 
-    return fetched(path, console.progress_bar)
+    return fetched(path)

@@ -30,7 +30,6 @@ NEEDS: Mapping[str, Mapping[str, str]] = {
         "source": "task=vc|ns|sr",
         **dict.fromkeys(("save_codes", "keep_partial", "language", "temperature", "seed"), _SPEAKS),
         **dict.fromkeys(("set_", "lora", "threads", "tune", "parallel", "gpu_layers"), _SPEAKS),
-        "float_": "out",
     },
 }
 EXCLUDES: Mapping[str, Mapping[str, str]] = {

@@ -110,7 +110,6 @@ class TargetOptions:
         allow_dash=True,
     )
     save_codes: Path | None = opt("Also write the codes.", "OUT.npz", OUTPUT)
-    float_: bool = flag("32-bit float samples instead of 16-bit.", OUTPUT)
     keep_partial: bool = flag(
         "Write the finished part on the first Ctrl-C; the second one aborts.", OUTPUT
     )
@@ -128,10 +127,7 @@ class TargetOptions:
 
         if self.sound is None:
             return None
-        sample_format: Literal["float32", "int16"] = "float32" if self.float_ else "int16"
-        return AudioWriter(
-            self.sound, force=self.force, sample_format=sample_format, sources=inputs
-        )
+        return AudioWriter(self.sound, force=self.force, sources=inputs)
 
 
 def speak(

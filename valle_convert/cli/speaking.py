@@ -71,9 +71,12 @@ class EngineOptions:
             codec=in_background(partial(open_codec, self.codec, bundle.model))
             if needs_codec
             else None,
-            n_threads=self.threads,
-            settings=Settings(n_gpu_layers=self.gpu_layers, n_parallel=self.parallel),
-            tune=self.tune,
+            settings=Settings(
+                n_gpu_layers=self.gpu_layers,
+                n_threads=self.threads,
+                n_parallel=self.parallel,
+                tune=self.tune,
+            ),
             adapters=lora_files(adapters),
         )
 
@@ -103,7 +106,7 @@ class DecodingOptions:
         **others: Any,  # noqa: ANN401
     ) -> SpeakOptions:
         """All options of speaking; refuses `foreign` ones and what the family does not use."""
-        from valle_convert.decode import SamplingOptions
+        from valle_convert.decode.sampling import SamplingOptions
         from valle_convert.speech.results import SpeakOptions
         from valle_convert.speech.settings import parse_settings, settings, with_settings
 

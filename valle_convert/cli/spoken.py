@@ -66,11 +66,7 @@ def _log_written(written: WrittenAudio) -> None:
     console.log(f"wrote {written.path}: {written.seconds:.1f} s of audio")
     if written.gain < 1:
         quieter = -20 * math.log10(written.gain)
-        console.log(
-            f"note: made {quieter:.1f} dB quieter to avoid clipping; --float keeps every sample"
-        )
-    elif written.peak > 1:
-        console.log(f"note: the peak is {written.peak:.2f}, above full scale")
+        console.log(f"note: made {quieter:.1f} dB quieter to avoid clipping")
 
 
 def _to_json(report: Report) -> dict[str, Any]:

@@ -34,7 +34,6 @@ def transcribe(
     """Transcribe recordings to phonemes."""
     from valle_convert.audio import open_codec
     from valle_convert.audio.codes import is_codes_path
-    from valle_convert.decode import TranscribeOptions
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_input_file
     from valle_convert.llama.context import Settings
@@ -47,15 +46,12 @@ def transcribe(
     for path in speech if several else ():
         check_input_file(path, "recording")
     opened = None if all(map(is_codes_path, speech)) else open_codec(codec, bundle.model)
-    found = []
-    settings = Settings(n_gpu_layers=gpu_layers)
-    with bundle.family.speaker(
-        bundle, codec=opened, n_threads=threads, settings=settings
-    ) as speaker:
+    found, how = [], Settings(n_threads=threads, n_gpu_layers=gpu_layers)
+    with bundle.family.speaker(bundle, codec=opened, settings=how) as speaker:
         loaded = time.perf_counter() - begin
         watch = Watch(progress=console.progress_bar)
         for path in speech:
-            heard = hear(speaker, path, language, TranscribeOptions(max_phonemes), watch=watch)
+            heard = hear(speaker, path, language, max_phonemes, watch=watch)
             found.append({"file": str(path), **_heard_json(heard, loaded)})
             if not json_:
                 console.data(f"{path}\t{heard.phonemes}" if several else heard.phonemes)

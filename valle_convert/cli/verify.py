@@ -89,8 +89,8 @@ def verify(
     from valle_convert.checkpoint.folder import is_on_hub
     from valle_convert.files import check_input_file, check_outputs, write_text_atomically
     from valle_convert.gguf_file.read import is_gguf, parsed
-    from valle_convert.verify import verify_whole
     from valle_convert.verify.codec_file import is_codec_file
+    from valle_convert.verify.whole import verify_whole
 
     read = [checkpoint, gguf, *options.files, options.tokenizer, options.biases]
     check_outputs({"--report": report}, inputs=read, force=force)
@@ -134,7 +134,7 @@ def _verify_model(
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.llama.context import Settings
-    from valle_convert.verify import LEVELS, verify_path
+    from valle_convert.verify.run import LEVELS, verify_path
 
     merged, adapters = options.split()
     if is_gguf(path):

@@ -6,22 +6,16 @@ In: a condition. Out: codes [frames]. The network keeps the sequence, so a frame
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.causal import CausalSequences, append_elements
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, check_range
-from valle_convert.decode.guidance import Guidance, guided
-from valle_convert.decode.sampling import (
-    Repetition,
-    SamplingOptions,
-    penalize_length,
-    penalize_repetition,
-    sample,
-)
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End
+from valle_convert.decode.guidance import guided
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import penalize_length, penalize_repetition, sample
 from valle_convert.model.inputs import Condition, Segment, speech_segments
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
@@ -29,40 +23,23 @@ from valle_convert.network.protocol import Network
 _TABLE = "response.ar"
 
 
-@dataclass(frozen=True)
-class ArOptions:
-    """Options of AR decoding."""
-
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    guidance: Guidance = field(default_factory=Guidance)  # off by default; it doubles the time
-    max_frames: int = 900  # the limit (12 seconds of EnCodec)
-    repetition: Repetition = field(default_factory=Repetition)
-    length_penalty: float = 0.0  # above 0 makes responses longer, below 0 shorter
-
-    def __post_init__(self) -> None:
-        check_range("length_penalty", self.length_penalty, -100.0, 100.0)
-
-
 def ar_steps(
     network: Network,
     condition: Condition,
-    options: ArOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    prefix: Codes | None = None,
+    max_frames: int,
+    prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Decoded]:
-    """Decode level 0 of a response, one frame a step.
-
-    Args:
-        prefix: level 0 of the speech before, [frames]; not part of the result.
-    """
+    """Decode level 0 of a response, one frame a step."""
     model = network.model
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
-    conditions = [condition, condition.null()] if options.guidance.is_on else [condition]
+    conditions = [condition, condition.null()] if options.guidance_strength else [condition]
     requests = [_segments(model, one, spoken) for one in conditions]
     taken = sum(len(segment) + 1 for segment in requests[0])
-    max_frames = min(options.max_frames, max(1, model.config.n_ctx_train - taken))
+    max_frames = min(max_frames, max(1, model.config.n_ctx_train - taken))
     stop = model.config.special_code
     codes = list(spoken)
     n_frames = 0
@@ -76,9 +53,14 @@ def ar_steps(
                 end = "interrupted"
                 break
             rows = sequences.begin() if n_frames == 0 else (yield sequences.grow(codes[-1]))
-            logits = guided(rows[:, None], options.guidance)
-            logits = penalize_repetition(logits, np.array(codes, np.int32), options.repetition)
-            logits = penalize_length(logits, stop, n_frames + 1, options.length_penalty)
+            logits = guided(rows[:, None], options)
+            logits = penalize_repetition(
+                logits,
+                np.array(codes, np.int32),
+                options.repetition_penalty,
+                options.repetition_decay,
+            )
+            logits = penalize_length(logits, stop, n_frames + 1, options.length_penalty or 0.0)
             code = int(sample(logits, options.sampling, rng)[0])
             if code == stop:
                 end = "stop"

@@ -40,19 +40,14 @@ def no_steps(elements: Sequence[Element]) -> Logits:
 
 
 class Decoding(Generic[T]):
-    """A decoder in a `Batch`.
-
-    Attributes:
-        seconds: computing time so far; of a step of several decodings, its part.
-        is_done: whether `result` is there, or the error that it raises.
-    """
+    """A decoder in a `Batch`."""
 
     def __init__(self, steps: Steps[T], n_sequences: int) -> None:
         self._steps = steps
         self.n_sequences = n_sequences
         self.elements: Sequence[Element] = ()
-        self.seconds = 0.0
-        self.is_done = False
+        self.seconds = 0.0  # computing time so far; of a step of several decodings, its part
+        self.is_done = False  # whether `result` is there, or the error that it raises
         self._found: T | None = None
         self._error: Exception | None = None
 

@@ -20,10 +20,9 @@ from valle_convert.network.protocol import Network
 
 
 class CausalSequences(Closing):
-    """One or more requests whose last segments grow together; the network forgets them at the end.
+    """One or more requests whose last segments grow together, each by a row of a table.
 
-    Args:
-        table: of the elements that they grow by.
+    The network forgets them at the end.
     """
 
     def __init__(

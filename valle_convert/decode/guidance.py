@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
-from valle_convert.decode.control import check_range
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.decode.sampling import Logits
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """The strength of guidance."""
-
-    #: 0 is off and costs nothing; otherwise every pass is run a second time, for the null
-    #: condition.
-    cfg_strength: float = 0.0
-    #: How far (0 to 1) the spread of the guided logits, which grows with the strength, is brought
-    #: back to that of the model's own.
-    cfg_rescale: float = 0.75
-
-    def __post_init__(self) -> None:
-        check_range("guidance_strength", self.cfg_strength, 0.0, math.inf)
-        check_range("guidance_rescale", self.cfg_rescale, 0.0, 1.0)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the null condition is needed."""
-        return self.cfg_strength > 0
-
-
-def guided(found: Iterable[Logits], guidance: Guidance) -> Logits:
+def guided(found: Iterable[Logits], options: DecodeOptions) -> Logits:
     """The logits of a condition, guided by those of the null condition if there are any."""
     full, *null = found
     if not null:
         return full
-    return guide(full, null[0], guidance.cfg_strength, guidance.cfg_rescale)
+    return guide(full, null[0], options.guidance_strength, options.guidance_rescale)
 
 
 def guide(full: Logits, null: Logits, strength: float, rescale: float) -> Logits:

@@ -5,33 +5,17 @@ The digits begin with a given 0 and end with the stop element, so that 0 2 3 1 s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
-from valle_convert.errors import InputError
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.model.inputs import Condition, length_segments
 from valle_convert.model.spec import LENGTH_STOP
 from valle_convert.network.protocol import Network
 
 MAX_DIGITS = 10
-
-
-@dataclass(frozen=True)
-class LengthOptions:
-    """Changes to the predicted number."""
-
-    duration_padding: float = 1.05  # a factor, so that nothing is cut off at the end
-    min_frames: int = 75  # the minimum before padding (one second of EnCodec)
-    max_frames: int = 900  # the maximum after padding (12 seconds)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.duration_padding <= 100:
-            raise InputError(
-                f"The duration padding is {self.duration_padding}, expected a factor above 0, "
-                "at most 100."
-            )
+#: Longest sentence by default.
+MAX_SECONDS = 12.0
 
 
 def decode_length(network: Network, condition: Condition) -> int:
@@ -50,7 +34,12 @@ def decode_length(network: Network, condition: Condition) -> int:
     return int(digits)
 
 
-def frames_for(said: int, options: LengthOptions) -> int:
-    """The number of frames to decode, at least one."""
-    wanted = int(max(said, options.min_frames) * options.duration_padding)
-    return max(1, min(wanted, options.max_frames))
+def most_frames(options: DecodeOptions, frame_rate: float) -> int:
+    """The number of frames of the longest sentence."""
+    return max(1, round((options.max_seconds or MAX_SECONDS) * frame_rate))
+
+
+def frames_for(said: int, options: DecodeOptions, frame_rate: float) -> int:
+    """The number of frames to decode, at least one: a second or more, padded, and limited."""
+    wanted = int(max(said, round(frame_rate)) * options.duration_padding)
+    return max(1, min(wanted, most_frames(options, frame_rate)))

@@ -14,70 +14,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.causal import run_pass
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, check_range
-from valle_convert.decode.guidance import Guidance, guide
-from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered, probabilities
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded
+from valle_convert.decode.guidance import guide
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import Logits, draw, filtered, probabilities
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
 
 #: Weaker guidance than this gives incoherent speech.
 MINIMUM_CFG_STRENGTH = 2.5
-
-
-@dataclass(frozen=True)
-class MaskedOptions:
-    """Options of demasking."""
-
-    max_steps: int = 25  # S above; every step is two passes
-    #: How hidden codes are drawn; its temperature is the one at t = 0.
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    guidance: Guidance = field(default_factory=lambda: Guidance(MINIMUM_CFG_STRENGTH))
-    #: Whether the strength grows with t. The original project computes such a strength, but then
-    #: uses the full one in every step, and so does the default here: the codes are equal.
-    annealed_guidance: bool = False
-    #: Keep frames that were not hidden from then on, with a score of 1, instead of scoring them
-    #: again.
-    score_hidden_only: bool = False
-    vc_threshold: float = 0.25  # voice conversion shows the other recording while t is below this
-    vc_mask_p: float = 0.25  # the part of the shown codes that is masked at random
-
-    def __post_init__(self) -> None:
-        check_range("max_steps", self.max_steps, 1, math.inf)
+#: Voice conversion shows the other recording while t is below this.
+VC_THRESHOLD = 0.25
+#: The part of the shown codes that is masked at random.
+VC_MASK_P = 0.25
 
 
 def demask(
-    predict: Callable[[Condition, Codes], Logits],
+    predict: Callable[[Condition, Codes], Logits],  # gives [.., frames, codes] for the shown codes
     condition: Condition,
-    draft: Codes,
+    draft: Codes,  # mask codes and kept codes
     mask: int,
-    options: MaskedOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    kept: NDArray[np.bool_] | None = None,
-    source: Codes | None = None,
+    kept: NDArray[np.bool_] | None = None,  # codes of the draft that are never hidden
+    source: Codes | None = None,  # the recording whose voice is changed
+    # Score by the drawn codes after the filters, not by the likeliest before them
     scores_drawn: bool = False,
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode codes [frames], or [levels, frames]; if interrupted, the draft of the last step.
-
-    Args:
-        predict: the logits of codes [.., frames, codes] for a condition and the shown codes.
-        draft: mask codes and kept codes.
-        kept: which codes of the draft are never hidden.
-        source: the recording whose voice is changed, in the shape of the draft.
-        scores_drawn: scores are the probabilities of the drawn codes after the filters, instead
-            of those of the likeliest codes before them.
-    """
+    """Decode codes [frames], or [levels, frames]; if interrupted, the draft of the last step."""
     codes, n_frames, n_steps = draft, draft.shape[-1], options.max_steps
     scores: NDArray[np.float64] = np.ones(codes.shape)
-    strength = max(options.guidance.cfg_strength, MINIMUM_CFG_STRENGTH)
+    strength = max(options.guidance_strength, MINIMUM_CFG_STRENGTH)
     with watch.progress("steps", n_steps, "step") as advance:
         for step, time in enumerate(times(n_steps)):
             if watch.should_stop():
@@ -86,20 +61,20 @@ def demask(
             if kept is not None:
                 hidden &= ~kept
             shown = np.where(hidden, np.int32(mask), codes)
-            if source is not None and time < options.vc_threshold:
-                masked = rng.random(codes.shape) < options.vc_mask_p
+            if source is not None and time < VC_THRESHOLD:
+                masked = rng.random(codes.shape) < VC_MASK_P
                 shown = np.where(hidden & ~masked, source, shown)
             full, null = (predict(one, shown) for one in (condition, condition.null()))
-            growth = time if options.annealed_guidance else 1.0
-            logits = guide(full, null, strength * growth, options.guidance.cfg_rescale)
+            # The original project computes a strength that grows with t, but then uses the full
+            # one in every step, too.
+            logits = guide(full, null, strength, options.guidance_rescale)
             left = filtered(logits, options.sampling)
             drawn = draw(left, options.sampling.temperature * (1.0 - time), rng)
             codes = np.where(hidden, drawn, codes)
             if scores_drawn:
-                found = np.take_along_axis(probabilities(left), drawn[..., None], axis=-1)[..., 0]
+                scores = np.take_along_axis(probabilities(left), drawn[..., None], axis=-1)[..., 0]
             else:
-                found = probabilities(logits).max(axis=-1)
-            scores = np.where(hidden, found, 1.0) if options.score_hidden_only else found
+                scores = probabilities(logits).max(axis=-1)
             advance(1)
     return Decoded(codes, "stop")
 
@@ -108,19 +83,14 @@ def decode_masked(
     network: Network,
     condition: Condition,
     n_frames: int,
-    options: MaskedOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    prefix: Codes | None = None,
-    source: Codes | None = None,
+    prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
+    source: Codes | None = None,  # level 0 of the recording whose voice is changed, [n_frames]
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode level 0 of a response of `n_frames` frames by demasking.
-
-    Args:
-        prefix: level 0 of the speech before, [frames]; not part of the result.
-        source: level 0 of the recording whose voice is changed, [n_frames].
-    """
+    """Decode level 0 of a response of `n_frames` frames by demasking."""
     spoken = np.zeros(0, np.int32) if prefix is None else prefix
 
     def predict(given: Condition, shown: Codes) -> Logits:

@@ -6,45 +6,30 @@ In: level 0 [frames]. Out: all levels [frames, levels].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from valle_convert.decode.causal import run_pass
 from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded
-from valle_convert.decode.guidance import Guidance, guided
-from valle_convert.decode.sampling import GREEDY, Logits, SamplingOptions, sample
+from valle_convert.decode.guidance import guided
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import Logits, SamplingOptions, sample
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
 
 
-@dataclass(frozen=True)
-class NarOptions:
-    """Options of decoding the levels above 0."""
-
-    #: The most likely code by default; higher temperatures sound noisy.
-    sampling: SamplingOptions = GREEDY
-    guidance: Guidance = field(default_factory=Guidance)  # off by default; it doubles the time
-
-
 def decode_nar(
     network: Network,
     condition: Condition,
-    level_0: Codes,
-    options: NarOptions,
+    level_0: Codes,  # [frames]
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    prefix: Codes | None = None,
+    prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode the levels above 0 of a response.
-
-    Args:
-        level_0: [frames].
-        prefix: the speech before, all levels, [frames, levels]; not part of the result.
-    """
-    guidance = options.guidance
+    """Decode the levels above 0 of a response."""
 
     def predict(codes: Codes) -> Logits:
         level = codes.shape[1]
@@ -56,12 +41,12 @@ def decode_nar(
                 head=f"nar.{level}",
                 n_outputs=len(codes),
             )
-            for one in ([condition, condition.null()] if guidance.is_on else [condition])
+            for one in ([condition, condition.null()] if options.guidance_strength else [condition])
         )
-        return guided(found, guidance)
+        return guided(found, options)
 
     n_levels = network.model.config.n_levels
-    return decode_levels_above(predict, level_0, n_levels, options.sampling, rng, watch)
+    return decode_levels_above(predict, level_0, n_levels, options.nar_sampling, rng, watch)
 
 
 def decode_levels_above(

@@ -45,18 +45,6 @@ class SamplingOptions:
         check_range("top_no", self.top_no, 0.0, math.inf)
 
 
-@dataclass(frozen=True)
-class Repetition:
-    """Penalties of earlier codes."""
-
-    penalty: float = 1.0
-    decay: float = 0.0  # the penalty is multiplied by the distance to this power
-
-    def __post_init__(self) -> None:
-        check_range("repetition_penalty", self.penalty, 1e-6, math.inf)
-        check_range("repetition_decay", self.decay, -100.0, 100.0)
-
-
 GREEDY = SamplingOptions(temperature=0.0)
 
 
@@ -140,17 +128,17 @@ def keep_top_n_sigma(logits: Logits, n: float) -> Logits:
     return np.where(logits < logits.max(axis=-1, keepdims=True) - n * deviation, NEVER, logits)
 
 
-def penalize_repetition(logits: Logits, previous: Codes, options: Repetition) -> Logits:
+def penalize_repetition(logits: Logits, previous: Codes, penalty: float, decay: float) -> Logits:
     """Weaken earlier codes by `penalty * distance ** decay`.
 
     A code counts once, at its latest place; the distance of the previous code is 1. A positive
     logit is divided, a negative one multiplied, so that the code never gains.
     """
-    if options.penalty == 1 or not len(previous):
+    if penalty == 1 or not len(previous):
         return logits
     from_latest = previous[::-1]
     codes, places = np.unique(from_latest, return_index=True)
-    return _weaken(logits, codes, options.penalty, places + 1.0, options.decay)
+    return _weaken(logits, codes, penalty, places + 1.0, decay)
 
 
 def penalize_length(logits: Logits, stop: int, length: int, factor: float) -> Logits:

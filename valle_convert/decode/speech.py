@@ -7,36 +7,22 @@ the duration is decoded first, then all of level 0 by demasking. NAR levels foll
 from __future__ import annotations
 
 import time
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from operator import add
-from typing import Literal
 
 import numpy as np
 
-from valle_convert.decode.ar import ArOptions, append_codes, ar_steps
+from valle_convert.decode.ar import append_codes, ar_steps
 from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.control import UNWATCHED, Callbacks, End
-from valle_convert.decode.length import LengthOptions, decode_length, frames_for
-from valle_convert.decode.masked import MaskedOptions, decode_masked
-from valle_convert.decode.nar import NarOptions, decode_nar
+from valle_convert.decode.length import decode_length, frames_for, most_frames
+from valle_convert.decode.masked import decode_masked
+from valle_convert.decode.nar import decode_nar
+from valle_convert.decode.options import DecodeOptions, Mode, ModeChoice
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
-
-Mode = Literal["ar", "nar-len"]
-ModeChoice = Literal["auto", "ar", "nar-len"]
-
-
-@dataclass(frozen=True)
-class SpeechOptions:
-    """Options of all stages; the mode decides which are used."""
-
-    mode: ModeChoice = "auto"
-    ar: ArOptions = field(default_factory=ArOptions)
-    masked: MaskedOptions = field(default_factory=MaskedOptions)
-    length: LengthOptions = field(default_factory=LengthOptions)
-    nar: NarOptions = field(default_factory=NarOptions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +95,16 @@ def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
 def speech_steps(
     network: Network,
     condition: Condition,
-    options: SpeechOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
+    frame_rate: float,
     *,
-    level_0: Codes | None = None,
+    level_0: Codes | None = None,  # [frames], to decode only the levels above it
     prefix: Prefix | None = None,
-    source: Codes | None = None,
+    source: Codes | None = None,  # level 0 of a recording whose voice is changed, [frames]
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a response.
-
-    Args:
-        level_0: of the response, [frames], to decode only the levels above it.
-        source: level 0 of a recording whose voice is changed, [frames] (voice conversion); the
-            response has its length.
-    """
+    """Decode all levels of a response."""
     mode, n_frames = choose_mode(network.model, options.mode), None
     if source is not None:
         if mode != "nar-len":
@@ -150,14 +131,12 @@ def speech_steps(
     if level_0 is not None:
         end = "stop"
     elif mode == "ar":
-        ar_options = options.ar
-        if n_frames is not None:
-            ar_options = replace(ar_options, max_frames=n_frames)
         spoken = yield from ar_steps(
             network,
             continued,
-            ar_options,
+            options,
             rng,
+            max_frames=most_frames(options, frame_rate) if n_frames is None else n_frames,
             prefix=before,
             watch=watch,
         )
@@ -165,14 +144,14 @@ def speech_steps(
     else:
         is_limited = False
         if n_frames is None:
-            n_frames = frames_for(decode_length(network, condition), options.length)
-            is_limited = n_frames == options.length.max_frames
+            n_frames = frames_for(decode_length(network, condition), options, frame_rate)
+            is_limited = n_frames == most_frames(options, frame_rate)
             length_done = time.perf_counter()
         drawn = decode_masked(
             network,
             continued,
             n_frames,
-            options.masked,
+            options,
             rng,
             prefix=before,
             source=source,
@@ -186,7 +165,7 @@ def speech_steps(
         network,
         continued,
         level_0,
-        options.nar,
+        options,
         rng,
         prefix=None if prefix is None else prefix.codes,
         watch=watch,

@@ -14,11 +14,6 @@ from valle_convert.network.protocol import Network
 
 
 @dataclass(frozen=True)
-class TranscribeOptions:
-    max_phonemes: int = 900
-
-
-@dataclass(frozen=True)
 class Transcript:
     """Phoneme ids without the marks around them, and how it ended."""
 
@@ -28,26 +23,22 @@ class Transcript:
 
 def decode_transcript(
     network: Network,
-    speech: Codes,
+    speech: Codes,  # [frames, levels]
     language: int | None,
-    options: TranscribeOptions,
+    max_phonemes: int,
     *,
     watch: Callbacks = UNWATCHED,
 ) -> Transcript:
-    """The phonemes of some speech.
-
-    Args:
-        speech: [frames, levels].
-    """
+    """The phonemes of some speech."""
     start = np.array([BOS_PHONEME])
     segments = transcript_segments(network.model, speech, start, language)
     phonemes: list[int] = []
     end: End = "limit"
     with (
         CausalSequences(network, [segments], head="stt", table="phonemes") as sequence,
-        watch.progress("phonemes", options.max_phonemes, "phoneme") as advance,
+        watch.progress("phonemes", max_phonemes, "phoneme") as advance,
     ):
-        while len(phonemes) < options.max_phonemes:
+        while len(phonemes) < max_phonemes:
             if watch.should_stop():
                 end = "interrupted"
                 break

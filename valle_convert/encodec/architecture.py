@@ -16,6 +16,7 @@ with the same numbers:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,6 @@ Ratios = Annotated[
 ]
 Bandwidths = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 MAX_CODEBOOKS = 1024
-_PAD_MODES = ("reflect", "constant", "replicate")
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,6 @@ def _block(spec: EncodecSpec, stack: str, index: int, width: int, n: int) -> Res
 
 @dataclass(frozen=True)
 class CodecTensor:
-    """One tensor of the codec."""
-
     name: str
     transformers_name: str
     shape: tuple[int, ...]  # as in torch, slowest dimension first
@@ -339,77 +337,61 @@ def _with_bias(
 # -------------------------------------------------------------------- what can be computed
 
 
+#: The only values that this project's network and encodec.cpp compute.
+_ALWAYS: Mapping[str, Sequence[object]] = {
+    "audio_channels": [1],
+    "normalize": [False],
+    "chunk_length_s": [None],
+    "norm_type": ["weight_norm"],
+    "use_causal_conv": [True],
+    "trim_right_ratio": [1.0],
+}
+CPP_MAX_CODEBOOKS = 32
+
+
 def check_computable(spec: EncodecSpec, where: str) -> None:
     """Reject what this project's encoder and decoder would compute wrongly."""
-    faults = (
-        (spec.audio_channels != 1, f"it is for {spec.audio_channels} channels (audio_channels)"),
-        (spec.normalize, "it normalizes the loudness (normalize)"),
-        (spec.chunk_length_s is not None, "it works in chunks (chunk_length_s)"),
-        (spec.norm_type != "weight_norm", f"its layers use {spec.norm_type} (norm_type)"),
-        (not spec.use_causal_conv, "its convolutions look ahead (use_causal_conv)"),
-        (spec.trim_right_ratio != 1.0, "it trims at the start, too (trim_right_ratio)"),
-        (spec.pad_mode not in _PAD_MODES, f"it pads with {spec.pad_mode!r} (pad_mode)"),
-        (
-            spec.codebook_dim != spec.hidden_size,
-            f"its codebooks are {spec.codebook_dim} wide, not {spec.hidden_size} (codebook_dim)",
-        ),
-    )
-    reasons = [words for is_wrong, words in faults if is_wrong]
-    if reasons:
+    allowed = {
+        **_ALWAYS,
+        "pad_mode": ("reflect", "constant", "replicate"),
+        "codebook_dim": [spec.hidden_size],
+    }
+    if wrong := _differences(spec, allowed):
         raise InputError(
-            f"The codec {where} is not like facebook/encodec_24khz: {'; '.join(reasons)}. Encode "
+            f"The codec {where} is not like facebook/encodec_24khz: {wrong}. Encode "
             "and decode with that codec's own program, and pass the codes as .npz."
         )
 
 
-#: Sizes that encodec.cpp has built in.
-CPP_RATIOS = (8, 5, 4, 2)
-CPP_MAX_CODEBOOKS = 32
-
-
 def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
-    """Refuse what encodec.cpp would not load, would abort on, or would compute wrongly.
-
-    Its loader checks nothing of this; all that is known of what it has built in is here.
-    """
-    fixed: tuple[tuple[str, object, str], ...] = (
-        ("audio_channels", 1, "aborts"),
-        ("sampling_rate", 24_000, "takes another number of levels and writes 24000 Hz always"),
-        ("upsampling_ratios", CPP_RATIOS, "refuses it"),
-        ("last_kernel_size", spec.kernel_size, "refuses it"),
-        ("compress", 2, "refuses it"),
-        ("num_residual_layers", 1, "refuses it"),
-        ("codebook_dim", spec.hidden_size, "refuses it"),
-        ("norm_type", "weight_norm", "refuses it"),
-        ("num_lstm_layers", 2, "computes two, of other weights"),
-        ("pad_mode", "reflect", "pads by reflection always"),
-        ("use_causal_conv", True, "is causal always"),
-        ("trim_right_ratio", 1.0, "trims the end always"),
-        ("normalize", False, "leaves the loudness as it is"),
-        ("use_conv_shortcut", True, "takes shortcuts of whatever is in memory"),
-        ("chunk_length_s", None, "works in one piece"),
-    )
-    reasons = [
-        f"{name} is {_shown(getattr(spec, name))}, where encodec.cpp has {_shown(expected)} and "
-        f"{consequence}"
-        for name, expected, consequence in fixed
-        if getattr(spec, name) != expected
-    ]
-    if spec.n_codebooks > CPP_MAX_CODEBOOKS:
-        reasons.append(
-            f"it has {spec.n_codebooks} codebooks, where encodec.cpp has {CPP_MAX_CODEBOOKS} at "
-            "most and crashes"
-        )
-    if reasons:
+    """Reject what encodec.cpp, which checks none of this, would compute wrongly or crash on."""
+    allowed = {
+        **_ALWAYS,
+        "sampling_rate": [24_000],
+        "upsampling_ratios": [(8, 5, 4, 2)],
+        "last_kernel_size": [spec.kernel_size],
+        "compress": [2],
+        "num_residual_layers": [1],
+        "codebook_dim": [spec.hidden_size],
+        "num_lstm_layers": [2],
+        "pad_mode": ["reflect"],
+        "use_conv_shortcut": [True],
+        "n_codebooks": range(1, CPP_MAX_CODEBOOKS + 1),
+    }
+    if wrong := _differences(spec, allowed):
         raise InputError(
-            f"The codec {where} cannot be made a file for encodec.cpp: {'; '.join(reasons)}. "
+            f"The codec {where} cannot be made a file for encodec.cpp: {wrong}. "
             "Write a .gguf for this program instead, or take facebook/encodec_24khz."
         )
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+def _differences(spec: EncodecSpec, allowed: Mapping[str, Sequence[object]]) -> str:
+    """The fields with other values, in words; empty if there are none."""
+    wrong = []
+    for name, values in allowed.items():
+        value = getattr(spec, name)
+        if value not in values:
+            each = " or ".join(map(json.dumps, values))
+            expected = f"{values[0]} to {values[-1]}" if isinstance(values, range) else each
+            wrong.append(f"{name} is {json.dumps(value)}, expected {expected}")
+    return listing(wrong)

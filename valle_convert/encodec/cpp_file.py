@@ -44,7 +44,6 @@ from valle_convert.files import (
     atomic_output,
     begins_with,
     check_free_space,
-    check_outputs,
     os_faults,
 )
 from valle_convert.progress import Progress, silent
@@ -95,8 +94,6 @@ class CppHeader:
 
 @dataclass(frozen=True)
 class CppTensor:
-    """One tensor in a file."""
-
     name: str
     dims: tuple[int, ...]  # fastest first; none for a single number
     ftype: int  # 0 float32, 1 float16
@@ -170,7 +167,6 @@ def write_cpp_file(
     progress: Progress = silent,
 ) -> WrittenCodec:
     """Write the file, or nothing. Memory holds one tensor at a time."""
-    check_outputs([path], force=force, inputs=codec.files)
     header, tensors = plan_cpp_file(codec, out_type)
     size = tensors[-1].offset + tensors[-1].n_bytes
     check_free_space(path, size)
@@ -178,15 +174,12 @@ def write_cpp_file(
         atomic_output(path, force=force, sources=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
-        n_written = file.write(header.pack())
+        file.write(header.pack())
         for tensor in tensors:
             name = tensor.name.encode()
-            n_written += file.write(_TENSOR.pack(len(tensor.dims), len(name), tensor.ftype))
-            n_written += file.write(struct.pack(f"<{len(tensor.dims)}i", *tensor.dims) + name)
-            n_written += file.write(_data(codec, tensor))
-            advance(tensor.n_bytes)
-        if n_written != size:
-            raise AssertionError(f"{path}: {n_written:,} bytes written, {size:,} planned")
+            file.write(_TENSOR.pack(len(tensor.dims), len(name), tensor.ftype))
+            file.write(struct.pack(f"<{len(tensor.dims)}i", *tensor.dims) + name)
+            advance(file.write(_data(codec, tensor)))
     notes = (F32_WARNING,) if out_type == "f32" else ()
     return WrittenCodec(path, size, len(tensors), codec.notes + notes)
 

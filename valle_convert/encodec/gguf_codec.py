@@ -26,7 +26,7 @@ from valle_convert.encodec.architecture import (
 from valle_convert.encodec.cpp_file import WrittenCodec, read_half
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
-from valle_convert.files import atomic_output, check_free_space, check_outputs, sha256_of
+from valle_convert.files import atomic_output, check_free_space, sha256_of
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.header import (
     Key,
@@ -120,7 +120,6 @@ def write_gguf_codec(
     progress: Progress = silent,
 ) -> WrittenCodec:
     """Write the file, or nothing. Memory holds one tensor at a time."""
-    check_outputs([path], force=force, inputs=codec.files)
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
     size = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)

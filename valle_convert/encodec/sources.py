@@ -17,18 +17,17 @@ import math
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from valle_convert.checkpoint.containers import Container, read_container
-from valle_convert.checkpoint.folder import DiskTree
-from valle_convert.checkpoint.hub import transport_errors, words_of
+from valle_convert.checkpoint.containers import read_container
+from valle_convert.checkpoint.folder import HUB_PREFIX, DiskTree, Tree
+from valle_convert.checkpoint.hub import HubTree, parse_location
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
-from valle_convert.checkpoint.torch_file import TorchTensors, load_torch_file
 from valle_convert.encodec.architecture import (
     MAX_CODEBOOKS,
     CodecTensor,
@@ -42,7 +41,6 @@ from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
 from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.extras import require
 from valle_convert.files import (
     ZIP_MAGIC,
     check_input_file,
@@ -55,12 +53,9 @@ from valle_convert.wording import listing
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
 
-_CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
+_CONFIG, _CARD = "config.json", "README.md"
 #: In transformers' order; the index lists the shards.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", _INDEX)
-#: Files to download from the hub; the second set only if the first does not exist.
-_HUB_FILES = (("model.safetensors", _INDEX, "model-*.safetensors"), ("pytorch_model.bin",))
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
 _MAX_JSON_BYTES = 1 << 20
 
 #: The two parts of a weight with weight norm: magnitude and direction.
@@ -95,7 +90,7 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     path = Path(source)
     found = stat_of(path, f"The codec {path}")
     if found is not None and stat.S_ISDIR(found.st_mode):
-        return _open_folder(path, str(source))
+        return _open_folder(DiskTree(), path, str(source))
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
@@ -105,9 +100,19 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
             f"There is no codec {source}; expected a folder with config.json and weights, a .th, "
             f".bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
         )
-    folder = _fetch(str(source))
-    opened = _open_folder(folder, str(source))
+    opened = _open_folder(_on_hub(str(source)), PurePosixPath("."), str(source))
     return replace(opened, url=f"https://huggingface.co/{source}")
+
+
+def _on_hub(name: str) -> Tree:
+    """The files of a model on the hub at one commit; without a request if all are in the cache."""
+    location = parse_location(f"{HUB_PREFIX}{name}")
+    with suppress(EnvironmentFault):
+        cached = HubTree(location, only_cached=True)
+        held = cached.files(PurePosixPath("."))
+        if _CONFIG in held and not {*_WEIGHT_FILES}.isdisjoint(held):
+            return cached
+    return HubTree(location)
 
 
 # -------------------------------------------------------------------------------- files
@@ -136,22 +141,11 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
     """Open Meta's `encodec_24khz-*.th`, a bare state dict."""
-    state = load_torch_file(path)
-    if not isinstance(state, Mapping) or not state:
-        raise InputError(
-            f"The codec {path} contains a {type(state).__name__}, expected the tensors of EnCodec; "
-            "pass the .th file of the 24 kHz EnCodec."
-        )
-    if "best_state" in state or "xp.cfg" in state:
-        raise InputError(
-            f"The codec {path} is a training checkpoint of audiocraft; export its state dict first."
-        )
-    inner = state.get("state_dict", state)
-    if isinstance(inner, Mapping) and any("quantizer.quantizers." in str(name) for name in inner):
+    tensors = read_container(path, DiskTree(), path).tensors
+    if any("quantizer.quantizers." in name for name in tensors.specs):
         raise InputError(
             f"The codec {path} is the Descript Audio Codec, expected EnCodec. {_ELSEWHERE}"
         )
-    tensors = TorchTensors(path, state)
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
@@ -166,66 +160,30 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
 
 
 def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSpec:
-    """Sizes from shapes; everything else as published."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, found in specs.items():
-        for _, direction in _NORM_PARTS:
-            if name.endswith("." + direction):
-                name = name.removesuffix(direction) + "weight"  # noqa: PLW2901
-        shapes[name] = found.shape
-
-    def shape(name: str, n_dims: int, least: int = 1) -> tuple[int, ...]:
-        got = shapes.get(name, ())
-        if len(got) != n_dims or min(got) == 0 or got[0] < least:
-            raise InputError(
-                f"The codec {path} is not Meta's 24 kHz EnCodec: the tensor {name} is "
-                f"{list(got) or 'missing'}. Pass encodec_24khz-*.th."
-            )
-        return got
-
-    if any(".norm." in name for name in shapes):
+    """The published model with another width and other codebooks; every tensor is checked later."""
+    if any(".norm." in name for name in specs):
         raise InputError(
             f"The codec {path} is Meta's 48 kHz EnCodec, expected encodec_24khz-*.th. {_ELSEWHERE}"
         )
-    filters, channels, kernel = shape("encoder.model.0.conv.conv.weight", 3)
-    _, hidden, _ = shape("decoder.model.0.conv.conv.weight", 3)
-    pattern = re.compile(r"decoder\.model\.(\d+)\.convtr\.convtr\.weight")
-    upward = sorted(int(match[1]) for name in shapes if (match := pattern.fullmatch(name)))
-    ratios = tuple(shape(f"decoder.model.{n}.convtr.convtr.weight", 3)[2] // 2 for n in upward)
-    if len(ratios) > 16 or math.prod(ratios) != EncodecSpec(n_codebooks=1).hop_length:
+    names = [f"encoder.model.{layer}.conv.conv.bias" for layer in (0, 15)] + [codebook_name(0)]
+    shapes = [specs[name].shape for name in names if name in specs]
+    if list(map(len, shapes)) != [1, 1, 2]:
         raise InputError(
-            f"The codec {path} has {math.prod(ratios)} samples per frame, expected 320 for the 24 "
-            "kHz EnCodec. Pass encodec_24khz-*.th, or a folder of transformers with config.json."
+            f"The codec {path} is not Meta's 24 kHz EnCodec: it lacks {' or '.join(names)}. Pass "
+            "encodec_24khz-*.th, or a folder of transformers with config.json."
         )
-    blocks = {
-        name.split(".")[2] for name in shapes if re.match(r"decoder\.model\.\d+\.block", name)
+    (filters,), (hidden,), (size, dim) = shapes
+    config = {
+        "n_codebooks": _count_codebooks(specs),
+        "num_filters": filters,
+        "hidden_size": hidden,
+        "codebook_size": size,
+        "codebook_dim": dim,
     }
-    first = min(blocks, key=int, default="4")
-    narrow, wide, residual_kernel = shape(f"decoder.model.{first}.block.1.conv.conv.weight", 3)
-    lstm = re.compile(r"decoder\.model\.1\.lstm\.weight_ih_l\d+")
-    ends = re.compile(r"decoder\.model\.(\d+)\.conv\.conv\.weight")
-    last = max((int(end[1]) for name in shapes if (end := ends.fullmatch(name))), default=0)
-    n_codebooks = _count_codebooks(shapes)
-    size, dim = shape(codebook_name(0), 2, least=2)
-    spec = EncodecSpec(
-        n_codebooks=n_codebooks,
-        audio_channels=channels,
-        hidden_size=hidden,
-        num_filters=filters,
-        kernel_size=kernel,
-        last_kernel_size=shape(f"decoder.model.{last}.conv.conv.weight", 3)[2],
-        residual_kernel_size=residual_kernel,
-        num_residual_layers=max(1, len(blocks) // max(1, len(ratios))),
-        compress=max(1, wide // narrow),
-        num_lstm_layers=sum(lstm.fullmatch(name) is not None for name in shapes),
-        upsampling_ratios=ratios,
-        codebook_size=size,
-        codebook_dim=dim,
-        use_conv_shortcut=any(".shortcut." in name for name in shapes),
-    )
+    spec = spec_from_config(config, str(path))
     # The published bandwidths for which there are enough codebooks.
-    paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= n_codebooks)
-    everything = n_codebooks * spec.frame_rate * math.log2(max(2, size)) / 1000
+    paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= spec.n_codebooks)
+    everything = spec.n_codebooks * spec.frame_rate * math.log2(size) / 1000
     return replace(spec, target_bandwidths=paid or (everything,))
 
 
@@ -238,62 +196,57 @@ def _count_codebooks(names: Iterable[str]) -> int:
 # ------------------------------------------------------------------------------- folders
 
 
-def _open_folder(folder: Path, source: str) -> EncodecWeights:
-    config = _read_config(folder)
-    weights, found = _folder_weights(folder)
+def _open_folder(tree: Tree, folder: PurePath, source: str) -> EncodecWeights:
+    names = tree.files(folder)
+    config_file = tree.get(folder / _CONFIG)
+    config = _read_config(config_file, source)
+    weights = next((folder / name for name in _WEIGHT_FILES if name in names), None)
+    if weights is None:
+        raise InputError(
+            f"The codec {source} has no weights, expected {' or '.join(_WEIGHT_FILES)}; "
+            "download it again."
+        )
+    found = read_container(tree.get(weights), tree, weights)
     n_codebooks = max(1, _count_codebooks(found.tensors.specs))
-    spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(folder / _CONFIG))
+    spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(config_file))
     if spec.norm_type != EncodecSpec.norm_type:
         raise InputError(
-            f"The codec {folder} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
+            f"The codec {source} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
             f"expected {ENCODEC_24KHZ}. {_ELSEWHERE}"
         )
     # transformers makes as many codebooks as the highest bandwidth needs.
     n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
-    names = [entry.transformers_name for entry in tensor_table(spec)]
-    reader = _FoldingReader(source, found.tensors, spec, names)
+    stored = [entry.transformers_name for entry in tensor_table(spec)]
+    reader = _FoldingReader(source, found.tensors, spec, stored)
     return EncodecWeights(
         spec,
         source,
         "a folder of transformers",
         reader,
-        (folder / _CONFIG, weights, *found.shards),
-        license=_license_in_card(folder / "README.md"),
+        (config_file, tree.get(weights), *found.shards),
+        license=_license_in_card(tree.get(folder / _CARD)) if _CARD in names else None,
         notes=found.notes,
     )
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    config = read_json_object(folder / _CONFIG, "config of the codec", _MAX_JSON_BYTES)
+def _read_config(path: Path, source: str) -> Mapping[str, Any]:
+    config = read_json_object(path, "config of the codec", _MAX_JSON_BYTES)
     kind = config.get("model_type")
     if kind == "encodec":
         return config
     name = next((words for key, words in _OTHER_CODECS.items() if key in str(kind).lower()), None)
     if name is not None:
         raise InputError(
-            f"The folder {folder} contains {name} (model_type {kind!r}), expected EnCodec. "
-            f"{_ELSEWHERE}"
+            f"The codec {source} is {name} (model_type {kind!r}), expected EnCodec. {_ELSEWHERE}"
         )
     raise InputError(
-        f"The folder {folder} has the model_type {kind!r}, expected encodec; pass a folder of "
+        f"The codec {source} has the model_type {kind!r}, expected encodec; pass a folder of "
         f"{ENCODEC_24KHZ}."
     )
 
 
-def _folder_weights(folder: Path) -> tuple[Path, Container]:
-    for name in _WEIGHT_FILES:
-        path = folder / name
-        if path.is_file():
-            return path, read_container(path, DiskTree(), path)
-    raise InputError(
-        f"The codec folder {folder} has no weights, expected {' or '.join(_WEIGHT_FILES)}; "
-        "download it again."
-    )
-
-
 def _license_in_card(card: Path) -> str | None:
-    """The license in a model card."""
     try:
         text = read_small_file(card, "model card", _MAX_JSON_BYTES).decode()
         from huggingface_hub import ModelCard  # slow, and most folders have no card
@@ -302,37 +255,6 @@ def _license_in_card(card: Path) -> str | None:
     except Exception:  # untrusted text, and only a hint
         return None
     return found if isinstance(found, str) else None
-
-
-# --------------------------------------------------------------------------------- hub
-
-
-def _fetch(name: str) -> Path:
-    """A model on the hub at one commit, from the cache or downloaded."""
-    hub = require("huggingface_hub", "A codec on the Hugging Face hub", extra="hub")
-    commit: str | None = None
-    error: Exception | None = None
-    for from_cache, weights in product((True, False), _HUB_FILES):
-        try:
-            folder = Path(
-                hub.snapshot_download(
-                    name,
-                    revision=commit,
-                    allow_patterns=[_CONFIG, "README.md", *weights],
-                    local_files_only=from_cache,
-                )
-            )
-        except transport_errors() as found:
-            error = found
-            continue
-        if all(any((folder / one).is_file() for one in some) for some in ((_CONFIG,), weights)):
-            return folder
-        error, commit = None, None if from_cache else folder.name
-    reason = words_of(error)[:60] if error else "it has no weights that can be read"
-    raise EnvironmentFault(
-        f"The codec {name} cannot be downloaded: {reason}; with a network, run hf download {name} "
-        "--local-dir DIR, and give DIR."
-    ) from error
 
 
 # ----------------------------------------------------------------------------- the tensors

@@ -231,14 +231,14 @@ def open_files(main: Path | GgufFile) -> Bundle:
     return Bundle(family, files)
 
 
-def fetched(path: Path, progress: Progress = silent) -> Path:
+def fetched(path: Path) -> Path:
     """The main file of a model on the hub, downloaded with its other files.
 
     Raises:
         InputError: the file, or another one of its set, does not exist.
         EnvironmentFault: the hub does not provide it.
     """
-    tree, place = locate(path, progress)
+    tree, place = locate(path)
     local = tree.get(place)
     if is_gguf(local):
         file = GgufFile(local, allow_part=True)

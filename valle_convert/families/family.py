@@ -8,6 +8,8 @@ network, sets its `watch`, and passes it to cases.
 
 from __future__ import annotations
 
+import statistics
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.llama.context import Settings
-    from valle_convert.llama.tuning import Tune
     from valle_convert.network.arithmetic import Arithmetic
     from valle_convert.speech.speaker import AnySpeaker
 
@@ -90,6 +91,16 @@ class Speed:
     ar_step: float  # one code of the AR
     nar_pass: float  # all codes of a level above 0, in one pass; else of masked codes
     n_positions: int  # of the request
+
+
+def median_ms(run: Callable[[], object], n: int) -> float:
+    """The median time of `n` runs, in milliseconds."""
+    seconds = []
+    for _ in range(n):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return 1000 * statistics.median(seconds)
 
 
 class Family(ABC, Generic[M, N]):
@@ -192,12 +203,27 @@ class Family(ABC, Generic[M, N]):
             InputError: the file is not the main part.
         """
 
+    def part_keys(self, part: str) -> Mapping[str, Any]:
+        """The keys that distinguish a part of a set, with their values."""
+        raise NotImplementedError(part)
+
     def check_part(self, file: GgufFile, part: str) -> None:
         """Check that a file is the part that its name says.
 
         Raises:
             InputError: it is not.
         """
+        expected = self.part_keys(part)
+        found = {key: file.keys.get(key) for key in expected}
+        if found != expected:
+            is_, wanted = (
+                " ".join(str(one) for one in keys.values() if one is not None)
+                for keys in (found, expected)
+            )
+            raise InputError(
+                f"{file.path} is the part {is_!r:.40}, expected {wanted!r} of {self.title}; give "
+                "the set's main file, and keep the names of the others."
+            )
 
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
         """The model in the files.
@@ -265,18 +291,14 @@ class Family(ABC, Generic[M, N]):
         self,
         bundle: Bundle,
         *,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> N:
         """The network on stock llama.cpp.
 
         Args:
             bundle: the files.
-            n_threads: None for the cores that this process may use.
             settings: how llama.cpp computes; None for the exact way, for verdicts.
-            tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
@@ -284,9 +306,8 @@ class Family(ABC, Generic[M, N]):
             EnvironmentFault: there is no usable llama.cpp, or it does not compute as needed.
         """
         more = {"adapters": self.open_adapters(adapters, bundle)} if adapters else {}
-        network: N = self._at("on_llama:NETWORK")(
-            bundle.files, bundle.model, n_threads=n_threads, settings=settings, tune=tune, **more
-        )
+        kind = self._at("on_llama:NETWORK")
+        network: N = kind(bundle.files, bundle.model, settings=settings, **more)
         return network
 
     def open_adapters(
@@ -300,13 +321,6 @@ class Family(ABC, Generic[M, N]):
         if adapters:
             raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
-
-    def prove(self) -> None:
-        """Prove on a small model what its networks need beyond the self-test of `llama.probe`.
-
-        Raises:
-            EnvironmentFault: llama.cpp does not do it.
-        """
 
     @abstractmethod
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
@@ -341,9 +355,7 @@ class Family(ABC, Generic[M, N]):
         bundle: Bundle,
         *,
         codec: AudioCodec | Future[AudioCodec] | None = None,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
         """A speaker on the network that `open` gives for the other arguments.
@@ -351,18 +363,14 @@ class Family(ABC, Generic[M, N]):
         Args:
             bundle: the files.
             codec: between audio and codes, or a thread that opens it; None speaks codes only.
-            n_threads: None for the cores that this process may use.
             settings: how llama.cpp computes; None for the exact way.
-            tune: whether to find the fastest settings for these files on this machine.
             adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the codec is not the model's, or as `open`.
         """
         with ExitStack() as opened:
-            network = self.open(
-                bundle, n_threads=n_threads, settings=settings, tune=tune, adapters=adapters
-            )
+            network = self.open(bundle, settings=settings, adapters=adapters)
             opened.callback(network.close)
             if isinstance(codec, Future):
                 codec = codec.result()

@@ -8,7 +8,7 @@ phoneme strings. `fp32.sft` is safetensors with config, symmap and stats as meta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -44,7 +44,6 @@ DTYPES: Mapping[str, np.dtype[Any] | None] = {
 }
 SFT_NAME = "fp32.sft"
 _DTYPE_NAMES = {FLOAT32: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
-_PIECE_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -114,37 +113,25 @@ class BackTensors:
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, of the shape and type of its spec."""
-        spec = self.specs[name]
-        pieces = list(self.pieces(name))
-        return np.concatenate(pieces).reshape(spec.shape)
-
-    def pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        """The same, a few thousand rows at a time."""
         spec, place = self.specs[name], self._places[name]
-        stored = place.stored
+        stored, rows = place.stored, slice(place.first, place.stop)
         if isinstance(stored, np.ndarray):
-            yield self._cast(stored[place.first : place.stop], spec)
-            return
-        if len(stored.shape) == 1:
-            yield self._cast(stored.rows(), spec)
-            return
-        plain = PLAIN_DTYPES.get(stored.ggml_type)
-        for start in range(place.first, place.stop, _PIECE_ROWS):
-            rows = slice(start, min(start + _PIECE_ROWS, place.stop))
-            if plain is not None and plain == spec.dtype:
-                yield np.ascontiguousarray(stored.data[rows]).view(plain)
-            else:
-                yield self._cast(stored.rows(rows), spec)
-
-    def _cast(self, values: NDArray[np.float32], spec: TensorSpec) -> NDArray[Any]:
+            values = stored[rows]
+        elif len(stored.shape) == 1:
+            values = stored.rows()
+        elif spec.dtype is not None and PLAIN_DTYPES.get(stored.ggml_type) == spec.dtype:
+            same = np.ascontiguousarray(stored.data[rows]).view(spec.dtype)
+            return same.reshape(spec.shape)
+        else:
+            values = stored.rows(rows)
         with np.errstate(over="ignore"):
-            cast = values.astype(spec.dtype)
-        if not np.isfinite(cast.astype(np.float32)).all():
+            found = values.astype(spec.dtype).reshape(spec.shape)
+        if not np.isfinite(found.astype(np.float32)).all():
             raise InputError(
                 f"{self._path}: {spec.name} holds NaN, infinity or a number too large for "
                 f"{spec.dtype_name}; give --dtype f32, or convert the checkpoint again."
             )
-        return cast
+        return found
 
 
 def _narrow(values: NDArray[np.float32], dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -154,17 +141,6 @@ def _narrow(values: NDArray[np.float32], dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype if np.array_equal(same, values) else FLOAT32
 
 
-@dataclass(frozen=True)
-class Exported:
-    """The result of an export, and what is not in it."""
-
-    path: Path
-    n_bytes: int
-    notes: tuple[str, ...] = (
-        "not in the file: tensors for training only (dropout_token, metrics)",
-    )
-
-
 def export_file(
     bundle: Bundle,
     folder: Path,
@@ -172,28 +148,10 @@ def export_file(
     dtype: str = "auto",
     force: bool = False,
     progress: Progress = silent,
-) -> Exported:
+) -> Path:
     """Write a converted file back as a checkpoint, or leave nothing."""
     tensors = BackTensors(bundle, DTYPES[dtype])
-    documents = _metadata(bundle, tensors)
-    target = folder / SFT_NAME
-    with made_folder(folder):
-        check_outputs([target], force=force, inputs=bundle.paths)
-        size = _write(tensors, documents, target, bundle.paths, force=force, progress=progress)
-    return Exported(target, size)
-
-
-def _write(
-    tensors: BackTensors,
-    metadata: Mapping[str, str],
-    target: Path,
-    sources: Sequence[Path],
-    *,
-    force: bool,
-    progress: Progress,
-) -> int:
-    """Write a safetensors file, a few megabytes at a time; returns its size."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": _metadata(bundle, tensors)}
     end = 0
     for name, spec in tensors.specs.items():
         header[name] = {
@@ -204,17 +162,18 @@ def _write(
         end += spec.n_bytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    size = 8 + len(text) + end
-    check_free_space(target, size)
-    with (
-        atomic_output(target, force=force, sources=sources) as stream,
-        progress("writing", size, "B") as advance,
-    ):
-        advance(stream.write(len(text).to_bytes(8, "little") + text))
-        for name in tensors.specs:
-            for piece in tensors.pieces(name):
-                advance(stream.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data))
-    return size
+    target, size = folder / SFT_NAME, 8 + len(text) + end
+    with made_folder(folder):
+        check_outputs([target], force=force, inputs=bundle.paths)
+        check_free_space(target, size)
+        with (
+            atomic_output(target, force=force, sources=bundle.paths) as stream,
+            progress("writing", size, "B") as advance,
+        ):
+            advance(stream.write(len(text).to_bytes(8, "little") + text))
+            for name in tensors.specs:
+                advance(stream.write(tensors.read(name).reshape(-1).view(np.uint8).data))
+    return target
 
 
 def _json_key(file: GgufFile, key: str) -> dict[str, Any] | None:

@@ -138,7 +138,6 @@ def _open_unnamed(folder: Path) -> int | None:
 
 
 def _name(file: BinaryIO, path: Path) -> None:
-    """Give an unnamed file a new name."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         # os.link follows the link /proc/self/fd/N only with a descriptor.

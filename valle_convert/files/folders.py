@@ -103,7 +103,6 @@ def lock(handle: int) -> bool:
 
 
 def new_name(folder: Path) -> Path:
-    """A name for a hidden file."""
     return folder / f"{_PREFIX}{secrets.token_hex(8)}{PARTIAL}"
 
 

@@ -35,8 +35,6 @@ class KeyDifference:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """A tensor that differs."""
-
     name: str
     first: str | None  # type and shape in each file, or None
     second: str | None

@@ -34,8 +34,6 @@ ALIGNMENT_KEY = "general.alignment"
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of the metadata."""
-
     name: str
     value: Any
     type: str  # `u32`, `f32`, `bool`, `string` and so on, in brackets for an array

@@ -39,8 +39,6 @@ _TYPE_OF = {dtype: ggml_type for ggml_type, dtype in PLAIN_DTYPES.items()}
 
 @dataclass(frozen=True)
 class PlannedTensor(TensorEntry):
-    """One tensor of the file."""
-
     spans: tuple[RowBlock, ...]  # its rows in order, without gaps
 
 

@@ -31,11 +31,9 @@ from valle_convert.gguf_file.header import (
     TensorEntry,
     join_header,
     pack_key,
-    pack_tensor,
     padded,
-    tensor_entries,
-    write_entries,
 )
+from valle_convert.gguf_file.keys import PART_KEY
 from valle_convert.gguf_file.reader import DamageError, Keys, Reader, quote
 
 _MAX_ALIGNMENT = 1 << 16
@@ -50,8 +48,6 @@ class _Contents:
 
 @dataclass(frozen=True)
 class TensorInfo(TensorEntry):
-    """One tensor of a GGUF file."""
-
     start: int = field(compare=False)  # offset of its data in the file
     _contents: _Contents = field(compare=False, repr=False)
 
@@ -178,7 +174,7 @@ class GgufFile:
         if self.is_part:
             number, count = (self.keys.get(name) for name in (_SPLIT_NUMBER, _SPLIT_COUNT))
             advice = "join the parts with `llama-gguf-split --merge`."
-            if "valle.part" in self.keys:  # llama.cpp's program cannot join these
+            if PART_KEY in self.keys:  # llama.cpp's program cannot join these
                 advice = "give the main file of the model, such as out.gguf."
             raise InputError(
                 f"{self.path} is one part of a split model ({_SPLIT_NUMBER} {number!r:.20}, "
@@ -206,29 +202,14 @@ class GgufFile:
     def changed(self, keys: Sequence[Key], *, drop: Sequence[str] = ()) -> bytes:
         """The padded header with changed keys, which keep their place."""
         table = self._contents.buffer[self._keys_end : self._tables_end]
-        entries = self._entries(keys, drop)
-        return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
-
-    def write_aligned(self, out: BinaryIO) -> None:
-        """Write the same keys and tensors with the default alignment.
-
-        llama-quantize always aligns to 32 bytes, but keeps a key with another alignment.
-        """
-        held = self.tensors.values()
-        tensors = tensor_entries((one.name, one.shape, one.ggml_type) for one in held)
-        entries = self._entries((), (ALIGNMENT_KEY,))
-        table = map(pack_tensor, tensors)
-        header = join_header(entries, len(tensors), table, ALIGNMENT, self._version)
-        write_entries(out, header, tensors, (one.data for one in held))
-
-    def _entries(self, keys: Sequence[Key], drop: Sequence[str]) -> list[bytes]:
         new = {key.name: pack_key(key) for key in keys}
         entries = [
             new.pop(name) if name in new else self._contents.buffer[span.start : span.stop]
             for name, span in self._spans.items()
             if name not in drop
         ]
-        return [*entries, *new.values()]
+        entries += new.values()
+        return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
 
 
 def _map_path(path: Path) -> mmap.mmap:

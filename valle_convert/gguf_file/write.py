@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BlockSource, TensorSource
-from valle_convert.errors import EnvironmentFault
 from valle_convert.files import atomic_outputs, check_free_space, check_outputs
 from valle_convert.gguf_file.encode import check_blocks, encode
 from valle_convert.gguf_file.header import ALIGNMENT, join_header, pack_key, pack_tensor, padded
@@ -115,14 +114,13 @@ def write_plan_to(
     ):
         data_digest = hashlib.sha256()
         pending: Future[None] | None = None
-        _write(file, header)
         with progress("writing", size, "B") as advance:
-            advance(len(header))
+            advance(file.write(header))
             for view in made_ahead(_data(plan)):
                 if pending is not None:
                     pending.result()
                 pending = hashing.submit(data_digest.update, view)
-                advance(_write(file, view))
+                advance(file.write(view))
         if pending is not None:
             pending.result()
         values[SOURCE_SHA256_KEY] = digest.result()
@@ -130,7 +128,7 @@ def write_plan_to(
         values[DATA_DIGEST_KEY] = data_digest.hexdigest()
         values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
         file.seek(0)
-        _write(file, header_of(plan, values))
+        file.write(header_of(plan, values))
     return size
 
 
@@ -191,14 +189,3 @@ def read_biases(plan: PlannedFile) -> list[float]:
 
 def _bytes_of(data: NDArray[Any]) -> memoryview:
     return data.reshape(-1).view(np.uint8).data
-
-
-def _write(file: BinaryIO, data: memoryview | bytes) -> int:
-    """Write everything, or raise with the number of bytes written."""
-    view = memoryview(data)
-    written = file.write(view)
-    if written != view.nbytes:
-        raise EnvironmentFault(
-            f"Only {written:,} of {view.nbytes:,} bytes were written; the disk may be full."
-        )
-    return written

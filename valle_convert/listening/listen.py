@@ -19,21 +19,12 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.files import Audio
-from valle_convert.decode import (
-    GREEDY,
-    ArOptions,
-    Batch,
-    LengthOptions,
-    MaskedOptions,
-    NarOptions,
-    SamplingOptions,
-    SpeechOptions,
-    TranscribeOptions,
-    append_codes,
-    decode_transcript,
-    speech_steps,
-)
-from valle_convert.decode.speech import Mode, choose_mode
+from valle_convert.decode.ar import append_codes
+from valle_convert.decode.batch import Batch
+from valle_convert.decode.options import DecodeOptions, Mode
+from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.speech import choose_mode, speech_steps
+from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (
@@ -57,8 +48,8 @@ AR_TEMPERATURE = 0.6
 #: How networks that listen are opened: exact, with room for the sentences of a batch. With 8,
 #: Q4_K_M gains no more.
 LISTENING = Settings(n_parallel=4)
-#: The limit of a way's frames: this many times the recording's, and a second more.
-_MOST_FRAMES = 2
+#: The limit of a way's speech: this many times the recording's length, and a second more.
+_MOST = 2
 #: Heads without codes, which are not in the mean over all codes.
 _NO_CODES = ("len", "stt")
 
@@ -134,18 +125,10 @@ class Way:
         """`ar greedy`, `nar-len sampled` and so on."""
         return f"{self.mode} {'sampled' if self.temperature else 'greedy'}"
 
-    def options(self, n_frames: int, frame_rate: float) -> SpeechOptions:
-        """Options for a sentence whose recording has `n_frames`."""
-        sampling = SamplingOptions(temperature=self.temperature) if self.temperature else GREEDY
-        second = max(1, round(frame_rate))
-        most = _MOST_FRAMES * n_frames + second
-        return SpeechOptions(
-            self.mode,
-            ar=ArOptions(sampling=sampling, max_frames=most),
-            masked=MaskedOptions(sampling=sampling),
-            length=LengthOptions(min_frames=second, max_frames=most),
-            nar=NarOptions(sampling=GREEDY),
-        )
+    def options(self, seconds: float) -> DecodeOptions:
+        """Options for a sentence whose recording takes so long."""
+        sampling = SamplingOptions(self.temperature)
+        return DecodeOptions(self.mode, sampling, max_seconds=_MOST * seconds + 1)
 
 
 def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, ...]:
@@ -275,7 +258,7 @@ class ListeningTest:
                     network,
                     np.asarray(sentence.codes, np.int32),
                     sentence.condition.language,
-                    TranscribeOptions(2 * len(true) + 10),
+                    2 * len(true) + 10,
                 ).phonemes
                 edits.append((edit_distance(heard, true), len(true)))
             advance(1)
@@ -295,9 +278,10 @@ class ListeningTest:
         rate = self.codec.description.frame_rate
         decodings = []
         for n, one in enumerate(self.sentences):
-            options = way.options(len(one.codes), rate)
+            options = way.options(len(one.codes) / rate)
             rng = np.random.default_rng((*seed, n))
-            decodings.append(batch.add(speech_steps(network, one.condition, options, rng)))
+            steps = speech_steps(network, one.condition, options, rng, rate)
+            decodings.append(batch.add(steps))
         said = []
         for decoding in decodings:
             while not decoding.is_done:

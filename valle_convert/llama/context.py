@@ -27,6 +27,7 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]
 CacheType = Literal["f16", "f32"]
+Tune = Literal["auto", "off", "again"]
 #: The result of a decode: logits, or without them the output of the last layer or of the last norm;
 #: "embeddings" is llama.cpp's own output of the last norm, beside logits.
 Output = Literal["logits", "states", "normed", "embeddings"]
@@ -54,6 +55,8 @@ class Settings:
     #: Sequences to have room for; 0 for the number that the search finds, or 1 without a search.
     #: From 2 on, a step rounds the same for any number.
     n_parallel: int = 1
+    #: Whether a search finds the fastest values of the other fields for a file on this machine.
+    tune: Tune = "off"
 
 
 #: llama.cpp's own head and f32 caches, for verdicts.

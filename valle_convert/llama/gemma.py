@@ -18,7 +18,6 @@ model before the first sequence of several segments.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +26,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import EnvironmentFault
 from valle_convert.llama.context import EXACT, BoolArray, Context, FloatArray, IntArray, Settings
 from valle_convert.llama.library import INSTALL_TESTED, Library
 from valle_convert.llama.session import ALL_COLUMNS, SAME_NMSE, Session
-from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
 from valle_convert.metrics import nmse
 
 PROBE_SEGMENTS = 3
@@ -72,7 +70,6 @@ class GemmaSession(Session):
         *,
         probe_rows: Mapping[int, FloatArray],  # id -> row of token_embd.weight, for the scale
         n_ctx: int = 512,  # positions that a sequence has room for at once
-        n_threads: int | None = None,
         settings: Settings = EXACT,
         head_rows: Callable[[slice], FloatArray] | None = None,  # of token_embd.weight
         adapters: Sequence[Path] = (),
@@ -84,7 +81,6 @@ class GemmaSession(Session):
         self._probe_rows = dict(probe_rows)
         super().__init__(
             path,
-            n_threads=n_threads,
             settings=settings,
             head_rows=head_rows,
             adapters=adapters,
@@ -322,22 +318,6 @@ class GemmaSession(Session):
         wanted = np.zeros(len(embeddings), dtype=np.bool_)
         wanted[outputs] = True
         return _Given(embeddings, positions.astype(np.int32), wanted)
-
-
-def prove_states() -> None:
-    """Prove on a small model that llama.cpp gives the states of the last layer."""
-    shape = GemmaShape()
-    weights = random_weights(shape, seed=0)
-    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        path = Path(folder) / "small.gguf"
-        write_gemma(path, shape, weights)
-        rows = dict(enumerate(weights["token_embd.weight"][:4]))
-        try:
-            GemmaSession(
-                path, probe_rows=rows, n_threads=1, last_norm=weights["output_norm.weight"]
-            ).close()
-        except InputError as error:  # in our own file
-            raise EnvironmentFault(str(error)) from error
 
 
 def park_segment(context: Context, sequence: int, n: int) -> None:

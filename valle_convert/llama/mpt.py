@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import EnvironmentFault
 from valle_convert.files import check_input_file, describe_os_error
 from valle_convert.llama.context import EXACT, Context, FloatArray, LlamaModel, Settings
 from valle_convert.llama.library import INSTALL_TESTED, load_library
@@ -37,7 +37,6 @@ _FIRST_ROOM = 1024
 #: GELU's distance from ReLU falls with the third power of k: 6e-8 of the logits at 64, measured,
 #: 9e-10 at 256 and 6e-13 at 4096, where float32 begins. Without the divisor it is 1e-2.
 _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
-_PROVEN_FACTOR = 256  # of files that are not f32
 
 
 class MptSession(Session):
@@ -52,7 +51,6 @@ class MptSession(Session):
         *,
         probe_rows: Mapping[int, FloatArray],  # id -> row of token_embd.weight; at least three
         activation_factor: int,
-        n_threads: int | None = None,
         settings: Settings = EXACT,
         head_rows: Callable[[slice], FloatArray] | None = None,
         exchangeable: bool = False,
@@ -63,7 +61,6 @@ class MptSession(Session):
             path,
             further_parts=further_parts,
             mapped=self._copy,
-            n_threads=n_threads,
             settings=settings,
             head_rows=head_rows,
         )
@@ -190,7 +187,8 @@ def prove_relu(factor: int) -> None:
     weights = random_mpt(attention=False)
     inputs = np.random.default_rng(1).standard_normal((16, MPT_WIDTH), dtype=np.float32)
     with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        (path,) = write_mpt(Path(folder), weights, factor)
+        path = Path(folder) / "mpt.gguf"
+        write_mpt(path, weights, factor)
         with (
             LlamaModel(library, path) as model,
             Context(model, n_ctx=16, n_ubatch=16, n_seq=1, n_threads=1) as context,
@@ -205,20 +203,6 @@ def prove_relu(factor: int) -> None:
             f"llama.cpp {library.binding_version} does not compute ReLU from GELU with the "
             f"factor {factor} (error {error:.1e}, allowed {allowed:.1e}); {INSTALL_TESTED}."
         )
-
-
-def prove_mpt() -> None:
-    """Prove on a small split model that llama.cpp computes what VALL-E X needs."""
-    weights = random_mpt(attention=True)
-    rows = dict(enumerate(weights["token_embd.weight"][:4]))
-    with tempfile.TemporaryDirectory(prefix="valle-convert-") as folder:
-        first, *others = write_mpt(Path(folder), weights, _PROVEN_FACTOR, split=True)
-        try:
-            MptSession(
-                first, others, probe_rows=rows, activation_factor=_PROVEN_FACTOR, n_threads=1
-            ).close()
-        except InputError as error:  # in our own file
-            raise EnvironmentFault(str(error)) from error
 
 
 def _normalized(x: FloatArray) -> FloatArray:

@@ -57,7 +57,7 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
         raise EnvironmentFault(
             f"llama.cpp's library was not found, and this command needs it. Run {INSTALL}."
         )
-    mark = folder / f"llama-probe-{fingerprint(library)}.json"
+    mark = folder / f"llama-probe-{fingerprint(library)}"
     if os.path.isfile(mark):  # noqa: PTH113 - no exception for a closed folder
         return ProbeResult(remembered=True, seconds=0.0)
     start = time.monotonic()
@@ -65,10 +65,7 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
     seconds = time.monotonic() - start
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"library": str(library), "seconds": round(seconds, 1)}, file)
-        Path(partial).replace(mark)
+        mark.touch()
     return ProbeResult(remembered=False, seconds=seconds)
 
 

@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 
 from valle_convert.errors import EnvironmentFault, ValleConvertError
+from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import Library, load_library
 from valle_convert.llama.probe import STAGE
@@ -60,7 +61,7 @@ def run(folder: Path) -> None:
         _say(f"decoding with {file_type.upper()} weights")
         path = folder / f"{file_type}.gguf"
         with GemmaSession(
-            path, probe_rows=_token_rows(path), n_threads=1, library=library
+            path, probe_rows=_token_rows(path), settings=Settings(n_threads=1), library=library
         ) as session:
             for causal in (False, True):
                 logits = session.step(inputs, positions, causal=causal, outputs=slice(None))

@@ -73,7 +73,6 @@ class Session(Closing):
         *,
         further_parts: Sequence[Path] = (),
         mapped: BinaryIO | None = None,
-        n_threads: int | None = None,
         settings: Settings = EXACT,
         head_rows: Callable[[slice], FloatArray] | None = None,
         adapters: Sequence[Path] = (),
@@ -111,7 +110,7 @@ class Session(Closing):
                 )
             )
             small = self._model.n_params < SMALL_MODEL
-            self.n_threads = n_threads or (1 if small else usable_cores())
+            self.n_threads = settings.n_threads or (1 if small else usable_cores())
             self._check_architecture()
             self._adapters = [self._model.load_adapter(one) for one in adapters]
 

@@ -1,7 +1,6 @@
 """A random model of llama.cpp's `mpt` architecture in one layer, small enough to make on the spot.
 
-It proves that GELU can compute ReLU before a real file needs it, and `doctor` tests on it
-everything that VALL-E X needs.
+It proves that GELU can compute ReLU before a real file needs it.
 """
 
 from __future__ import annotations
@@ -42,11 +41,9 @@ def random_mpt(*, attention: bool) -> dict[str, FloatArray]:
     }
 
 
-def write_mpt(
-    folder: Path, weights: dict[str, FloatArray], factor: int, *, split: bool = False
-) -> list[Path]:
-    """Write GGUF files that llama.cpp loads, without a vocabulary."""
-    writer = gguf.GGUFWriter(folder / "mpt.gguf", "mpt", split_max_tensors=8 if split else 0)
+def write_mpt(path: Path, weights: dict[str, FloatArray], factor: int) -> None:
+    """Write a GGUF file that llama.cpp loads, without a vocabulary."""
+    writer = gguf.GGUFWriter(path, "mpt")
     writer.add_context_length(64)
     writer.add_embedding_length(MPT_WIDTH)
     writer.add_block_count(1)
@@ -62,4 +59,3 @@ def write_mpt(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return sorted(folder.glob("mpt*.gguf"))

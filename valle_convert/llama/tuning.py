@@ -19,32 +19,31 @@ is kept.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel, Settings
+from valle_convert.llama.context import CacheType, Context, FloatArray, LlamaModel, Settings, Tune
 from valle_convert.llama.cpu import busy_seconds, cpu_name, usable_cores
 from valle_convert.llama.library import find_library, load_library
 from valle_convert.llama.probe import cache_folder, fingerprint, prove_library
 from valle_convert.metrics import nmse
 from valle_convert.threads import BACKGROUND
 
-Tune = Literal["auto", "off", "again"]
 #: Seconds of a pass over a sentence, and of a step after it.
 Seconds = NDArray[np.float64]
 _Way = TypeVar("_Way")
 
-VERSION = 3  # increment it when the search changes
+VERSION = 4  # increment it when the search changes
 SENTENCE = 512  # positions
 #: The searched types of the cache, each with or without flash attention; the exact one is first.
 CACHES: tuple[tuple[CacheType, bool], ...] = (("f32", False), ("f16", False), ("f16", True))
@@ -83,7 +82,8 @@ class Fastest:
     file: FileFacts
     passes: Choice  # over a sentence, in both directions
     steps: Choice  # of one sequence
-    n_parallel: int  # the number of sequences whose joint step takes the least time for each
+    #: The number of sequences whose joint step takes the least time for each.
+    n_parallel: Annotated[int, msgspec.Meta(ge=1, le=_NUMBERS[-1])]
 
 
 def tuned_settings(
@@ -100,8 +100,8 @@ def tuned_settings(
     None if other processes take more than `others` of the machine.
     """
     machine = _machine()
-    facts = json.dumps([machine, asdict(file), asdict(base)])
-    kept_at = cache_folder() / f"tuned-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.json"
+    facts = msgspec.json.encode([machine, file, base])
+    kept_at = cache_folder() / f"tuned-{hashlib.sha256(facts).hexdigest()[:24]}.json"
     found = None if mode == "again" else _read(kept_at, machine)
     if found is None:
         with BACKGROUND:
@@ -111,7 +111,7 @@ def tuned_settings(
         found = Fastest(file, *answer)
         with suppress(OSError):
             kept_at.parent.mkdir(parents=True, exist_ok=True)
-            kept_at.write_text(json.dumps({"machine": machine, **asdict(found)}), encoding="utf-8")
+            kept_at.write_bytes(msgspec.json.encode([machine, found]))
     return found
 
 
@@ -331,14 +331,7 @@ def _machine() -> list[object]:
 def _read(path: Path, machine: list[object]) -> Fastest | None:
     """A kept answer; None if it is missing, unreadable, or of another machine."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["machine"] != machine:
-            return None
-        choices = (kept["passes"], kept["steps"])
-        passes, steps = (
-            Choice(**one | {"settings": Settings(**one["settings"])}) for one in choices
-        )
-        n_parallel = _NUMBERS[_NUMBERS.index(kept["n_parallel"])]
-        return Fastest(FileFacts(**kept["file"]), passes, steps, n_parallel)
-    except (OSError, ValueError, TypeError, KeyError):
+        kept = msgspec.json.decode(path.read_bytes(), type=tuple[list[Any], Fastest])
+    except (OSError, ValueError):
         return None
+    return kept[1] if kept[0] == machine else None

@@ -45,6 +45,11 @@ class Collector:
         if claimed != found:
             self.faults.append(f"{words}: {claimed} by the config, {found} by the weights")
 
+    def agree(self, switch: str, said: bool | None, found: bool) -> None:
+        """Require that the config, if it has a switch, and the weights agree on it."""
+        if said not in (None, found):
+            self.faults.append(f"{switch} is {said} in the config, but {found} by the weights")
+
     def finish(
         self, complaint: str, advice: str, known: tuple[tuple[re.Pattern[str], str], ...]
     ) -> list[Dropped]:

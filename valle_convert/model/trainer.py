@@ -268,7 +268,7 @@ def version_of(checkpoint: Checkpoint) -> int:
     version = whole(said)
     if version is None:
         raise InputError(
-            f"{checkpoint.path}: the config ({checkpoint.config_source}) has version {said!r},"
+            f"{checkpoint.path}: the config ({checkpoint.config_source}) has version {said!r:.40},"
             f" expected a whole number (supported are {SUPPORTED}); add it with --config."
         )
     return version

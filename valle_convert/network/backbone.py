@@ -25,15 +25,12 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class TorchNetwork:
-    """Weights, read on first use, and linear layers.
-
-    Attributes:
-        watch: gets the inputs and outputs of every linear layer, and what goes into the first one.
-    """
+    """Weights, read on first use, and linear layers."""
 
     def __init__(self, tensors: NamedTensors, arithmetic: Arithmetic) -> None:
         self._tensors = tensors
         self._arithmetic = arithmetic
+        #: Gets the inputs and outputs of every linear layer, and what goes into the first one.
         self.watch: Watch = unwatched
         self._weights: dict[str, Tensor] = {}
 

@@ -15,7 +15,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES, GgmlType
 from valle_convert.llama.context import EXACT, FloatArray, Settings
 from valle_convert.llama.session import SMALL_MODEL
-from valle_convert.llama.tuning import FileFacts, Tune, tuned_settings
+from valle_convert.llama.tuning import FileFacts, tuned_settings
 from valle_convert.metrics import nmse
 
 
@@ -29,30 +29,23 @@ class Tuned:
 
 def tuned_for(
     file: GgufFile,
-    rows: Mapping[int, FloatArray],
+    rows: Mapping[int, FloatArray],  # likely inputs
     settings: Settings | None,
-    n_threads: int | None,
-    tune: Tune,
-    first: Path | None = None,
+    first: Path | None = None,  # the first part, if `file` is the second
 ) -> Tuned:
-    """Given settings, or the fastest that are exact enough.
-
-    Args:
-        rows: likely inputs.
-        first: the first part, if `file` is the second.
-    """
+    """Given settings, or the fastest that are exact enough."""
     given = settings or EXACT
-    base = replace(given, n_threads=n_threads, n_parallel=1)
+    base = replace(given, n_parallel=1, tune="off")
     sizes = weights_by_type(file.tensors.values())
     # A small model speaks in less time than the search takes.
-    if tune == "off" or sizes.total() < SMALL_MODEL:
+    if given.tune == "off" or sizes.total() < SMALL_MODEL:
         return Tuned(base, replace(base, n_parallel=given.n_parallel or 1))
     kind = sizes.most_common(1)[0][0]
     n_layer = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
     facts = FileFacts(kind.name, sizes.total(), n_layer, file.tensors[TOKEN_EMBEDDING].shape[1])
     inputs = np.stack(list(rows.values()))
     paths = [first, file.path] if first else [file.path]
-    found = tuned_settings(paths, facts, base, inputs, rounding_of(kind), tune)
+    found = tuned_settings(paths, facts, base, inputs, rounding_of(kind), given.tune)
     passes, steps = (found.passes.settings, found.steps.settings) if found else (base, base)
     n_parallel = given.n_parallel or (found.n_parallel if found else 1)
     return Tuned(

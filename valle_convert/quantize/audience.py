@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert.audio.codec import AudioCodec, open_codec
-from valle_convert.decode import choose_mode
+from valle_convert.decode.speech import choose_mode
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.families.bundle import Bundle
@@ -110,9 +110,8 @@ class Audience:
         n_threads = self.measuring.threads or usable_cores()
         settings = replace(LISTENING, n_gpu_layers=self.measuring.gpu_layers)
         adapters = self.measuring.adapters
-        with bundle.family.open(
-            bundle, n_threads=n_threads, settings=settings, adapters=adapters
-        ) as network:
+        how = replace(settings, n_threads=n_threads)
+        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
                 spoken = listen.speak_references(
@@ -127,9 +126,8 @@ class Audience:
             test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
-        with bundle.family.open(
-            bundle, n_threads=n_others, settings=settings, adapters=adapters
-        ) as network:
+        how = replace(settings, n_threads=n_others)
+        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
             again = audience.test(network.model, seed=seed + 1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(

@@ -152,11 +152,13 @@ class Measurer:
 
     def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
         """Open files on llama.cpp, with the adapters."""
-        network: Computing = bundle.family.open(
-            bundle,
+        how = replace(
+            settings,
             n_threads=self.options.threads or None,
-            settings=replace(settings, n_gpu_layers=self.options.gpu_layers),
-            adapters=self.options.adapters,
+            n_gpu_layers=self.options.gpu_layers,
+        )
+        network: Computing = bundle.family.open(
+            bundle, settings=how, adapters=self.options.adapters
         )
         return network
 

@@ -27,6 +27,7 @@ from valle_convert.families.family import AnyFamily, Choices, Unit
 from valle_convert.files import describe_os_error, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
+    ALIGNMENT_KEY,
     Key,
     pack_header,
     padded,
@@ -244,7 +245,8 @@ def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
         _join(bundle, unit, path, empty=True)
         return Source(path, name, GgufFile(path), file.path, is_complete=False)
     try:
-        file.write_aligned(opened)
+        keys = [key for key in keys_of_file(file) if key.name != ALIGNMENT_KEY]
+        write_tensors(opened, keys, [*file.tensors.values()])
         opened.flush()
     except OSError as error:
         raise EnvironmentFault(

@@ -74,14 +74,12 @@ def _options(
         value: Any = _string(given, name, max_characters) if is_text else _value(given, name, kind)
         if value is None:
             continue
-        field = "sampling" if name == "temperature" else name
+        field = {"temperature": "sampling", "guidance": "guidance_strength"}.get(name, name)
         if field not in family.speaks_with:
             raise bad_value(name, f"{name} does not apply to {family.title}; leave it out.")
         try:
             if name == "temperature":
                 value = replace(options.sampling, temperature=value)
-            elif name == "guidance":
-                value = replace(options.guidance, cfg_strength=value)
             options = replace(options, **{field: value})
         except InputError as error:
             raise bad_value(name, str(error)) from error

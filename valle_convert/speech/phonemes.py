@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import Prefix, Speech
 from valle_convert.decode.batch import Append
+from valle_convert.decode.speech import Prefix, Speech
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
-from valle_convert.model.spec import LANGUAGES, CodeFormat, Codes
+from valle_convert.model.spec import LANGUAGES, Codes, GemmaModel
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
@@ -33,22 +33,6 @@ Tokenize = Callable[[str], list[int]]
 #: The reverse, without `<bos>` and `</eos>`.
 Detokenize = Callable[[Sequence[int]], str]
 
-#: Longest sentence by default.
-MAX_SECONDS = 12.0
-
-
-class ReadsPhonemes(CodeFormat, Protocol):
-    """What a speaker needs to know about a model's text."""
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Names of the languages in id order."""
-        ...
-
-    def has_table(self, name: str) -> bool:
-        """Whether the model has an input table of this name."""
-        ...
-
 
 class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
     """A speaker for a model that reads phonemes. Close it, or use it as a context manager.
@@ -66,7 +50,7 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
 
     def __init__(
         self,
-        model: ReadsPhonemes,
+        model: GemmaModel[Any],
         append: Append,
         *,
         tokenize: Tokenize,
@@ -113,13 +97,18 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
         return self.prompt(voice, options.prompt_seconds, "the voice")
 
 
-def language_id(model: ReadsPhonemes, language: str) -> int | None:
+def language_id(model: GemmaModel[Any], language: str) -> int | None:
     """The id of a language; None if the model does not distinguish them."""
     return model.languages.index(language) if model.has_table("language") else None
 
 
 def line_of(
-    model: ReadsPhonemes, tokenize: Tokenize, text: str, language: str, *, is_phonemes: bool = False
+    model: GemmaModel[Any],
+    tokenize: Tokenize,
+    text: str,
+    language: str,
+    *,
+    is_phonemes: bool = False,
 ) -> Line[Codes]:
     """A text, or phonemes, for the network."""
     notices: tuple[str, ...] = ()

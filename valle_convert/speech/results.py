@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio
 from valle_convert.audio.voice import PROMPT_SECONDS
-from valle_convert.decode import (
-    GREEDY,
-    End,
-    Guidance,
-    Mode,
-    ModeChoice,
-    Repetition,
-    SamplingOptions,
-    Timings,
-    check_range,
-)
+from valle_convert.decode.control import End, check_range
+from valle_convert.decode.options import DecodeOptions, Mode
+from valle_convert.decode.speech import Timings
 from valle_convert.model.spec import Codec, Codes
 
 #: Recordings are read up to here; longer ones exceed every model's context.
@@ -29,37 +21,22 @@ DEFAULT_FRAME_RATE = 75.0
 
 
 @dataclass(frozen=True)
-class SpeakOptions:
+class SpeakOptions(DecodeOptions):
     """Options of speech. A family reads only the fields in its `speaks_with`."""
 
-    #: How level 0 is decoded; `auto` uses `nar-len` if the model predicts durations.
-    mode: ModeChoice = "auto"
     language: str | None = None  # language of the text; None detects it
     voice_text: str | None = None  # transcript of the voice, for models that continue it
     accent: str | None = None  # accent of the whole text; None uses that of each language
-    #: How codes of level 0 are drawn.
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    nar_sampling: SamplingOptions = GREEDY  # how codes of the other levels are drawn
-    #: Penalty on codes of level 0 that were already generated.
-    repetition: Repetition = field(default_factory=Repetition)
-    #: Classifier-free guidance of all levels; demasking always has some, see `decode.masked`.
-    guidance: Guidance = field(default_factory=Guidance)
-    max_steps: int = 25  # number of demasking steps
-    best_of: int = 1  # number of candidates, of which the most probable one is kept
-    #: Above 0 makes speech longer; None uses the family's default.
-    length_penalty: float | None = None
-    max_seconds: float | None = None  # longest sentence; None uses the family's default
-    duration_padding: float = 1.05  # factor for predicted durations
     prompt_seconds: float = PROMPT_SECONDS  # how much of a voice is used; a shorter one is repeated
     context_history: int = 0  # number of previous sentences to condition on
     seed: int | None = None  # random seed; None draws one, which the result contains
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_seconds is not None:
             check_range("max_seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
         check_range("prompt_seconds", self.prompt_seconds, 0.1, 60.0)
         check_range("context_history", self.context_history, 0, 100)
-        check_range("max_steps", self.max_steps, 1, 1000)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from valle_convert.errors import InputError
 from valle_convert.speech.results import SpeakOptions
 
-#: What the fields of a group are called: `guidance.cfg_strength` is `guidance_strength`.
-_PREFIXES = {"sampling": "", "nar_sampling": "nar_", "repetition": "repetition_"}
+#: What the fields of a group are called: `nar_sampling.top_k` is `nar_top_k`.
+_PREFIXES = {"sampling": "", "nar_sampling": "nar_"}
 #: Fields with an option of their own.
 _APART = frozenset({"language", "voice_text", "seed", "temperature"})
 
@@ -133,8 +133,7 @@ def _settings_of(options: SpeakOptions) -> Iterator[SpeakSetting]:
             continue
         inner_hints = get_type_hints(type(value))
         for inner in fields(value):
-            prefix = _PREFIXES.get(field.name, f"{field.name}_")
-            name = prefix + inner.name.removeprefix("cfg_")
+            name = _PREFIXES[field.name] + inner.name
             kind, choices = _kind(inner_hints[inner.name])
             default = getattr(value, inner.name)
             yield SpeakSetting(name, field.name, inner.name, kind, choices, default)

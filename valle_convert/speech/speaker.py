@@ -27,8 +27,9 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.closing import Closing
-from valle_convert.decode import Batch, Callbacks, Decoding, Speech, Steps, Timings
-from valle_convert.decode.batch import Append
+from valle_convert.decode.batch import Append, Batch, Decoding, Steps
+from valle_convert.decode.control import Callbacks
+from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes
 from valle_convert.progress import silent

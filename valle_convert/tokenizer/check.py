@@ -22,10 +22,7 @@ MAX_SHOWN_DIFFERENCES = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A text with different ids."""
-
     text: str
-    setting: Setting
     expected: tuple[int, ...]  # the ids of the tokenizer's own library
     found: tuple[int, ...]  # llama.cpp's tokens as true ids (-1 for a token that is not text)
     pieces: str
@@ -33,8 +30,6 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
-    """The verdict."""
-
     n_texts: int
     settings: tuple[Setting, ...]
     n_differences: int  # pairs of text and setting with different ids
@@ -72,9 +67,7 @@ def compare(
                 continue
             n_differences += 1
             if len(first) < MAX_SHOWN_DIFFERENCES:
-                first.append(
-                    Difference(text, setting, tuple(expected), tuple(found), llama.show(ids))
-                )
+                first.append(Difference(text, tuple(expected), tuple(found), llama.show(ids)))
     return TokenizerReport(n_texts, chosen, n_differences, n_tokens, tuple(first))
 
 

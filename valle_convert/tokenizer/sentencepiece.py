@@ -32,17 +32,26 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SentencePieceBpe:
-    """A SentencePiece model that has passed all checks."""
+    """The fields of `ModelProto` that matter, with the defaults of its definition."""
 
-    pieces: tuple[str, ...]  # the text of every id, with U+2581 for a space
-    scores: tuple[float, ...]  # one per piece; higher ones are merged earlier
-    types: tuple[TokenType, ...]
-    unk_id: int
-    bos_id: int
-    eos_id: int
-    add_space_prefix: bool  # whether a space is put before a text (`add_dummy_prefix`)
+    pieces: list[str] = field(default_factory=list)  # with U+2581 for a space
+    scores: list[float] = field(default_factory=list)  # higher ones are merged earlier
+    types: list[int] = field(default_factory=list)
+    model_type: int = 1
+    whitespace_as_suffix: bool = False
+    unk_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    unk_piece: str = "<unk>"
+    bos_piece: str = "<s>"
+    eos_piece: str = "</s>"
+    normalizer: str = ""
+    charsmap: bytes = b""
+    add_dummy_prefix: bool = True  # whether a space is put before a text
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
 
     @property
     def n_ids(self) -> int:
@@ -62,15 +71,7 @@ def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
     problems = list(_find_problems(proto))
     if problems:
         raise refusal(f"The tokenizer {source} cannot be converted", problems, _REMEDY)
-    return SentencePieceBpe(
-        pieces=tuple(proto.pieces),
-        scores=tuple(proto.scores),
-        types=tuple(TokenType(kind) for kind in proto.types),
-        unk_id=proto.unk_id,
-        bos_id=proto.bos_id,
-        eos_id=proto.eos_id,
-        add_space_prefix=proto.add_dummy_prefix,
-    )
+    return proto
 
 
 def compile_sentencepiece(
@@ -89,14 +90,14 @@ def compile_sentencepiece(
         model="llama",
         pre="default",
         tokens=(*model.pieces, *placeholders),
-        token_types=(*model.types, *([TokenType.UNUSED] * n_rows)),
+        token_types=(*map(TokenType, model.types), *([TokenType.UNUSED] * n_rows)),
         scores=(*model.scores, *([0.0] * n_rows)),
         bos_id=model.bos_id,
         eos_id=model.eos_id,
         unk_id=model.unk_id,
         add_bos=True,
         add_eos=True,
-        add_space_prefix=model.add_space_prefix,
+        add_space_prefix=model.add_dummy_prefix,
         true_ids=(*range(model.n_ids), *([-1] * n_rows)),
     )
 
@@ -104,7 +105,7 @@ def compile_sentencepiece(
 # --- conditions under which llama.cpp gives the same ids ------------------------------------
 
 
-def _find_problems(proto: _Proto) -> Iterator[str]:
+def _find_problems(proto: SentencePieceBpe) -> Iterator[str]:
     kind = _MODEL_TYPES.get(proto.model_type, str(proto.model_type))
     if kind != "bpe":
         yield f"its model_type is {kind:.20}, expected bpe"
@@ -138,7 +139,7 @@ def _find_problems(proto: _Proto) -> Iterator[str]:
     yield from _find_piece_problems(proto)
 
 
-def _find_piece_problems(proto: _Proto) -> Iterator[str]:
+def _find_piece_problems(proto: SentencePieceBpe) -> Iterator[str]:
     valid = set(TokenType)
     seen: set[str] = set()
     whole = set(proto.pieces)
@@ -202,31 +203,9 @@ class _MalformedError(ValueError):
     """The bytes are not a protobuf message of this kind."""
 
 
-@dataclass(slots=True)
-class _Proto:
-    """The fields of `ModelProto` that matter, with the defaults of its definition."""
-
-    pieces: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
-    model_type: int = 1
-    whitespace_as_suffix: bool = False
-    unk_id: int = 0
-    bos_id: int = 1
-    eos_id: int = 2
-    unk_piece: str = "<unk>"
-    bos_piece: str = "<s>"
-    eos_piece: str = "</s>"
-    normalizer: str = ""
-    charsmap: bytes = b""
-    add_dummy_prefix: bool = True
-    remove_extra_whitespaces: bool = True
-    escape_whitespaces: bool = True
-
-
-def _read_proto(data: bytes) -> _Proto:
+def _read_proto(data: bytes) -> SentencePieceBpe:
     """Read `ModelProto`: pieces are field 1, the trainer's options 2, the normalizer's 3."""
-    proto = _Proto()
+    proto = SentencePieceBpe()
     for number, value in _fields(data):
         if number == 1:
             piece = dict(_fields(_as_bytes(value)))

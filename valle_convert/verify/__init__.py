@@ -7,10 +7,3 @@
 
 `verify` plans the conversion again from the checkpoint and compares the file with the plan.
 """
-
-from __future__ import annotations
-
-from valle_convert.verify.run import LEVELS, LevelName, verify, verify_path
-from valle_convert.verify.whole import verify_whole
-
-__all__ = ["LEVELS", "LevelName", "verify", "verify_path", "verify_whole"]

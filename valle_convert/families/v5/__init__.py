@@ -43,8 +43,9 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         }
     )
     speaks_with = frozenset(
-        "mode language sampling nar_sampling repetition guidance max_steps length_penalty "
-        "max_seconds duration_padding prompt_seconds context_history seed".split()
+        "mode language sampling nar_sampling repetition_penalty repetition_decay "
+        "guidance_strength guidance_rescale max_steps length_penalty max_seconds duration_padding "
+        "prompt_seconds context_history seed".split()
     )
 
     def claims(self, checkpoint: Checkpoint) -> bool:
@@ -54,7 +55,8 @@ class VersionFive(GemmaFamily[Model, "Network"]):
         return facts.describe(checkpoint, choices.codec)
 
     def contents_of(self, model: Model) -> Mapping[str, Contents]:
-        return {PART: facts.contents_of(model)}
+        has_biases = any(head.bias is not None for head in model.heads)
+        return {PART: facts.contents_of(model, has_biases=has_biases)}
 
     def refusal(self, file: GgufFile) -> str:
         from valle_convert.families.v5.old import is_old, why_wrong

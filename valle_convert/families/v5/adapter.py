@@ -60,15 +60,11 @@ class AdapterBase:
     sha256: str | None  # of the checkpoint; None if a file lacks it
 
     @classmethod
-    def of(cls, base: Bundle | Checkpoint) -> AdapterBase:
+    def of(cls, base: Bundle | GgufFile | Checkpoint) -> AdapterBase:
         """A checkpoint, or files made from it, which have the same weights."""
         if isinstance(base, Checkpoint):
             return cls(str(base.path), base.tensors.specs, base.sha256())
-        return cls.of_gguf(base.main)
-
-    @classmethod
-    def of_gguf(cls, file: GgufFile) -> AdapterBase:
-        """A converted file, quantized or not."""
+        file = base if isinstance(base, GgufFile) else base.main
         if not is_converted(file.keys):
             raise InputError(
                 f"{file.path} is not a converted VALL-E checkpoint, as an adapter needs; "

@@ -12,7 +12,7 @@ Two facts make the model an ordinary `gemma` for llama.cpp:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import UnsupportedModelError
@@ -23,10 +23,11 @@ from valle_convert.model.description import (
     Contents,
     Description,
     Dropped,
-    RowBlock,
     RowBlocks,
+    blocks_of,
+    source_shapes,
 )
-from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig
+from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig, RowMap
 from valle_convert.model.trainer import (
     DROPPED,
     SUPPORTED,
@@ -86,47 +87,39 @@ def _read_switches(checkpoint: Checkpoint) -> _Switches:
 # ------------------------------------------------------------------- tables and heads
 
 
-@dataclass(frozen=True)
-class _TableRule:
-    """An input table: its name, its source tensor, and its number of rows.
-
-    `rows` is None if the tensor itself decides; `needed` is true if a model with these capabilities
-    requires the table.
-    """
-
-    name: str
-    source: str
-    rows: int | None
-    needed: bool = True
-
-
-def _table_rules(config: ModelConfig) -> list[_TableRule]:
-    """The input tables in row order. Phonemes come first: a phoneme's row is its id."""
-    levels, n_codes, capabilities = config.n_levels, config.codebook_size, config.capabilities
-    return [
-        _TableRule("phonemes", "text_emb.weight", None),
-        _TableRule("text", "raw_text_emb.weight", None, needed=False),
-        _TableRule("level", "rvq_l_emb.weight", levels),
-        _TableRule("language", "langs_emb.weight", None, needed="lang" in capabilities),
-        _TableRule("task", "tasks_emb.weight", None),
-        _TableRule("length", "len_emb.weight", LENGTH_STOP + 1, needed="len" in capabilities),
-        _TableRule("tone", "tones_emb.weight", None, needed="tone" in capabilities),
-        _TableRule("separator", "sep", 1),
-        *(
-            _TableRule(f"prompt.{i}", f"proms_emb.embeddings.{i}.weight", n_codes)
-            for i in range(levels)
-        ),
-        # The first and the last response table have one more row: the stop and the mask code.
-        _TableRule("response.ar", "resps_emb.embeddings.0.weight", n_codes + 1),
-        *(
-            _TableRule(f"response.{i}", f"resps_emb.embeddings.{i}.weight", n_codes)
-            for i in range(1, levels)
-        ),
-        _TableRule("response.mask", f"resps_emb.embeddings.{levels}.weight", n_codes + 1),
-    ]
+def _table_sources(n_levels: int) -> dict[str, str]:
+    """The input tables in row order, with their tensors. A phoneme's row is its id."""
+    levels = range(n_levels)
+    return {
+        "phonemes": "text_emb.weight",
+        "text": "raw_text_emb.weight",
+        "level": "rvq_l_emb.weight",
+        "language": "langs_emb.weight",
+        "task": "tasks_emb.weight",
+        "length": "len_emb.weight",
+        "tone": "tones_emb.weight",
+        "separator": "sep",
+        **{f"prompt.{i}": f"proms_emb.embeddings.{i}.weight" for i in levels},
+        "response.ar": "resps_emb.embeddings.0.weight",
+        **{f"response.{i}": f"resps_emb.embeddings.{i}.weight" for i in levels[1:]},
+        "response.mask": f"resps_emb.embeddings.{n_levels}.weight",
+    }
 
 
-def _head_rows(config: ModelConfig, n_phonemes: int, n_text: int) -> dict[str, int]:
+def rows_of_tables(config: ModelConfig) -> dict[str, int | None]:
+    """The tables that a model needs, with their rows; None if the tensor itself decides."""
+    levels, codes, capabilities = range(config.n_levels), config.codebook_size, config.capabilities
+    rows: dict[str, int | None] = {"phonemes": None, "level": config.n_levels, "task": None}
+    rows |= {"separator": 1} | {f"prompt.{i}": codes for i in levels}
+    # The first and the last response table have one more row: the stop and the mask code.
+    rows |= {"response.ar": codes + 1, "response.mask": codes + 1}
+    rows |= {f"response.{i}": codes for i in levels[1:]}
+    further = {"lang": ("language", None), "len": ("length", LENGTH_STOP + 1)}
+    further |= {"tone": ("tone", None)}
+    return rows | dict(further[one] for one in capabilities if one in further)
+
+
+def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict[str, int]:
     """The heads in the checkpoint's order, with their rows; without `n_text` none for text."""
     rows = {"ar": config.codebook_size + 1}
     rows |= {f"nar.{level}": config.codebook_size for level in range(1, config.n_levels)}
@@ -172,106 +165,58 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         **common, sum_prompt=switches.sum_prompt, sum_response=switches.sum_response
     )
     rows = RowBlocks()
-    for rule in _table_rules(config):
-        if rule.needed or rule.source in collector.specs:
-            there = max(1, collector.rows_of(rule.source))
-            n_rows = there if rule.rows is None else rule.rows
-            is_vector = rule.name == "separator"
-            shape = (config.n_embd,) if is_vector else (n_rows, config.n_embd)
-            collector.take(rule.source, shape)
-            rows.add(rule.name, rule.source, n_rows)
-    tables = rows.tables
-    split = _is_split(collector, switches)
-    head_rows = _head_rows(config, n_phonemes, n_text if split else 0)
-    heads, biases, dropped = _heads(collector, switches, head_rows, rows, config, split=split)
-    backbone = backbone_tensors(config)
-    for tensor in backbone:
-        collector.take(tensor.source, tensor.shape)
+    needed = rows_of_tables(config)
+    for name, source in _table_sources(config.n_levels).items():
+        if name in needed or source in collector.specs:
+            known = needed.get(name, LENGTH_STOP + 1 if name == "length" else None)
+            rows.add(name, source, known or max(1, collector.rows_of(source)))
+    tables, single = rows.tables, "classifier.weight" in collector.specs
+    split = "classifiers.proj.0.weight" in collector.specs or not single
+    collector.agree("split_classifiers", switches.split, split)
+    wanted = rows_of_heads(config, n_phonemes, n_text if split else 0)
+    heads, first = [], rows.n_rows
+    for name, n_rows in wanted.items():
+        heads.append(Head(name, first, n_rows))
+        first += n_rows if split else 0
+    model = Model(tables, tuple(heads), config, **names_of_rows(checkpoint))
+    has_biases = f"classifier{'s.proj.0' if split else ''}.bias" in collector.specs
+    collector.agree("classifiers_bias", switches.bias, has_biases)
+    contents = contents_of(model, has_biases=has_biases)
+    dropped = []
+    n_read, n_there = max(wanted.values()), collector.rows_of("classifier.weight")
+    for source, (n_rows, *columns) in source_shapes(contents, config.n_embd).items():
+        if n_there > n_read and source.startswith("classifier."):
+            collector.take(source, (n_there, *columns))
+            dropped.append(Dropped(source, f"rows {n_read} to {n_there - 1} are read by no head"))
+        else:
+            collector.take(source, (n_rows, *columns))
     dropped += collector.finish(
         f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
         "Give the config that belongs to these weights with --config.",
         DROPPED,
     )
     return Description(
-        Model(tables, heads, config, **names_of_rows(checkpoint)),
+        model,
         checkpoint.tensors,
-        {PART: Contents(tuple(rows), backbone, biases)},
+        {PART: contents},
         tuple(dropped),
         (*notes, *unread_notes(checkpoint.config)),
         switches.assumed,
     )
 
 
-def contents_of(model: Model) -> Contents:
-    """The sources of a converted file's rows and tensors, from its model alone."""
-    sources = {rule.name: rule.source for rule in _table_rules(model.config)}
-    rows = [RowBlock(t.name, sources[t.name], t.first_row, t.n_rows) for t in model.tables]
-    biases: list[BiasBlock] = []
-    split = len({head.first_row for head in model.heads}) == len(model.heads)
-    for k, head in enumerate(model.heads):
-        source = f"classifiers.proj.{k}" if split else "classifier"
-        if split:
-            name = f"head.{head.name}"
-            rows.append(RowBlock(name, f"{source}.weight", head.first_row, head.n_rows))
-        if head.bias is not None:
-            biases.append(BiasBlock(head.name, f"{source}.bias", head.n_rows))
-    if not split:
-        first = model.heads[0].first_row
-        n_rows = max(head.n_rows for head in model.heads)
-        rows.append(RowBlock("head.classifier", "classifier.weight", first, n_rows))
-    return Contents(tuple(rows), backbone_tensors(model.config), tuple(biases))
-
-
-def _is_split(collector: Collector, switches: _Switches) -> bool:
-    single = "classifier.weight" in collector.specs
-    split = "classifiers.proj.0.weight" in collector.specs
-    if switches.split is not None and single != split and switches.split is not split:
-        collector.faults.append(
-            f"split_classifiers is {switches.split} in the config, but the weights have "
-            f"{'classifiers.proj.*' if split else 'one classifier'}"
-        )
-    return split or not single
-
-
-def _heads(
-    collector: Collector,
-    switches: _Switches,
-    head_rows: dict[str, int],
-    rows: RowBlocks,
-    config: ModelConfig,
-    *,
-    split: bool,
-) -> tuple[tuple[Head, ...], tuple[BiasBlock, ...], list[Dropped]]:
-    """Heads with their own rows, or sharing the first rows of the one classifier."""
-    dropped: list[Dropped] = []
-    if split:
-        sources = {name: f"classifiers.proj.{k}" for k, name in enumerate(head_rows)}
-        for name, source in sources.items():
-            collector.take(f"{source}.weight", (head_rows[name], config.n_embd))
-            rows.add(f"head.{name}", f"{source}.weight", head_rows[name])
-        heads = rows.heads
-        has_bias = "classifiers.proj.0.bias" in collector.specs
-    else:
-        sources = dict.fromkeys(head_rows, "classifier")
-        n_read, n_there = max(head_rows.values()), collector.rows_of("classifier.weight")
-        collector.take("classifier.weight", (max(n_there, n_read), config.n_embd))
-        heads = tuple(Head(name, rows.n_rows, n_rows) for name, n_rows in head_rows.items())
-        rows.add("head.classifier", "classifier.weight", n_read)
-        has_bias = "classifier.bias" in collector.specs
-        if n_there > n_read:
-            unread = f"rows {n_read} to {n_there - 1} are read by no head"
-            dropped += [
-                Dropped(f"classifier.{kind}", unread) for kind in ("weight", "bias")[: 1 + has_bias]
-            ]
-    if switches.bias is not None and switches.bias != has_bias:
-        collector.faults.append(
-            f"classifiers_bias is {switches.bias} in the config, but the weights have "
-            f"{'biases' if has_bias else 'none'}"
-        )
-    if not has_bias:
-        return heads, (), dropped
-    for name, source in sources.items():
-        n_rows = head_rows[name] if split else collector.rows_of("classifier.weight")
-        collector.take(f"{source}.bias", (n_rows,))
-    biases = (BiasBlock(name, f"{sources[name]}.bias", n) for name, n in head_rows.items())
-    return heads, tuple(biases), dropped
+def contents_of(model: Model, *, has_biases: bool) -> Contents:
+    """The sources of a converted file's rows and tensors."""
+    rows: RowMap = model
+    heads = {head.name: f"classifiers.proj.{k}" for k, head in enumerate(model.heads)}
+    sources = _table_sources(model.n_levels)
+    sources |= {f"head.{name}": f"{source}.weight" for name, source in heads.items()}
+    if len({head.first_row for head in model.heads}) < len(model.heads):
+        # Heads that share the first rows of the one classifier.
+        heads = dict.fromkeys(heads, "classifier")
+        whole = max(model.heads, key=lambda head: head.n_rows)
+        rows = RowMap(model.tables, (replace(whole, name="classifier"),))
+        sources["head.classifier"] = "classifier.weight"
+    biases = [BiasBlock(one.name, f"{heads[one.name]}.bias", one.n_rows) for one in model.heads]
+    blocks = blocks_of(rows, sources)
+    return Contents(blocks, backbone_tensors(model.config), tuple(biases if has_biases else ()))

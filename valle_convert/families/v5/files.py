@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.gemma import main_keys, n_token_rows, read_main
+from valle_convert.families.v5.facts import rows_of_heads, rows_of_tables
 from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import (
@@ -75,15 +76,8 @@ def _check_contents(reader: KeyReader, model: Model) -> None:
     if not 0 < config.n_levels <= 64:
         reader.faults.append(f"valle.codec.levels is {config.n_levels}")
         return
-    levels, codes = range(config.n_levels), config.codebook_size
-    expected = {"phonemes": None, "level": config.n_levels, "task": None, "separator": 1}
-    expected |= {f"prompt.{i}": codes for i in levels}
-    expected |= {"response.ar": codes + 1, "response.mask": codes + 1}
-    expected |= {f"response.{i}": codes for i in levels[1:]}
-    reader.compare_rows("table", {t.name: t.n_rows for t in model.tables}, expected)
-    heads: dict[str, int | None] = {"ar": codes + 1, "mask": codes, "stt": None}
-    heads |= {f"nar.{i}": codes for i in levels[1:]}
-    if "len" in config.capabilities:
-        heads["len"] = None
-    reader.compare_rows("head", {h.name: h.n_rows for h in model.heads}, heads)
+    found = {table.name: table.n_rows for table in model.tables}
+    reader.compare_rows("table", found, rows_of_tables(config))
+    heads = rows_of_heads(config, found.get("phonemes", 0))
+    reader.compare_rows("head", {head.name: head.n_rows for head in model.heads}, heads)
     reader.compare_order(model.tables, "phonemes")

@@ -11,7 +11,7 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.recorded import Recorded
-from valle_convert.decode import decode_speech
+from valle_convert.decode.speech import decode_speech
 from valle_convert.errors import InputError
 from valle_convert.families.v5.recordings import say_all
 from valle_convert.files import decoded, read_small_file
@@ -86,8 +86,9 @@ def speak_references(
             codes = decode_speech(
                 network,
                 sentence.condition,
-                way.options(round(_EXPECTED_SECONDS * frame_rate), frame_rate),
+                way.options(_EXPECTED_SECONDS),
                 np.random.default_rng((seed, len(sentences), n)),
+                frame_rate,
             ).codes
             if not len(codes):
                 raise InputError(

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.config import Config, load_config, overlay
 from valle_convert.checkpoint.exported import (
-    ALL,
     EMBEDDINGS,
     HEADS,
     ExportedTensors,
@@ -36,7 +35,7 @@ from valle_convert.checkpoint.folder import DiskTree, found_file
 from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import can_decode
+from valle_convert.gguf_file.encode import can_decode, decode
 from valle_convert.gguf_file.keys import (
     ARCHITECTURE,
     BIAS_KEY,
@@ -46,7 +45,7 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.types import PLAIN_DTYPES
+from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES
 from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.wording import listing
@@ -111,7 +110,9 @@ def read_old(
         layers=sizes.layers,
         context=sizes.context,
     )
-    tensors: BlockSource = ExportedTensors(export, rows, str(path))
+    tensors: BlockSource = ExportedTensors(
+        export, rows, str(path), lambda blocks, kind: decode(blocks, GGML_TYPES[kind])
+    )
     lost = ["the table and the head of raw text"]
     origin: dict[str, str | tuple[str, ...]] = {
         "format": FORMAT,
@@ -248,24 +249,26 @@ class _OldTensors:
             self._orders[source] = stored_rows.swapaxes(1, 2).reshape(-1)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
-    def read(self, name: str, rows: slice = ALL) -> NDArray[Any]:
-        """Rows of a tensor, in its own type if numpy has it."""
+    def read(self, name: str) -> NDArray[Any]:
+        """A tensor in its own type if numpy has it."""
         stored = self._stored[name]
         dtype = PLAIN_DTYPES.get(stored.ggml_type)
         if len(stored.shape) == 1:
             return stored.data.view(dtype) if dtype is not None else stored.rows()
-        index = self._orders[name][rows] if name in self._orders else rows
-        if dtype is None:
-            return stored.rows(index)
-        return stored.data.reshape(stored.shape[0], -1)[index].view(dtype)
+        rows = self._stored_rows(name)
+        return decode(rows, stored.ggml_type) if dtype is None else rows.view(dtype)
 
-    def read_blocks(self, name: str, rows: slice = ALL) -> NDArray[np.uint8] | None:
+    def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
         """Rows as stored; None for a type of numpy."""
         stored = self._stored[name]
         if stored.ggml_type in PLAIN_DTYPES or len(stored.shape) == 1:
             return None
-        index = self._orders[name][rows] if name in self._orders else rows
-        return stored.data.reshape(stored.shape[0], -1)[index]
+        return self._stored_rows(name)
+
+    def _stored_rows(self, name: str) -> NDArray[np.uint8]:
+        data = self._stored[name].data
+        rows = data.reshape(len(data), -1)
+        return rows[self._orders[name]] if name in self._orders else rows
 
 
 class _WithBiases:

@@ -22,7 +22,6 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.session import Session
-from valle_convert.llama.tuning import Tune
 from valle_convert.model.spec import Head, Model, level_of_head
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.tuned import head_rows, tuned_for
@@ -37,9 +36,7 @@ class GgufNetwork(Closing):
         model: Model,
         *,
         n_ctx: int = 512,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
         adapters: Sequence[Adapter] = (),
     ) -> None:
         self.file = files[PART]
@@ -57,14 +54,13 @@ class GgufNetwork(Closing):
             return GemmaSession(
                 self.file.path,
                 n_ctx=n_ctx,
-                n_threads=how.n_threads,
                 settings=how,
                 probe_rows=probe_rows,
                 head_rows=head_rows(self.file),
                 adapters=[one.path for one in self.adapters],
             )
 
-        tuned = tuned_for(self.file, probe_rows, settings, n_threads, tune)
+        tuned = tuned_for(self.file, probe_rows, settings)
         with ExitStack() as opened:
             self.session = opened.enter_context(open_session(tuned.steps))
             self._passes = self.session

@@ -10,27 +10,15 @@ from typing import Literal
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import (
-    ArOptions,
-    LengthOptions,
-    MaskedOptions,
-    NarOptions,
-    Speech,
-    SpeechOptions,
-    Steps,
-    Timings,
-    TranscribeOptions,
-    append_codes,
-    choose_mode,
-    decode_transcript,
-    speech_steps,
-)
+from valle_convert.decode.ar import append_codes
+from valle_convert.decode.batch import Steps
+from valle_convert.decode.speech import Speech, Timings, choose_mode, speech_steps
+from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
 from valle_convert.speech.phonemes import (
-    MAX_SECONDS,
     Detokenize,
     PhonemeSpeaker,
     Tokenize,
@@ -72,38 +60,19 @@ class VersionFiveSpeaker(PhonemeSpeaker):
     def _n_sequences(self, options: SpeakOptions) -> int:
         if choose_mode(self._network.model, options.mode) != "ar":
             return 0
-        return 2 if options.guidance.is_on else 1
+        return 2 if options.guidance_strength else 1
 
     def _decode(self, given: SentenceInputs[Codes, Codes]) -> Steps[Speech]:
         line, options = given.line, given.options
         return speech_steps(
             self._network,
             Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice),
-            self._decoding(options),
+            options,
             given.rng,
+            self.frame_rate,
             level_0=given.level_0,
             prefix=prefix_of(given.said, line, options.context_history),
             watch=given.watch,
-        )
-
-    def _decoding(self, options: SpeakOptions) -> SpeechOptions:
-        max_frames = self._frames(options.max_seconds or MAX_SECONDS)
-        return SpeechOptions(
-            mode=options.mode,
-            ar=ArOptions(
-                options.sampling,
-                options.guidance,
-                max_frames,
-                options.repetition,
-                options.length_penalty or 0.0,
-            ),
-            masked=MaskedOptions(options.max_steps, options.sampling, options.guidance),
-            length=LengthOptions(
-                duration_padding=options.duration_padding,
-                min_frames=round(self.frame_rate),
-                max_frames=max_frames,
-            ),
-            nar=NarOptions(options.nar_sampling, options.guidance),
         )
 
     def answer(
@@ -141,8 +110,9 @@ class VersionFiveSpeaker(PhonemeSpeaker):
                 prompt=prompt,
                 task="tts" if task == "vc" else task,
             ),
-            self._decoding(options),
+            options,
             np.random.default_rng(options.seed),
+            self.frame_rate,
             source=recording[:, 0] if task == "vc" else None,
             watch=watch,
         )
@@ -154,7 +124,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
         self,
         recording: Recording,
         language: str | None = None,
-        options: TranscribeOptions | None = None,
+        max_phonemes: int = 900,
         *,
         watch: Watch = UNWATCHED,
     ) -> Heard:
@@ -169,7 +139,7 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             self._network,
             codes,
             language_id(model, spoken),
-            options or TranscribeOptions(),
+            max_phonemes,
             watch=watch,
         )
         return Heard(

@@ -6,23 +6,26 @@ verdict, importance matrices, and the quality of quantized files.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode import GREEDY, ArOptions, NarOptions, decode_ar, decode_nar
-from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.decode.ar import append_codes, decode_ar
+from valle_convert.decode.batch import Element
+from valle_convert.decode.causal import run_pass
+from valle_convert.decode.nar import decode_nar
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import random_speech
 from valle_convert.model.inputs import (
     Condition,
-    Inputs,
     IntArray,
     Segment,
     assemble,
@@ -32,8 +35,6 @@ from valle_convert.model.inputs import (
 )
 from valle_convert.model.spec import LENGTH_STOP, Model
 from valle_convert.network.protocol import Network
-
-Prediction = NDArray[np.float32]
 
 _N_TRANSCRIPT = 16
 _MASKED_PART = 0.5
@@ -57,36 +58,6 @@ class Utterance:
     @property
     def said(self) -> IntArray:
         return self.condition.phonemes
-
-
-@dataclass(frozen=True)
-class NetworkPass:
-    """One pass of a network; it is called with the network."""
-
-    head: str
-    segments: tuple[Segment, ...]
-    n_outputs: int  # the number of compared elements, counted from the end
-    #: Elements of the last segment before the end of each step, if it takes several.
-    steps: tuple[int, ...] = ()
-
-    def __call__(self, network: Network) -> Prediction:
-        """The logits, [n_outputs, rows of the head]."""
-        inputs = assemble(network.model, self.segments, network.look_up)
-        if self.steps:
-            logits = np.concatenate(list(self._stepwise(network, inputs)))
-        else:
-            first = len(inputs) - self.n_outputs
-            logits = network.step(
-                inputs.embeddings, inputs.positions, head=self.head, outputs=slice(first, None)
-            )
-        network.forget(0)
-        return logits
-
-    def _stepwise(self, network: Network, inputs: Inputs) -> Iterator[Prediction]:
-        for start, stop in pairwise([0, *(inputs.last + n for n in self.steps)]):
-            part = slice(start, stop)
-            rows, places = inputs.embeddings[part], inputs.positions[part]
-            yield network.step(rows, places, head=self.head, outputs=slice(-1, None))
 
 
 def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
@@ -115,12 +86,12 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
     ) -> Case[Network]:
         segments = speech_segments(model, given, level, codes, masked=head == "mask")
         # The AR's first code is predicted by the separator before the response.
-        return Case(name, head, NetworkPass(head, tuple(segments), n + (head == "ar")))
+        return pass_case(name, head, segments, n + (head == "ar"))
 
     yield speech("ar", "ar", condition, 0, response)
     steps = tuple(sorted({*range(_N_STEPS + 1), *range(n - _N_STEPS, n + 1)} & {*range(n + 1)}))
-    ar = NetworkPass("ar", tuple(speech_segments(model, condition, 0, response)), n + 1, steps)
-    yield Case("ar one code a step", "ar", ar, repeats="ar", rows=steps)
+    run = partial(_stepwise, speech_segments(model, condition, 0, response), steps)
+    yield Case("ar one code a step", "ar", run, repeats="ar", rows=steps)
     yield speech("ar without prompt", "ar", replace(condition, prompt=None), 0, response)
     yield speech("ar null", "ar", condition.null(), 0, response)
     for task in ("ns", "sr"):
@@ -135,32 +106,49 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
     if model.has_head("len"):
         digits = utterance.digits
         segments = length_segments(model, condition, digits)
-        yield Case("len", "len", NetworkPass("len", tuple(segments), len(digits)))
+        yield pass_case("len", "len", segments, len(digits))
     transcript = condition.phonemes[:_N_TRANSCRIPT]
     if model.config.n_levels > 1:
         spoken = transcript_segments(model, response, transcript, condition.language)
     else:
         # Such a model has the head, but no task that reads it.
         spoken = speech_segments(model, condition, 0, response)
-    yield Case("stt", "stt", NetworkPass("stt", tuple(spoken), len(transcript)))
+    yield pass_case("stt", "stt", spoken, len(transcript))
     if model.has_head("text"):
         # No task of these models reads it; its rows are compared on the same hidden states.
-        run = NetworkPass("text", tuple(spoken), len(transcript))
-        yield Case("text", "text", run, repeats="stt")
+        yield replace(pass_case("text", "text", spoken, len(transcript)), repeats="stt")
+
+
+def pass_case(name: str, head: str, segments: Sequence[Segment], n_outputs: int) -> Case[Network]:
+    """One pass, of which the last elements are compared."""
+    return Case(name, head, partial(run_pass, segments=segments, head=head, n_outputs=n_outputs))
+
+
+def _stepwise(
+    segments: Sequence[Segment], steps: Sequence[int], network: Network
+) -> NDArray[np.float32]:
+    """The AR in steps that end at elements of the last segment, counted from its separator."""
+    inputs = assemble(network.model, segments, network.look_up)
+    logits = []
+    for start, stop in pairwise([0, *(inputs.last + n for n in steps)]):
+        rows, places = inputs.embeddings[start:stop], inputs.positions[start:stop]
+        logits.append(network.step(rows, places, head="ar", outputs=slice(-1, None)))
+    network.forget(0)
+    return np.concatenate(logits)
 
 
 def speak_level_0(network: Network, utterance: Utterance) -> NDArray[np.int32]:
     """The AR's speech without randomness, [frames]."""
-    options = ArOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
-    return decode_ar(network, utterance.condition, options, np.random.default_rng(0)).codes
+    rng, options = np.random.default_rng(0), DecodeOptions(sampling=GREEDY)
+    return decode_ar(network, utterance.condition, options, rng, max_frames=GREEDY_FRAMES).codes
 
 
 def speak_levels(
     network: Network, utterance: Utterance, level_0: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """The levels above without randomness, [frames, levels]."""
-    rng, options = np.random.default_rng(0), NarOptions(sampling=GREEDY)
-    return decode_nar(network, utterance.condition, level_0, options, rng).codes
+    rng = np.random.default_rng(0)
+    return decode_nar(network, utterance.condition, level_0, DecodeOptions(), rng).codes
 
 
 def measure_speed(network: Network) -> Speed:
@@ -174,7 +162,7 @@ def measure_speed(network: Network) -> Speed:
         draw.integers(0, n_codes, (_SPEED_PROMPT, n_levels)),
     )
     response = draw.integers(0, n_codes, (_SPEED_FRAMES, n_levels))
-    at_once, level = ("nar.1", 1) if n_levels > 1 else ("mask", 0)
+    head, level = ("nar.1", 1) if n_levels > 1 else ("mask", 0)
     spoken, passed = (
         assemble(model, segments, network.look_up)
         for segments in (
@@ -182,26 +170,17 @@ def measure_speed(network: Network) -> Speed:
             speech_segments(model, condition, level, response, masked=level == 0),
         )
     )
-
-    def run(inputs: Inputs, start: int, stop: int, head: str, first: int) -> float:
-        outputs, part = slice(first - start, None), slice(start, stop)
-        begin = time.perf_counter()
-        network.step(inputs.embeddings[part], inputs.positions[part], head=head, outputs=outputs)
-        return 1000 * (time.perf_counter() - begin)
-
-    first = len(spoken) - _SPEED_STEPS
-    edges = [0, spoken.last, first, *range(first + 1, len(spoken) + 1)]
-    steps = [run(spoken, start, stop, "ar", stop - 1) for start, stop in pairwise(edges)]
-    passes = []
-    for _ in range(_SPEED_PASSES):
-        network.forget(0)
-        passes.append(run(passed, 0, len(passed), at_once, passed.last))
+    network.step(spoken.embeddings, spoken.positions, head="ar", outputs=slice(-1, None))
+    places = count(int(spoken.positions[-1]) + 1)
+    ar_step = median_ms(lambda: append_codes(network, [Element(0, 0, next(places))]), _SPEED_STEPS)
     network.forget(0)
-    return Speed(
-        ar_step=statistics.median(steps[-_SPEED_STEPS:]),
-        nar_pass=statistics.median(passes),
-        n_positions=len(passed),
-    )
+
+    def one_pass() -> None:
+        outputs = slice(passed.last, None)
+        network.step(passed.embeddings, passed.positions, head=head, outputs=outputs)
+        network.forget(0)  # it stays if the pass is causal
+
+    return Speed(ar_step, median_ms(one_pass, _SPEED_PASSES), len(passed))
 
 
 # ------------------------------------------------------------------------- files

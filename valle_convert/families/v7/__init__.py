@@ -12,6 +12,7 @@ from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v7 import facts, files
 from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
+from valle_convert.gguf_file.keys import FAMILY_KEY, PART_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Contents, Description
 from valle_convert.model.spec import Head, Table
@@ -29,8 +30,8 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
     name = files.FAMILY
     title = "VALL-E of version 7"
     speaks_with = frozenset(
-        "language sampling guidance max_steps max_seconds duration_padding prompt_seconds "
-        "context_history seed".split()
+        "language sampling guidance_strength guidance_rescale max_steps max_seconds "
+        "duration_padding prompt_seconds context_history seed".split()
     )
 
     def claims(self, checkpoint: Checkpoint) -> bool:
@@ -47,16 +48,11 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
         return ""
 
     def parts(self, main: GgufFile) -> tuple[str, ...]:
-        files.check_part(main, PART)
+        self.check_part(main, PART)
         return (PART, AUDIO)
 
-    def check_part(self, file: GgufFile, part: str) -> None:
-        files.check_part(file, part)
-
-    def prove(self) -> None:
-        from valle_convert.llama.gemma import prove_states
-
-        prove_states()
+    def part_keys(self, part: str) -> Mapping[str, Any]:
+        return {FAMILY_KEY: self.name, PART_KEY: part}
 
     def speaker_on(
         self,

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from valle_convert.decode import (
-    UNWATCHED,
-    Callbacks,
-    Decoded,
-    LengthOptions,
-    MaskedOptions,
-    frames_for,
-)
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded
+from valle_convert.decode.length import frames_for, most_frames
 from valle_convert.decode.masked import demask
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.decode.sampling import Logits
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.model.inputs import Condition
@@ -23,22 +18,14 @@ def decode_levels(
     network: AllLevelsNetwork,
     condition: Condition,
     n_frames: int,
-    options: MaskedOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    level_0: Codes | None = None,
-    prefix: Codes | None = None,
+    level_0: Codes | None = None,  # fixed codes of level 0, [n_frames]
+    prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode a response of `n_frames` frames.
-
-    Args:
-        level_0: fixed codes of level 0, [n_frames].
-        prefix: the speech before, [frames, levels]; not part of the result.
-
-    Returns:
-        Codes [n_frames, levels]. A model may give the stop code, `codebook_size`, at any place.
-    """
+    """Decode codes [n_frames, levels]; a model may give the stop code at any place."""
     config = network.model.config
     draft = np.full((config.n_levels, n_frames), config.mask_code, np.int32)
     kept = np.zeros(draft.shape, bool)
@@ -64,16 +51,16 @@ def decode_levels(
 
 
 def decode_duration(
-    network: AllLevelsNetwork, condition: Condition, options: LengthOptions, frame_rate: float
+    network: AllLevelsNetwork, condition: Condition, options: DecodeOptions, frame_rate: float
 ) -> int:
     """The number of frames for a text, which the model gives in seconds or digit by digit."""
     found = network.length(condition)
     if found.shape[1] > 1:
         said = int("".join(map(str, found.argmax(-1))))
     else:
-        seconds = np.nan_to_num(found[0, 0], nan=0.0).clip(0, options.max_frames)
+        seconds = np.nan_to_num(found[0, 0], nan=0.0).clip(0, most_frames(options, frame_rate))
         said = int(seconds * frame_rate)
-    return frames_for(said, options)
+    return frames_for(said, options, frame_rate)
 
 
 def without_stops(

@@ -260,10 +260,7 @@ def _check_switches(
         "len_use_logits": n_length > 1,
     }
     for name, value in found.items():
-        if switches[name] not in (None, value):
-            collector.faults.append(
-                f"{name} is {switches[name]} in the config, but {value} by the weights"
-            )
+        collector.agree(name, switches[name], value)
     for words, n_ff in (("encoder", config.n_ff_encoder), ("decoder", config.n_ff_decoder)):
         if factors[words] and n_ff:
             collector.compare(f"{words} width", factors[words] * config.n_embd, n_ff)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import InputError
 from valle_convert.families.gemma import PART, main_keys, n_token_rows, read_main
 from valle_convert.families.v7.facts import (
     AUDIO,
@@ -87,16 +86,6 @@ def _encoder_keys(config: VersionSevenConfig) -> Iterator[Key]:
 
 
 # ------------------------------------------------------------------------------- reading
-
-
-def check_part(file: GgufFile, part: str) -> None:
-    found = file.keys.get(PART_KEY)
-    if file.keys.get(FAMILY_KEY) != FAMILY or found != part:
-        raise InputError(
-            f"{file.path} is the part {found!r:.40}, expected {part!r} of a VALL-E of "
-            "version 7; give the file without -audio in its name, and keep both "
-            "names."
-        )
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:

@@ -25,7 +25,6 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.session import Session
-from valle_convert.llama.tuning import Tune
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.trainer import OUTPUT_NORM
 from valle_convert.network.probe import read_probe_rows
@@ -45,9 +44,7 @@ class VersionSevenGguf(AllLevelsNetwork):
         files: Mapping[str, GgufFile],
         model: VersionSevenModel,
         *,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
     ) -> None:
         super().__init__(model)
         self._main, self._audio = files[PART], files[AUDIO]
@@ -55,17 +52,12 @@ class VersionSevenGguf(AllLevelsNetwork):
         self._last_norm = self._main.tensors[OUTPUT_NORM].rows().reshape(-1)
         probe_rows = read_probe_rows(self._main)
 
-        def open_session(how: Settings) -> GemmaSession:
-            return GemmaSession(
-                self._main.path,
-                probe_rows=probe_rows,
-                n_threads=how.n_threads,
-                settings=how,
-                last_norm=self._last_norm,
-            )
-
-        tuned = tuned_for(self._main, probe_rows, settings, n_threads, tune)
-        self.session = open_session(tuned.passes)
+        self.session = GemmaSession(
+            self._main.path,
+            probe_rows=probe_rows,
+            settings=tuned_for(self._main, probe_rows, settings).passes,
+            last_norm=self._last_norm,
+        )
 
     @property
     def sessions(self) -> Mapping[str, Session]:

@@ -7,14 +7,15 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode import LengthOptions, MaskedOptions, Speech, Steps, Timings
-from valle_convert.decode.batch import no_steps
+from valle_convert.decode.batch import Steps, no_steps
+from valle_convert.decode.length import most_frames
+from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
-from valle_convert.speech.phonemes import MAX_SECONDS, PhonemeSpeaker, Tokenize, prefix_of
+from valle_convert.speech.phonemes import PhonemeSpeaker, Tokenize, prefix_of
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import SentenceInputs
 
@@ -48,10 +49,8 @@ class VersionSevenSpeaker(PhonemeSpeaker):
         line, options, level_0 = given.line, given.options, given.level_0
         condition = Condition(phonemes=line.rows, language=line.language_id, prompt=given.voice)
         begin = time.perf_counter()
-        max_frames = self._frames(options.max_seconds or MAX_SECONDS)
         if level_0 is None:
-            length = LengthOptions(options.duration_padding, round(self.frame_rate), max_frames)
-            n_frames = decode_duration(self._network, condition, length, self.frame_rate)
+            n_frames = decode_duration(self._network, condition, options, self.frame_rate)
         else:
             n_frames = len(level_0)
         length_done = time.perf_counter()
@@ -64,14 +63,14 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             self._network,
             condition,
             n_frames,
-            MaskedOptions(options.max_steps, options.sampling, options.guidance),
+            options,
             given.rng,
             level_0=level_0,
             prefix=prefix,
             watch=given.watch,
         )
         codes = without_stops(self._network, condition, drawn.codes, prefix)
-        is_limited = level_0 is None and n_frames == max_frames
+        is_limited = level_0 is None and n_frames == most_frames(options, self.frame_rate)
         return Speech(
             codes=codes,
             mode="nar-len",

@@ -5,8 +5,6 @@ One pass gives the logits of every level, and each level is its own case.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode import GREEDY, MaskedOptions
-from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import GREEDY
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
@@ -157,7 +156,7 @@ def speak_levels(network: AllLevelsNetwork, example: MaskedUtterance, level_0: C
 def _greedy(
     network: AllLevelsNetwork, example: MaskedUtterance, n_frames: int, level_0: Codes | None
 ) -> Codes:
-    options = MaskedOptions(max_steps=_GREEDY_STEPS, sampling=GREEDY)
+    options = DecodeOptions(max_steps=_GREEDY_STEPS, sampling=GREEDY)
     rng = np.random.default_rng(0)
     return decode_levels(network, example.condition, n_frames, options, rng, level_0=level_0).codes
 
@@ -172,13 +171,10 @@ def measure_speed(network: AllLevelsNetwork) -> Speed:
     )
     phonemes = draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES)
     condition = Condition.of(model, phonemes, prompt)
-    passes: list[float] = []
-    for _ in range(_SPEED_PASSES + 1):  # the first one dequantizes weights
-        begin = time.perf_counter()
-        network.levels(condition, response)
-        passes.append(1000 * (time.perf_counter() - begin))
-    one = statistics.median(passes[1:])
-    n_passes = 2 * MaskedOptions().max_steps
+    one_pass = partial(network.levels, condition, response)
+    one_pass()  # dequantizes weights
+    one = median_ms(one_pass, _SPEED_PASSES)
+    n_passes = 2 * DecodeOptions().max_steps
     return Speed(
         ar_step=one * n_passes / _SPEED_FRAMES,
         nar_pass=one,

@@ -14,6 +14,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import Choices, Family, Unit
 from valle_convert.families.vallex import facts, files, relatives
 from valle_convert.families.vallex.facts import FACTOR, FACTOR_F32, VallexModel
+from valle_convert.gguf_file.keys import FAMILY_KEY
 from valle_convert.gguf_file.plan import out_type_named
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
@@ -67,10 +68,11 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         return str(description.model.activation_factor)
 
     def parts(self, main: GgufFile) -> tuple[str, ...]:
+        self.check_part(main, "ar")
         return files.parts_of(main)
 
-    def check_part(self, file: GgufFile, part: str) -> None:
-        files.check_part(file, part)
+    def part_keys(self, part: str) -> Mapping[str, Any]:
+        return {FAMILY_KEY: self.name, **files.keys_of_part(part)}
 
     def differences(self, planned: VallexModel, found: VallexModel) -> list[str]:
         if planned.activation_factor != found.activation_factor:
@@ -86,11 +88,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
     def units(self, parts: Sequence[str]) -> tuple[Unit, ...]:
         ar, body, first, *_ = parts
         return (Unit(ar), Unit(body, first))
-
-    def prove(self) -> None:
-        from valle_convert.llama.mpt import prove_mpt
-
-        prove_mpt()
 
     def arithmetic(self, bundle: Bundle) -> Arithmetic:
         from valle_convert.network.arithmetic import Arithmetic, gelu_from_table, input_rounding

@@ -16,41 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element, Steps, alone
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End, check_range
+from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End
 from valle_convert.decode.nar import decode_levels_above
-from valle_convert.decode.sampling import GREEDY, Logits, SamplingOptions, draw, filtered
+from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
 
 #: The AR ends after this many codes per text row, including the prompt's rows.
 MAX_CODES_A_SYMBOL = 16
-#: Each continuation is a sequence with a cache of its own.
-MAX_BEST_OF = 64
 
 
-@dataclass(frozen=True)
-class VallexOptions:
-    """Options of VALL-E X; the defaults are those of its own project."""
-
-    #: How codes of level 0 are drawn.
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    #: How the levels above are drawn; the original always takes the best code.
-    nar_sampling: SamplingOptions = GREEDY
-    best_of: int = 1  # how many continuations are drawn; the best one is kept
-    #: Power of the length that a continuation's log probability is divided by; 0 prefers short
-    #: ones.
-    length_penalty: float = 1.0
-    max_frames: int | None = None  # the limit; None for `MAX_CODES_A_SYMBOL` only
-
-    def __post_init__(self) -> None:
-        check_range("best_of", self.best_of, 1, MAX_BEST_OF)
-        check_range("length_penalty", self.length_penalty, -100, 100)
-
-    @property
-    def n_copies(self) -> int:
-        """Continuations to draw; at temperature 0, they would all be the same."""
-        return self.best_of if self.sampling.temperature > 0 else 1
+def n_copies(options: DecodeOptions) -> int:
+    """Continuations to draw; at temperature 0, they would all be the same."""
+    return options.best_of if options.sampling.temperature > 0 else 1
 
 
 @dataclass(eq=False)
@@ -61,30 +41,31 @@ class _Continuation:
     log_probability: float = 0.0
     end: End = "limit"
 
-    def score(self, n_prompt: int, length_penalty: float) -> float:
+    def score(self, n_prompt: int, length_penalty: float | None) -> float:
+        """Its log probability over a power of the length; 0 prefers short ones."""
         length = 1 + n_prompt + len(self.codes)  # begin is one
-        return self.log_probability / math.pow(length, length_penalty)
+        return self.log_probability / math.pow(
+            length, 1.0 if length_penalty is None else length_penalty
+        )
 
 
 def vallex_steps(
     network: ComposedNetwork,
     text: VallexText,
-    prompt: Codes,
-    options: VallexOptions,
+    prompt: Codes,  # codes of the voice, [frames, levels]; without a voice, no frames
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
-    level_0: Codes | None = None,
+    max_frames: int | None = None,  # the limit; None for `MAX_CODES_A_SYMBOL` only
+    level_0: Codes | None = None,  # [frames], to decode only the levels above it
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a continuation.
-
-    Args:
-        prompt: codes of the voice, [frames, levels]; without a voice, no frames.
-        level_0: of the continuation, [frames], to decode only the levels above it.
-    """
+    """Decode all levels of a continuation."""
     end: End = "stop"
     if level_0 is None:
-        best = yield from vallex_ar_steps(network, text, prompt[:, 0], options, rng, watch=watch)
+        best = yield from vallex_ar_steps(
+            network, text, prompt[:, 0], options, rng, max_frames=max_frames, watch=watch
+        )
         level_0, end = best.codes, best.end
     begin = time.perf_counter()
     sampling = options.nar_sampling
@@ -99,18 +80,18 @@ def vallex_ar_steps(
     network: ComposedNetwork,
     text: VallexText,
     prompt: Codes,
-    options: VallexOptions,
+    options: DecodeOptions,
     rng: np.random.Generator,
     *,
+    max_frames: int | None = None,
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Decoded]:
     """Decode level 0 of the best continuation, which may be interrupted; the prompt is [frames]."""
     stop = network.codebook_size
-    max_frames = MAX_CODES_A_SYMBOL * len(text)
-    if options.max_frames is not None:
-        max_frames = min(max_frames, options.max_frames)
+    longest = MAX_CODES_A_SYMBOL * len(text)
+    max_frames = longest if max_frames is None else min(longest, max_frames)
     sampling = options.sampling
-    drawn = [_Continuation() for _ in range(options.n_copies)]
+    drawn = [_Continuation() for _ in range(n_copies(options))]
     growing = list(drawn)
     try:
         with watch.progress("frames", max_frames, "frame") as advance:
@@ -169,12 +150,7 @@ def decode_vallex_nar(
 
 
 def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:
-    """The log probability of one code per row at that temperature, [rows].
-
-    Args:
-        logits: [rows, codes], filtered; minus infinity for excluded codes.
-        codes: [rows]; none of them is excluded.
-    """
+    """The log probability of a code per row, [rows], in filtered logits [rows, codes]."""
     if temperature == 0:
         return np.zeros(len(codes))
     highest = logits.max(axis=-1, keepdims=True)

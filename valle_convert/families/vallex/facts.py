@@ -71,16 +71,12 @@ class Net(RowMap):
 
 @dataclass(frozen=True)
 class VallexModel:
-    """A VALL-E X without its weights.
-
-    Attributes:
-            codebook_size: codes in a codebook, without stop and begin.
-    """
+    """A VALL-E X without its weights."""
 
     ar: Net
     nar: Net
     n_levels: int
-    codebook_size: int
+    codebook_size: int  # codes in a codebook, without stop and begin
     languages: tuple[str, ...]
     activation_factor: int
     codec: Codec
@@ -115,11 +111,9 @@ _SCALED = ("linear1.weight", "linear1.bias")
 
 def net_shapes(net: Net, n_token_rows: int) -> tuple[dict[str, tuple[int, ...]], ...]:
     """The tensors of a network's file by name: those that all levels share, and the norms."""
-    dims = {"d": net.n_embd, "3d": 3 * net.n_embd, "f": net.n_ff}
     shared: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_token_rows, net.n_embd)}
     for layer in range(net.n_layer):
-        for _, target, shape in _LAYER:
-            shared[f"blk.{layer}.{target}"] = tuple(dims[one] for one in shape)
+        shared |= {target: shape for _, target, shape in layer_tensors(net, layer)}
         shared[f"blk.{layer}.{ACT_SCALES}"] = (net.n_ff,)
     norms: dict[str, tuple[int, ...]] = {
         f"{target}.{kind}": (net.n_embd,)
@@ -127,6 +121,14 @@ def net_shapes(net: Net, n_token_rows: int) -> tuple[dict[str, tuple[int, ...]],
         for kind in ("weight", "bias")
     }
     return shared, norms
+
+
+def layer_tensors(net: Net, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """The tensors of a layer except norms: the checkpoint's name, the file's, and the shape."""
+    dims = {"d": net.n_embd, "3d": 3 * net.n_embd, "f": net.n_ff}
+    for source, target, shape in _LAYER:
+        name = f"{net.name}_decoder.layers.{layer}.{source}"
+        yield name, f"blk.{layer}.{target}", tuple(dims[one] for one in shape)
 
 
 def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
@@ -262,11 +264,10 @@ def _take_net(
         rows.add(label, table_source(name, label), n_rows)
     for kind in ("text", "audio"):
         collector.take(f"{name}_{kind}_position.alpha", (1,))
-    dims = {"d": d, "3d": 3 * d, "f": n_ff}
+    net = Net(rows.tables, (), name, d, n_layer, 0, n_ff, 1.0, 1.0)
     for layer in range(n_layer):
-        for source, _, shape in _LAYER:
-            sizes = tuple(dims[one] for one in shape)
-            collector.take(f"{name}_decoder.layers.{layer}.{source}", sizes)
+        for source, _, shape in layer_tensors(net, layer):
+            collector.take(source, shape)
     for norm, _ in norm_names(n_layer):
         full = f"{name}_decoder.{norm}"
         inner = f"{full}.norm" if name == "nar" else full
@@ -275,7 +276,7 @@ def _take_net(
         if name == "nar":
             collector.take(f"{full}.project_layer.weight", (2 * d, d))
             collector.take(f"{full}.project_layer.bias", (2 * d,))
-    return Net(rows.tables, (), name, d, n_layer, 0, n_ff, 1.0, 1.0)
+    return net
 
 
 def table_source(net: str, table: str) -> str:
@@ -366,20 +367,19 @@ def _layers(
         return quotient
 
     for layer in range(net.n_layer):
-        for source, target, _ in _LAYER:
-            name = f"{net.name}_decoder.layers.{layer}.{source}"
-            spec = tensors.specs[name]
-            if source in _SCALED:
-                scaled = replace(spec, name=f"{name} x {factor}")
+        for plain, target, shape in layer_tensors(net, layer):
+            name = plain
+            if plain.endswith(_SCALED):
+                scaled = replace(tensors.specs[plain], name=f"{plain} x {factor}")
 
-                def multiplied(name: str = name) -> NDArray[np.float32]:
-                    values = read(name).astype(np.float32, copy=False)
+                def multiplied(plain: str = plain) -> NDArray[np.float32]:
+                    values = read(plain).astype(np.float32, copy=False)
                     product: NDArray[np.float32] = values * np.float32(factor)
                     return product
 
-                plain, name = name, tensors.add(scaled, multiplied)
+                name = tensors.add(scaled, multiplied)
                 recovered[plain] = Recovered(name, divided)
-            yield BackboneTensor(name, f"blk.{layer}.{target}", spec.shape)
+            yield BackboneTensor(name, target, shape)
         divisor = TensorSpec(f"{factor} of {net.name} layer {layer}", FLOAT32, "", (net.n_ff,))
         name = tensors.add(divisor, lambda: np.full(net.n_ff, factor, np.float32))
         yield BackboneTensor(name, f"blk.{layer}.{ACT_SCALES}", divisor.shape)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -33,9 +33,9 @@ from valle_convert.gguf_file.loadable import vocabulary_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
-from valle_convert.model.spec import Head, Table
 from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
 from valle_convert.tokenizer.choose import BUILT_IN, TokenizerChoice, TokenizerFile
+from valle_convert.wording import listing
 
 ARCHITECTURE = "mpt"
 FAMILY = "vall-e-x"
@@ -48,26 +48,17 @@ _NORM_EPSILON = 1e-5
 #: The initial size of the original's table of positions, which grows.
 _CONTEXT = 4000
 _ATTENTION = {"ar": "text-bidirectional", "nar": "bidirectional"}
-_MPT_KEYS = {
-    "context_length": "u32",
-    "embedding_length": "u32",
-    "block_count": "u32",
-    "feed_forward_length": "u32",
-    "attention.head_count": "u32",
-    "attention.layer_norm_epsilon": "f32",
-    "vocab_size": "u32",
-}
 _TOKENIZER, _NO_VOCABULARY = "tokenizer.ggml.model", "no_vocab"
-_SHOWN = 5
 
 
 # ------------------------------------------------------------------------------- writing
 
 
-def level_of(part: str) -> int:
-    """The level that a part is the first part of: 3 for `nar-3`, 0 for other parts."""
-    _, _, number = part.partition("-")
-    return int(number or 0)
+def keys_of_part(part: str) -> dict[str, Any]:
+    """The keys of a part's kind and level; only the first part of a level, as `nar-3`, has one."""
+    _, _, level = part.partition("-")
+    kind = _LEVEL if level else _BODY if part == "nar" else _AR
+    return {PART_KEY: kind, LEVEL_KEY: int(level) if level else None}
 
 
 def file_keys(
@@ -77,8 +68,7 @@ def file_keys(
     tokenizer: TokenizerChoice,
 ) -> FileKeys:
     del checkpoint
-    model, level = description.model, level_of(part)
-    kind = _LEVEL if level else _BODY if part == "nar" else _AR
+    model, (kind, level) = description.model, keys_of_part(part).values()
     who = [
         Key("valle.format_version", gguf_keys.FORMAT_VERSION, "u32"),
         Key(gguf_keys.FAMILY_KEY, FAMILY, "string"),
@@ -107,10 +97,12 @@ def file_keys(
     )
 
 
-def symbol_tokenizer_json() -> bytes:
-    """The symbols as a tokenizer.json of Hugging Face, in the form of the project's `bpe_69`."""
+@cache
+def symbol_tokenizer() -> TokenizerChoice:
+    """The symbols as a tokenizer: one token per character, [UNK] for every other."""
     vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
     special = VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]
+    # A tokenizer.json of Hugging Face, in the form of the project's `bpe_69`.
     document = {
         "version": "1.0",
         "added_tokens": [
@@ -120,19 +112,12 @@ def symbol_tokenizer_json() -> bytes:
         ],
         "model": {"type": "BPE", "unk_token": "[UNK]", "vocab": vocab, "merges": []},
     }
-    return json.dumps(document).encode()
-
-
-@cache
-def symbol_tokenizer() -> TokenizerChoice:
-    """The symbols as a tokenizer: one token per character, [UNK] for every other."""
-    vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
-    special = [AddedToken(vocab[name], name, True) for name in VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]]
+    data = json.dumps(document).encode()
     bpe = PhonemeBpe(
         vocab=vocab,
         merges=(),
         strings=tuple((symbol,) for symbol in VALLEX_SYMBOLS),
-        added_tokens=tuple(special),
+        added_tokens=tuple(AddedToken(vocab[name], name, True) for name in special),
         unk_id=vocab["[UNK]"],
         # Nothing is put around a text, but llama.cpp requires these tokens.
         bos_id=vocab["[CLS]"],
@@ -140,7 +125,6 @@ def symbol_tokenizer() -> TokenizerChoice:
         add_bos=False,
         add_eos=False,
     )
-    data = symbol_tokenizer_json()
     file = TokenizerFile(BUILT_IN, bpe, data, hashlib.sha256(data).hexdigest())
     return TokenizerChoice(
         file, "built-in", "VALL-E X has one table of symbols", f"its {len(vocab)} symbols are fixed"
@@ -158,19 +142,17 @@ def _row_names(net: Net) -> list[str]:
     return names
 
 
-def _graph_keys(net: Net, n_tokens: int) -> Iterator[Key]:
+def _graph_keys(net: Net, n_tokens: int) -> list[Key]:
     """The keys that llama.cpp builds the graph from: no ALiBi, clamping or position table."""
-    values: dict[str, int | float] = {
-        "context_length": _CONTEXT,
-        "embedding_length": net.n_embd,
-        "block_count": net.n_layer,
-        "feed_forward_length": net.n_ff,
-        "attention.head_count": net.n_head,
-        "attention.layer_norm_epsilon": _NORM_EPSILON,
-        "vocab_size": n_tokens,
-    }
-    for name, kind in _MPT_KEYS.items():
-        yield Key(f"{ARCHITECTURE}.{name}", values[name], kind)
+    return [
+        Key("mpt.context_length", _CONTEXT, "u32"),
+        Key("mpt.embedding_length", net.n_embd, "u32"),
+        Key("mpt.block_count", net.n_layer, "u32"),
+        Key("mpt.feed_forward_length", net.n_ff, "u32"),
+        Key("mpt.attention.head_count", net.n_head, "u32"),
+        Key("mpt.attention.layer_norm_epsilon", _NORM_EPSILON, "f32"),
+        Key("mpt.vocab_size", n_tokens, "u32"),
+    ]
 
 
 def _net_keys(model: VallexModel, net: Net) -> Iterator[Key]:
@@ -195,38 +177,12 @@ def _split_keys(number: int, description: Description[VallexModel]) -> Iterator[
 
 def parts_of(ar: GgufFile) -> tuple[str, ...]:
     """The parts of an AR file's set."""
-    check_part(ar, "ar")
     n_levels = KeyReader(ar.keys).number("valle.codec.levels")
     if not 2 <= n_levels <= 64:
         raise InputError(
             f"{ar.path}: valle.codec.levels is {n_levels}; convert the checkpoint again."
         )
     return ("ar", "nar", *(f"nar-{level}" for level in range(1, n_levels)))
-
-
-def name_of_part(file: GgufFile) -> str:
-    """A file's part in words."""
-    level = file.keys.get(LEVEL_KEY)
-    return f"{file.keys.get(PART_KEY)!s:.40}" + ("" if level is None else f" {level!s:.20}")
-
-
-def check_part(file: GgufFile, part: str) -> None:
-    """Check that a file is the expected part, in the supported format."""
-    level = level_of(part)
-    kind = _LEVEL if level else _BODY if part == "nar" else _AR
-    is_ours = file.keys.get(gguf_keys.FAMILY_KEY) == FAMILY
-    if not is_ours or file.keys.get(PART_KEY) != kind or file.keys.get(LEVEL_KEY, 0) != level:
-        wanted = f"{kind} {level}" if level else kind
-        raise InputError(
-            f"{file.path} is the part {name_of_part(file)!r} of a VALL-E X, expected {wanted!r}; "
-            "give the file of the AR (such as out.gguf), and keep the names of the "
-            "others."
-        )
-    if file.keys.get("valle.format_version") != gguf_keys.FORMAT_VERSION:
-        raise InputError(
-            f"{file.path} has format version {file.keys.get('valle.format_version')!r:.20}, "
-            f"expected {gguf_keys.FORMAT_VERSION}; use a newer valle-convert."
-        )
 
 
 def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
@@ -242,7 +198,9 @@ def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
                 f"{file.path} describes another model than {ar.path} or {levels[0].path.name}; "
                 "convert the checkpoint again."
             )
-    _finish(ar, list(_model_faults(model, ar, body)))
+    reader = KeyReader(ar.keys)
+    reader.faults += _model_faults(model, ar, body)
+    reader.finish(ar.path)
     return model
 
 
@@ -262,7 +220,7 @@ def _model_of(file: GgufFile, ar: Net, nar: Net) -> VallexModel:
         activation_factor=reader.number(FACTOR_KEY),
         codec=reader.codec(),
     )
-    _finish(file, reader.faults)
+    reader.finish(file.path)
     return model
 
 
@@ -288,42 +246,33 @@ def _model_faults(model: VallexModel, ar: GgufFile, body: GgufFile) -> Iterator[
         yield f"{FACTOR_KEY} is {factor}, expected a power of two"
 
 
-def _finish(file: GgufFile, faults: Sequence[str]) -> None:
-    if faults:
-        raise InputError(
-            f"{file.path} cannot be run: {'; '.join(faults[:_SHOWN])}. Convert the checkpoint "
-            "again."
-        )
-
-
 def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
     """One network, after a check for everything that llama.cpp aborts on or computes wrongly.
 
     `keys` also has the norms, `body` everything else.
     """
-    reader = KeyReader(keys.keys)
+    reader = KeyReader.of_converted(keys.keys, keys.path)
     prefix = f"{ARCHITECTURE}."
     embedding = body.tensors.get(TOKEN_EMBEDDING)
     n_rows = embedding.shape[0] if embedding is not None else 0
-    tables = tuple(Table(*row) for row in reader.ranges("table", n_rows))
-    heads = tuple(Head(*row) for row in reader.ranges("head", n_rows))
     net = Net(
         name=name,
         n_embd=reader.number(f"{prefix}embedding_length"),
         n_layer=reader.number(f"{prefix}block_count"),
         n_head=reader.number(f"{prefix}attention.head_count"),
         n_ff=reader.number(f"{prefix}feed_forward_length"),
-        tables=tables,
-        heads=heads,
+        tables=reader.tables(n_rows),
+        heads=reader.heads(n_rows),
         text_scale=reader.real("valle.position_scale.text"),
         audio_scale=reader.real("valle.position_scale.audio"),
     )
     faults = reader.faults
-    unknown = [key for key in keys.keys if key.startswith(prefix) and key[4:] not in _MPT_KEYS]
+    known = {key.name for key in _graph_keys(net, n_rows)}
+    unknown = [key for key in keys.keys if key.startswith(prefix) and key not in known]
     if keys.keys.get("general.architecture") != ARCHITECTURE:
         faults.append(f"general.architecture is not {ARCHITECTURE!r}")
     if unknown:
-        faults.append(f"{', '.join(unknown[:_SHOWN])} would change the graph")
+        faults.append(f"{listing(unknown)} would change the graph")
     reader.expect(f"{prefix}vocab_size", n_rows)
     # NaN is not larger than 0; the logits show any other wrong value.
     if not reader.real(f"{prefix}attention.layer_norm_epsilon") > 0:
@@ -340,7 +289,7 @@ def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
         faults.append(f"{net.n_layer} layers, {net.n_head} heads, {net.n_embd} wide")
     if not faults:
         faults += _tensor_faults(net, n_rows, body, keys)
-    _finish(keys, faults)
+    reader.finish(keys.path)
     return net
 
 

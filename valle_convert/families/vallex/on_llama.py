@@ -18,12 +18,10 @@ from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows
 from valle_convert.families.vallex.facts import Net, VallexModel
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.types import F32
-from valle_convert.llama.context import Settings
+from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
 from valle_convert.llama.session import Session
-from valle_convert.llama.tuning import Tune
 from valle_convert.metrics import nmse
 from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.tuned import head_rows, tuned_for
@@ -49,25 +47,19 @@ class VallexGguf(ComposedNetwork):
         files: Mapping[str, GgufFile],
         model: VallexModel,
         *,
-        n_threads: int | None = None,
         settings: Settings | None = None,
-        tune: Tune = "off",
     ) -> None:
         super().__init__(model)
         self._file, self._body, *self._levels = files.values()
-        is_f32 = self._body.tensors["blk.0.ffn_up.weight"].ggml_type == F32
         # Exchanged parts cannot be repacked: llama.cpp would compute with the copies.
-        default = settings or Settings("f32" if is_f32 else "f16")
-        for_nar = replace(default, repack=False)
+        for_nar = replace(settings or EXACT, repack=False)
         self._level = 1  # the level of the NAR's norms
         with ExitStack() as opened:
             ar = _Part(self._file, self._file, model.ar)
-            steps = tuned_for(self._file, ar.probe_rows, settings, n_threads, tune).steps
+            steps = tuned_for(self._file, ar.probe_rows, settings).steps
             self._ar = opened.enter_context(self._open(ar, steps))
             nar = _Part(self._levels[0], self._body, model.nar)
-            passes = tuned_for(
-                self._body, nar.probe_rows, for_nar, n_threads, tune, first=nar.first.path
-            ).passes
+            passes = tuned_for(self._body, nar.probe_rows, for_nar, first=nar.first.path).passes
             self._nar = opened.enter_context(self._open(nar, passes, exchangeable=True))
             self._prove_exchange(nar)
             self._opened = opened.pop_all()
@@ -78,7 +70,6 @@ class VallexGguf(ComposedNetwork):
             part.further,
             probe_rows=part.probe_rows,
             activation_factor=self._model.activation_factor,
-            n_threads=settings.n_threads,
             settings=settings,
             head_rows=head_rows(part.tables),
             **how,

@@ -17,12 +17,13 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
-from valle_convert.decode import Speech, Steps
+from valle_convert.decode.batch import Steps
+from valle_convert.decode.speech import Speech
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
-from valle_convert.families.vallex.decode import VallexOptions, vallex_steps
+from valle_convert.families.vallex.decode import n_copies, vallex_steps
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, symbol_ids
-from valle_convert.families.vallex.text import (
+from valle_convert.families.vallex.text.tagged import (
     SpelledText,
     TaggedText,
     spell,
@@ -63,28 +64,20 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
 
     def _decode(self, given: SentenceInputs[VallexText, VallexVoice]) -> Steps[Speech]:
         text, prompt = self._before(given.voice, given.said)
+        seconds = given.options.max_seconds
         return vallex_steps(
             self._network,
             text + given.line.rows,
             prompt,
-            self._decoding(given.options),
+            given.options,
             given.rng,
+            max_frames=None if seconds is None else self._frames(seconds),
             level_0=given.level_0,
             watch=given.watch,
         )
 
-    def _decoding(self, options: SpeakOptions) -> VallexOptions:
-        seconds, penalty = options.max_seconds, options.length_penalty
-        return VallexOptions(
-            sampling=options.sampling,
-            nar_sampling=options.nar_sampling,
-            best_of=options.best_of,
-            length_penalty=1.0 if penalty is None else penalty,
-            max_frames=None if seconds is None else self._frames(seconds),
-        )
-
     def _n_sequences(self, options: SpeakOptions) -> int:
-        return self._decoding(options).n_copies
+        return n_copies(options)
 
     def _follows(self, voice: VallexVoice | None, options: SpeakOptions) -> bool:
         del options
@@ -95,7 +88,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
     ) -> tuple[VallexText, Codes]:
         """The prefix to continue: a voice, or else the last complete sentence."""
         if voice is not None:
-            return VallexText(voice.symbols, voice.languages), voice.codes
+            return voice.text, voice.codes
         # After a sentence that was cut off, the text would say more than the codes.
         for line, speech in reversed(said):
             if speech.end == "stop":
@@ -165,7 +158,7 @@ class VallexSpeaker(Speaker[VoiceSource, VallexText, VallexVoice]):
         codes, notices = self._codes_of(heard, None, name)
         of_text = (*spelled.notices, *_outside_notices(outside))
         notices += tuple(f"in the voice's text, {one}" for one in of_text)
-        return VallexVoice(codes, rows.symbols, rows.languages), notices
+        return VallexVoice(codes, rows), notices
 
 
 def _line(

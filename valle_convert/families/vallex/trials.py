@@ -6,11 +6,10 @@ prompt; each symbol in its own language.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 from operator import methodcaller
 from pathlib import Path
 
@@ -18,15 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element
+from valle_convert.decode.options import DecodeOptions
 from valle_convert.decode.sampling import GREEDY
 from valle_convert.errors import InputError
-from valle_convert.families.family import GREEDY_FRAMES, Case, Speed
+from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows, VallexText
-from valle_convert.families.vallex.decode import (
-    VallexOptions,
-    decode_vallex_ar,
-    decode_vallex_nar,
-)
+from valle_convert.families.vallex.decode import decode_vallex_ar, decode_vallex_nar
 from valle_convert.families.vallex.facts import VallexModel
 from valle_convert.families.vallex.symbols import VALLEX_SYMBOLS
 from valle_convert.families.vallex.voice import read_vallex_voice
@@ -36,6 +32,7 @@ _N_SYMBOLS, _N_PROMPT_FRAMES, _N_FRAMES = 40, 30, 40
 _N_STEPS = 8  # codes that are decoded one by one, at the end
 # A request of everyday size: four seconds after three seconds of voice.
 _SPEED_SYMBOLS, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_STEPS = 60, 225, 300, 16
+_SPEED_PASSES = 3
 #: Symbols and frames: a minute of speech, like the original's first table of positions.
 _MAX_ELEMENTS = 4000
 
@@ -108,9 +105,10 @@ def _stepwise(text: VallexText, before: Ids, codes: Ids, network: ComposedNetwor
 
 def speak_level_0(network: ComposedNetwork, given: VallexUtterance) -> NDArray[np.int32]:
     """The AR's speech without randomness, [frames]."""
-    options = VallexOptions(sampling=GREEDY, max_frames=GREEDY_FRAMES)
-    rng = np.random.default_rng(0)
-    return decode_vallex_ar(network, given.text, given.prompt[:, 0], options, rng).codes
+    rng, options, prompt = np.random.default_rng(0), DecodeOptions(sampling=GREEDY), given.prompt
+    return decode_vallex_ar(
+        network, given.text, prompt[:, 0], options, rng, max_frames=GREEDY_FRAMES
+    ).codes
 
 
 def speak_levels(
@@ -128,29 +126,19 @@ def measure_speed(network: ComposedNetwork) -> Speed:
     text = VallexText(symbols, np.zeros(_SPEED_SYMBOLS, np.int32))
     n = _SPEED_PROMPT + _SPEED_FRAMES
     codes = draw.integers(0, network.codebook_size, (n, network.n_levels), dtype=np.int32)
-    network.begin_ar(text, codes[: n - _SPEED_STEPS, 0], room=_SPEED_STEPS)
-    steps, passes = [], []
-    for place, code in enumerate(codes[n - _SPEED_STEPS :, 0], n - _SPEED_STEPS + 1):
-        start = time.perf_counter()
-        network.append_codes([Element(0, code, place)])
-        steps.append(time.perf_counter() - start)
+    network.begin_ar(text, codes[:, 0], room=_SPEED_STEPS)
+    places = count(n + 1)
+    ar_step = median_ms(lambda: network.append_codes([Element(0, 0, next(places))]), _SPEED_STEPS)
     network.forget(0)
-    for level in range(1, min(4, network.n_levels)):
-        start = time.perf_counter()
-        network.pass_nar(text, codes[:_SPEED_PROMPT], codes[_SPEED_PROMPT:, :level])
-        passes.append(time.perf_counter() - start)
-    return Speed(
-        ar_step=1000 * float(np.median(steps)),
-        nar_pass=1000 * float(np.median(passes)),
-        n_positions=_SPEED_SYMBOLS + n,
-    )
+    one_pass = partial(network.pass_nar, text, codes[:_SPEED_PROMPT], codes[_SPEED_PROMPT:, :1])
+    return Speed(ar_step, median_ms(one_pass, _SPEED_PASSES), _SPEED_SYMBOLS + n)
 
 
 def read_utterance(path: Path, model: VallexModel, *, seed: tuple[int, ...]) -> VallexUtterance:
     """One utterance of a voice file; the first three seconds, or half of it, are the prompt."""
     del seed  # nothing is drawn
     voice = read_vallex_voice(path, model)
-    n_frames, n_symbols = len(voice.codes), len(voice.symbols)
+    n_frames, n_symbols = len(voice.codes), len(voice.text)
     if n_frames < 2 or n_frames + n_symbols > _MAX_ELEMENTS:
         raise InputError(
             f"{path} has {plural(n_symbols, 'symbol')} and {plural(n_frames, 'frame')}, expected "
@@ -158,5 +146,4 @@ def read_utterance(path: Path, model: VallexModel, *, seed: tuple[int, ...]) -> 
             "take another piece of speech."
         )
     n_prompt = min(_SPEED_PROMPT, n_frames // 2)
-    text = VallexText(voice.symbols, voice.languages)
-    return VallexUtterance(text, voice.codes[:n_prompt], voice.codes[n_prompt:])
+    return VallexUtterance(voice.text, voice.codes[:n_prompt], voice.codes[n_prompt:])

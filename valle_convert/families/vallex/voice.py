@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.codes import SavedCodes, check_codes_fit
 from valle_convert.errors import InputError
+from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.symbols import (
     VALLEX_LANGUAGES,
     VALLEX_SYMBOLS,
@@ -36,9 +37,8 @@ _WHAT = "voice file of VALL-E X"
 class VallexVoice:
     """A voice, ready to be continued."""
 
-    codes: NDArray[np.int32]  # [frames, levels], int32
-    symbols: NDArray[np.int32]  # ids of its transcript, as in `symbols.py`, [n]
-    languages: NDArray[np.int32]  # the network's id of each symbol's language, [n]
+    codes: NDArray[np.int32]  # [frames, levels]
+    text: VallexText  # its transcript
 
 
 def is_vallex_voice(path: Path) -> bool:
@@ -72,7 +72,7 @@ def read_vallex_voice(path: Path, model: CodeFormat) -> VallexVoice:
     check_codes_fit(saved, model, str(path))
     language_id = VALLEX_LANGUAGES.index(VOICE_FILE_LANGUAGES[number])
     languages = np.full(len(text), language_id, np.int32)
-    return VallexVoice(saved.codes, text.astype(np.int32), languages)
+    return VallexVoice(saved.codes, VallexText(text.astype(np.int32), languages))
 
 
 def _checked(path: Path, name: str, array: NDArray[Any], *, n_axes: int) -> NDArray[Any]:

@@ -66,28 +66,21 @@ def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
         if re.search(f"[{HAN}]", word):
             yield "", " "
         for piece in _readings(word):
-            symbols = _spell(piece)
+            symbols = spell_syllable(piece)
             if symbols is not None:
                 yield piece, symbols
                 continue
             for character in piece:
-                name = _LETTERS.get(character.lower())
-                yield character, name and "".join(map(spell_syllable, name.split()))
+                spelled = map(spell_syllable, _LETTERS.get(character.lower(), "").split())
+                yield character, "".join(filter(None, spelled)) or None
 
 
-def spell_syllable(bopomofo: str) -> str:
-    """The symbols of a syllable in bopomofo with its tone mark.
+def spell_syllable(bopomofo: str) -> str | None:
+    """The symbols of a syllable in bopomofo with its tone mark; None if it is not one.
 
     >>> spell_syllable("ㄓㄨㄥ"), spell_syllable("ㄕˋ"), spell_syllable("ㄅㄛˊ")
     ('ts`⁼ʊŋ→', 's`ɹ`↓', 'p⁼wo↑')
     """
-    spelled = _spell(bopomofo)
-    if spelled is None:
-        raise ValueError(bopomofo)
-    return spelled
-
-
-def _spell(bopomofo: str) -> str | None:
     syllable = _SYLLABLE.fullmatch(bopomofo)
     if syllable is None:
         return None
