@@ -191,7 +191,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
         ({"hidden_size": "\udfff"}, "hidden_size is"),
         ({"num_lstm_layers": 10**6}, "num_lstm_layers"),
         ({"codebook_size": 1}, "codebook_size is 1: Expected `int` >= 2"),
-        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}:.*mode is 'x{39}:"),
+        ({"codebook_size": "x" * 999, "pad_mode": "x" * 999}, r"size is 'x{39}: "),
     ],
     ids=str,
 )
@@ -225,7 +225,11 @@ def test_any_tensors_under_metas_names_open_or_are_refused(
         ("quantizer.layers.7.codebook.embed", None, "missing: quantizer.layers.7.codebook.embed"),
         ("text_encoder.weight", torch.zeros(3), "unknown: 'text_encoder.weight'"),
         ("encoder.layers.0.conv.bias", torch.zeros(3), "is [3], expected ["),
-        ("decoder.layers.0.conv.bias", torch.zeros(32, dtype=torch.int32), "is int32, expected"),
+        (
+            "decoder.layers.0.conv.bias",
+            torch.zeros(32, dtype=torch.int32),
+            "is int32, expected float32 or",
+        ),
     ],
 )
 def test_a_wrong_tensor_is_named(

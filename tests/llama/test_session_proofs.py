@@ -179,7 +179,7 @@ def test_a_broken_file_is_refused_in_llama_cpps_own_words(
     short, data = Path("short.gguf"), (models / "f32.gguf").read_bytes()
     for part, words in (
         (data[: len(data) // 2], "not within the file bounds"),
-        (b"no", "magic"),
+        (b"no", "failed to load"),
     ):
         short.write_bytes(part)
         with pytest.raises(InputError, match=f"llama.cpp says: .*{words}"):
@@ -200,7 +200,7 @@ def test_a_refused_decode_says_what_llama_cpp_said_and_empties_the_sequence(mode
         session.step(tokens(5), SEGMENTS, causal=True)
         # Behind the session's back the cells are gone, so that its next position leaves a gap.
         session._grow(1, 1).move(0, -1)
-        with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent sequence pos"):
+        with pytest.raises(EnvironmentFault, match=r"llama.cpp says: .*inconsistent"):
             session.step(tokens(1), [2], causal=True)
         assert session.length() == 0
         session.step(tokens(5), SEGMENTS, causal=True)

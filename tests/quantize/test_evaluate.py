@@ -208,6 +208,19 @@ def test_nothing_is_measured_twice_and_runs_join(
     assert "measured wide-Q5_0.gguf" in other.err
 
 
+def test_what_an_older_gguf_could_not_verify_is_measured_again(
+    cli: Cli, evaluated: Path, checkpoint_256: Path
+) -> None:
+    path = evaluated / "wide-Q4_0.measurements.json"
+    found = json.loads(path.read_text())
+    found["predictions"]["verified"]["outcome"] = "not verified"
+    path.write_text(json.dumps(found))
+    run = ("evaluate", path.with_name("wide-Q4_0.gguf"), "--checkpoint", checkpoint_256, *QUICK)
+    result = cli(*run)
+    assert result.code == 0, result
+    assert "measured wide-Q4_0.gguf" in result.err
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,12 +1,9 @@
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
@@ -150,37 +147,3 @@ def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: f
 def test_a_model_is_no_importance_matrix(gguf_256: Path) -> None:
     with pytest.raises(InputError, match="not an importance matrix"):
         read_imatrix(gguf_256)
-
-
-def legacy_file(path: Path, entries: dict[str, tuple[int, np.ndarray]], tail: bytes) -> Path:
-    """As llama-imatrix wrote them before it wrote GGUF."""
-    data = struct.pack("<i", len(entries))
-    for name, (count, sums) in entries.items():
-        data += struct.pack("<i", len(name)) + name.encode()
-        data += struct.pack("<ii", count, len(sums)) + sums.astype("<f4").tobytes()
-    path.write_bytes(data + tail)
-    return path
-
-
-@pytest.mark.parametrize("tail", [b"", struct.pack("<ii", 10, 4) + b"data"])
-def test_the_older_format_of_llama_imatrix_is_read(tail: bytes, tmp_path: Path) -> None:
-    sums = np.arange(1, 9, dtype=np.float32)
-    path = legacy_file(tmp_path / "m.dat", {"blk.0.attn_q.weight": (10, sums)}, tail)
-    found = read_imatrix(path)
-    np.testing.assert_allclose(found.entries["blk.0.attn_q.weight"].mean(), sums / 10)
-    assert (found.datasets, found.chunk_count) == ((("data",), 10) if tail else ((), 0))
-
-
-@given(cut=st.integers(0, 60), flip=st.integers(0, 60), value=st.integers(0, 255))
-def test_a_damaged_file_of_the_older_format_is_refused_or_read(
-    cut: int, flip: int, value: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "damaged.dat"
-    legacy_file(path, {"a": (2, np.ones(4)), "b": (3, np.ones(2))}, b"")
-    data = bytearray(path.read_bytes())
-    data[flip % len(data)] = value
-    path.write_bytes(data[: len(data) - cut])
-    try:
-        assert read_imatrix(path).entries
-    except InputError as error:
-        assert str(path) in str(error)  # noqa: PT017 - either outcome is right

@@ -167,7 +167,7 @@ def test_added_tokens_that_can_overlap_are_refused() -> None:
     document["model"]["vocab"]["k><b"] = 256
     document["added_tokens"].append({"id": 256, "content": "k><b", "special": True})
     message = refusal(document)
-    assert "'<mask>' and 'k><b' can overlap" in message
+    assert "and 'k><b' can overlap" in message
 
 
 def test_of_a_thousand_problems_a_few_are_shown_and_the_rest_counted() -> None:

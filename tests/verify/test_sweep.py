@@ -33,6 +33,7 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {"heads": 4, "kv_heads": 2},
     {"dim": 96, "heads": 3, "layers": 3, "ffn": 3},
     {"sums": False},
+    {"experimental": {"max_position_embeddings": 64}},  # less than an example
     {"sums": "prom", "unified": True},
     {"sums": "resp", "noncausal": False},
     {"capabilities": ("ar", "nar", "lang"), "split": False, "bias": False},

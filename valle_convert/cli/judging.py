@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from valle_convert.quantize.report import EvaluationReport
 
 _LIMITS = "Limits (exit code 1 beyond them)"
-#: By how much a run may be worse than an earlier one.
-_FACTOR = 1.1
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,14 @@ class LimitOptions:
     @property
     def earlier(self) -> tuple[Path | None, float]:
         """The report of an earlier run, and the factor."""
+        from valle_convert.quantize.limits import MARGIN
+
         given = self.no_worse_than
         if given is None:
-            return None, _FACTOR
+            return None, MARGIN
         name, at, number = given.rpartition("@")
         if not at or Path(given).exists():
-            return Path(given), _FACTOR
+            return Path(given), MARGIN
         try:
             factor = float(number)
         except ValueError:

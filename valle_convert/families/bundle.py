@@ -104,7 +104,6 @@ def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
         check_codec(choices.codec, description.model)
     tokenizer = family.tokenizer(checkpoint, description, choices)
     source = replace(checkpoint, tensors=description.tensors)
-    salt = family.set_salt(description)
     files = {
         part: lay_out(
             source,
@@ -112,7 +111,7 @@ def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
             family.keys(checkpoint, description, part, tokenizer),
             forced=forced,
             metadata=choices.metadata,
-            set_salt=None if salt is None else (family.name, salt),
+            set_salt=(family.name, description.salt) if len(description.contents) > 1 else None,
             assumed=description.assumed,
         )
         for part, contents in description.contents.items()

@@ -181,11 +181,6 @@ class Family(ABC, Generic[M, N]):
         keys: FileKeys = self._at("files:file_keys")(checkpoint, description, part, tokenizer)
         return keys
 
-    def set_salt(self, description: Description[M]) -> str | None:
-        """Distinguishes conversions of one checkpoint; None for models of one file."""
-        del description
-        return None
-
     def claims_file(self, file: GgufFile) -> bool:
         """Whether a GGUF file is this family's, or made from its checkpoints."""
         return bool(file.keys.get(FAMILY_KEY, "") == self.name)

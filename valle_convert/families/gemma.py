@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,16 +72,15 @@ class GemmaFamily(Family[G, N]):
         return dangers(files[PART])
 
     def differences(self, planned: G, found: G) -> list[str]:
-        nets = [list(self.nets(model)) for model in (planned, found)]
-        tables = [[tables for _, tables, _ in one] for one in nets]
-        heads = [
-            [(head.name, head.first_row, head.n_rows) for _, _, heads in one for head in heads]
-            for one in nets
-        ]
+        def rows_of(model: G) -> list[object]:  # only a file's heads have biases
+            return [
+                (tables, [replace(head, bias=None) for head in heads])
+                for _, tables, heads in self.nets(model)
+            ]
+
         same = {
             "sizes and switches": planned.config == found.config,
-            "tables": tables[0] == tables[1],
-            "heads": heads[0] == heads[1],
+            "tables and heads": rows_of(planned) == rows_of(found),
         }
         return [f"other {words}" for words, is_same in same.items() if not is_same]
 

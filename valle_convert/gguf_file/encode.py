@@ -134,9 +134,9 @@ def nominal_decibels(ggml_type: GgmlType) -> float:
     return 6.02 * ggml_type.bits - 10.0
 
 
-def least_decibels(ggml_type: GgmlType) -> float:
-    """The lowest signal-to-noise ratio that quantizing to a type leaves."""
-    return max(_DECIBELS_FLOOR, nominal_decibels(ggml_type) - DECIBELS_BELOW)
+def least_decibels(ggml_type: GgmlType, margin: float = 0.0) -> float:
+    """The lowest signal-to-noise ratio that quantizing to a type leaves, less a margin."""
+    return max(_DECIBELS_FLOOR, nominal_decibels(ggml_type) - DECIBELS_BELOW - margin)
 
 
 def can_decode(ggml_type: GgmlType) -> bool:

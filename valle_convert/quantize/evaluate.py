@@ -35,7 +35,7 @@ from valle_convert.llama.library import INSTALL, find_library, load_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import unlisted_in
-from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.limits import Gates, identity_of
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -46,13 +46,18 @@ from valle_convert.quantize.manifest import (
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
     Measurements,
-    identity_of,
     path_of,
     read_measurements,
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import Evaluated, EvaluationReport, Judge, type_of
+from valle_convert.quantize.report import (
+    Evaluated,
+    EvaluationReport,
+    judged,
+    report_of,
+    type_of,
+)
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
@@ -120,17 +125,17 @@ def evaluate(
             _check_prunes(given)
         paths = [*source.paths, *(path for one in bundles for path in one.paths)]
         remove_old(reports, paths, force=given.force)
-        judge = Judge(gates, hears=audience is not None, faults=_changed(given, bundles))
         run = _Run(
             given,
-            judge,
+            gates,
+            _changed(given, bundles),
             Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
         )
         if measuring.reference or measuring.save_reference:
             run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
         known = list(map(run.start, bundles))
         run.measurer.n_files = sum(not run.is_known(one) for one in known)
-        report = judge.report(list(map(run.finish, known)), valid_utf8(command))
+        report = report_of(list(map(run.finish, known)), valid_utf8(command))
         if prunes:
             report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
         return report
@@ -139,7 +144,8 @@ def evaluate(
 @dataclass(frozen=True)
 class _Run:
     given: Given
-    judge: Judge
+    gates: Gates
+    faults: Mapping[Path, str]  # what is wrong with files, apart from their measurements
     measurer: Measurer
 
     def start(self, bundle: Bundle) -> Evaluated:
@@ -155,7 +161,12 @@ class _Run:
 
     def is_known(self, model: Evaluated) -> bool:
         found = model.measurements.predictions
-        return found is not None and found.compared.inputs == self.measurer.inputs
+        if found is None or found.compared.inputs != self.measurer.inputs:
+            return False
+        # The version of gguf is not among the inputs: a newer one may read what this one could not.
+        if found.verified is None:
+            return found.measured is not None
+        return found.verified.outcome != "not verified"
 
     def finish(self, model: Evaluated) -> Evaluated:
         measurer, bundle, known = self.measurer, model.bundle, model.measurements
@@ -168,10 +179,13 @@ class _Run:
         if is_audible and (speech is None or speech.key != measurer.speech_key):
             speech = measurer.speech(bundle, name)
         measured = Measurements(1, known.files, predictions, speech)
-        judged = self.judge.judged(Evaluated(bundle, measured))
+        result = judged(Evaluated(bundle, measured), self.gates, self.faults)
         if self.given.keep:
-            write_measurements(model.path, judged.measurements)
-        return judged
+            write_measurements(model.path, result.measurements)
+        if measurer.audience is None:  # this run does not know whether the stored speech is current
+            silent = msgspec.structs.replace(result.measurements, speech=None)
+            return replace(result, measurements=silent)
+        return result
 
 
 def converted_models_in(folder: Path) -> Iterator[Path]:

@@ -72,18 +72,6 @@ def with_kept(
         reason = f"{missing[0]} of its set is missing"
     if options.resume and not reason:
         return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()), reason="")
-    for one in (path, *there.values()):
-        _check_replaced(one, known, reason, options, source.paths)
-    return replace(plan, kept=(), reason=reason)
-
-
-def _check_replaced(
-    path: Path,
-    known: Mapping[str, ManifestFile],
-    reason: str,
-    options: FolderOptions,
-    sources: Sequence[Path],
-) -> None:
     if options.resume and not options.force:
         raise InputError(
             f"The output {path} exists, and --resume does not keep it, since {reason}; "
@@ -95,7 +83,8 @@ def _check_replaced(
             f"the folder's {MANIFEST} that were made in the same way, --force makes all "
             "of them again."
         )
-    check_outputs([path], force=options.force, inputs=sources)
+    check_outputs([*there.values()], force=options.force, inputs=source.paths)
+    return replace(plan, kept=(), reason=reason)
 
 
 def _difference(

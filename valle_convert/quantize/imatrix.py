@@ -35,7 +35,6 @@ from valle_convert.files import (
     atomic_outputs,
     check_input_file,
     check_outputs,
-    read_small_file,
     sha256_of,
     valid_utf8,
 )
@@ -45,7 +44,7 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
 
@@ -59,7 +58,6 @@ _SUM, _COUNTS = ".in_sum2", ".counts"
 _MAX_TEXT = 127  # bytes of a string in llama.cpp's list of overrides
 #: The digest of a placeholder for a matrix that is not made yet.
 NOT_MADE_YET = "0" * 64
-_MAX_LEGACY = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +137,8 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
-    """Read an importance matrix file, ours or llama-imatrix's, also in its older format."""
+    """Read an importance matrix file, ours or llama-imatrix's."""
     check_input_file(path, "importance matrix")
-    if not is_gguf(path):
-        return _read_legacy(path)
     file = GgufFile(path)
     keys = file.keys
     if keys.get("general.type") != "imatrix":
@@ -179,48 +175,6 @@ def read_imatrix(path: Path) -> ImatrixFile:
         chunk_size,
         part=part if isinstance(part, str) else "",
     )
-
-
-def _read_legacy(path: Path) -> ImatrixFile:
-    """llama-imatrix's format before GGUF, a `.dat`.
-
-    i32 entries; of each: i32 length, name, i32 calls, i32 n, f32[n] mean squares times calls
-    i32 calls of the last, i32 length, name of the data set: not in the oldest
-    """
-    data = read_small_file(path, "importance matrix", _MAX_LEGACY)
-    at = 0
-
-    def integer() -> int:
-        return int.from_bytes(take(4), "little", signed=True)
-
-    def take(n: int) -> bytes:
-        nonlocal at
-        if not 0 <= n <= len(data) - at:
-            raise InputError(
-                f"{path} is not an importance matrix, neither a GGUF file nor a complete one of "
-                "llama-imatrix's older format (.dat); make one with `valle-convert imatrix`."
-            )
-        at += n
-        return data[at - n : at]
-
-    entries: dict[str, Entry] = {}
-    for _ in range(integer()):
-        name = take(integer()).decode("utf-8", "replace")
-        count, n = integer(), integer()
-        sums = np.frombuffer(take(4 * n), "<f4")
-        if not name or count < 0 or n < 1 or not np.isfinite(sums).all() or (sums < 0).any():
-            raise InputError(
-                f"{path}: the entry {name!r:.80} is not a list of sums of squares; make the "
-                "importance matrix again."
-            )
-        entries[name] = Entry(sums, count)
-    if not entries:
-        raise InputError(f"{path} is an importance matrix without entries; make it again.")
-    chunk_count, dataset = 0, ""
-    if at < len(data):
-        chunk_count = integer()
-        dataset = take(integer()).decode("utf-8", "replace")
-    return ImatrixFile(entries, (dataset,) if dataset else (), max(chunk_count, 0), 0)
 
 
 def _read(file: GgufFile, name: str) -> NDArray[np.float32]:

@@ -18,7 +18,6 @@ from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import NLL, RETRIEVAL, WORDS, Listened, Measure
 from valle_convert.quantize.manifest import read_struct
-from valle_convert.quantize.measurements import identity_of
 from valle_convert.quantize.quality import ALL, Measured, Quality
 from valle_convert.quantize.types import file_type
 
@@ -45,7 +44,7 @@ class Limits:
     """The limits of a file by name; `why` says where they come from."""
 
     why: str
-    given: Mapping[str, float]
+    given: dict[str, float]
 
     def __str__(self) -> str:
         said = [_WORDS[name][0].format(value) for name, value in self.given.items()]
@@ -217,3 +216,8 @@ def _option(name: str) -> str:
 def _mean(listened: Listened, measure: Measure) -> float:
     tally = listened.total(measure)
     return math.nan if tally is None else tally.mean
+
+
+def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
+    """What files are compared with: a checkpoint by its digest, else a file by its name."""
+    return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source

@@ -284,10 +284,12 @@ def _fault(before: TensorInfo, after: TensorInfo) -> str:
     kind = after.ggml_type
     if before.ggml_type == kind:
         return "" if np.array_equal(before.data, after.data) else "has different weights"
+    if not (can_decode(before.ggml_type) and can_decode(kind)):
+        return ""
     noise = signal_to_noise(before, after)
     least = _PLAIN if kind.block == 1 else least_decibels(kind)
-    if noise is None and can_decode(before.ggml_type) and can_decode(kind):
+    if noise is None:
         return "holds NaN or infinity"
-    if noise is None or noise >= least:  # None: a type that only llama.cpp can read yet
+    if noise >= least:
         return ""
     return f"has {noise:.1f} dB signal to noise, and {kind.name} has at least {least:.1f}"

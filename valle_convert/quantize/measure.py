@@ -170,7 +170,10 @@ class Measurer:
             return None, True
         unknown = unread_types(bundle.files)
         if unknown:
-            words = f"NOT VERIFIED: the gguf package cannot read {', '.join(unknown)} yet."
+            words = (
+                f"NOT VERIFIED: the gguf package cannot read {', '.join(unknown)}; update it with "
+                "pip install -U gguf."
+            )
             return Verified("not verified", words), True
         report = verify(
             self.source.reference,
@@ -295,7 +298,7 @@ class Measurer:
             table = file.tensors.get(TOKEN_EMBEDDING)
             if table is not None and not can_decode(table.ggml_type):
                 name = table.ggml_type.name
-                return None, f"not measured: the gguf package cannot read {name} yet"
+                return None, f"not measured: the gguf package cannot read {name}"
         with (
             self._open(bundle) as network,
             self.log.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,

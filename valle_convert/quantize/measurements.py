@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of
 from valle_convert.listening.listen import Listened
 from valle_convert.progress import Progress, silent
+from valle_convert.quantize.limits import Limits, identity_of
 from valle_convert.quantize.listening import Listening
 from valle_convert.quantize.manifest import (
     MANIFEST,
@@ -125,10 +126,10 @@ class SpeechMeasured:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict: the limits that were used, by name, and everything beyond them."""
+    """A verdict: the limits that were used, and everything beyond them."""
 
     outcome: Outcome
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: Limits | None = None
     failures: tuple[str, ...] = ()
 
 
@@ -198,7 +199,8 @@ def check_folder(
     for file in models:
         judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
         if judgement.outcome != "passed":
-            limits = ", ".join(f"{name} {value:g}" for name, value in judgement.limits.items())
+            given = judgement.limits.given if judgement.limits else {}
+            limits = ", ".join(f"{name} {value:g}" for name, value in given.items())
             missing.append(
                 Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
             )
@@ -215,8 +217,3 @@ def _read(path: Path) -> Measurements:
 def key_of(*parts: object) -> str:
     """The digest of everything that a measurement depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
-
-
-def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
-    """What files are compared with: a checkpoint by its digest, else a file by its name."""
-    return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source

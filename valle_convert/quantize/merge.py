@@ -34,7 +34,7 @@ from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import write_measurements
 from valle_convert.quantize.release import read_release
-from valle_convert.quantize.report import Evaluated, EvaluationReport, Judge, type_of
+from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 
 _PIECE = 4 << 20
 
@@ -79,7 +79,7 @@ def merge(
             if known is None or known.measurements.predictions is None:
                 models[model.path.name] = model
     check_together(tuple(models.values()))
-    judge = _judge_of(tuple(models.values()), gates, has_report=has_report)
+    is_measured = _check_measured(tuple(models.values()), gates, has_report=has_report)
     remove_old(reports, [one.path for one in models.values()], force=force)
     with (
         made_folder(out),
@@ -89,12 +89,12 @@ def merge(
     ):
         placed = [replace(one, bundle=open_files(out / name)) for name, one in models.items()]
         placed.sort(key=lambda one: (-one.bundle.n_bytes, one.path.name))
-        if judge is not None:
-            placed = list(map(judge.judged, placed))
-            for one in placed:
-                write_measurements(one.path, one.measurements)
+        if gates is not None:
+            placed = [judged(one, gates, {}) for one in placed]
+        for one in placed if is_measured else ():
+            write_measurements(one.path, one.measurements)
         write_manifest(out, files.values())
-    report = None if judge is None else judge.report(placed, valid_utf8(command))
+    report = report_of(placed, valid_utf8(command)) if is_measured else None
     return Merged(tuple(files.values()), report)
 
 
@@ -139,22 +139,20 @@ def _options_of(file: ManifestFile, kind: str) -> str:
     return " ".join(one for one in given if one != kind and not one.endswith(f"-{kind}.gguf"))
 
 
-def _judge_of(
-    models: Sequence[Evaluated], gates: Gates | None, *, has_report: bool
-) -> Judge | None:
-    """The judge of all models; None if nothing was measured."""
+def _check_measured(models: Sequence[Evaluated], gates: Gates | None, *, has_report: bool) -> bool:
+    """Whether the models were measured, which limits and reports need."""
     found = {one.path: one.measurements.predictions for one in models}
     missing = [path for path, predictions in found.items() if predictions is None]
     first = next(filter(None, found.values()), None)
     if first is None and gates is None and not has_report:
-        return None
+        return False
     if first is None or missing:
         raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
     if gates is not None:
         compared = first.compared
         types = {type_of(one.bundle) for one in models}
         gates.check(types, compared.identity, compared.utterances)
-    return Judge(gates, hears=any(one.measurements.speech for one in models))
+    return True
 
 
 @contextmanager

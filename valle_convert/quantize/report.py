@@ -322,7 +322,7 @@ class Evaluated:
 
     @cached_property
     def report(self) -> FileReport:
-        """The file's keys and measurements, before any limits."""
+        """The file's keys, measurements, and verdict."""
         found, keys = self.measurements, self.bundle.main.keys
         predictions, speech = found.predictions, found.speech
         made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
@@ -341,57 +341,39 @@ class Evaluated:
             note=predictions.note if predictions else "",
             listened=speech.listened if speech else None,
             beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
+            limits=found.judgement.limits if found.judgement else None,
             failures=found.judgement.failures if found.judgement else (),
         )
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Judges files by `gates`; without any, verdicts stay. `hears`: whether to judge the speech.
-    `faults`: what else is wrong with files.
-    """
+def judged(model: Evaluated, gates: Gates, faults: Mapping[Path, str]) -> Evaluated:
+    """A model with a verdict by its limits; `faults` are what else is wrong with files."""
+    report, found = model.report, model.measurements
+    limits = gates.limits_of(report.kind)
+    failures = tuple(faults[one] for one in model.bundle.paths if one in faults)
+    if limits is not None:
+        base = found.speech.listening.baseline if found.speech else None
+        failures += limits.failures(report.measured, report.listened, base)
+    outcome = replace(report, limits=limits, failures=failures).outcome
+    judgement = Judgement(outcome, limits, failures)
+    return replace(model, measurements=msgspec.structs.replace(found, judgement=judgement))
 
-    gates: Gates | None
-    hears: bool
-    faults: Mapping[Path, str] = field(default_factory=dict)
 
-    def judged(self, model: Evaluated) -> Evaluated:
-        if self.gates is None:
-            return model
-        report = self._file(model)
-        limits = dict(report.limits.given) if report.limits else {}
-        judgement = Judgement(report.outcome, limits, report.failures)
-        found = msgspec.structs.replace(model.measurements, judgement=judgement)
-        return replace(model, measurements=found)
-
-    def report(self, models: Sequence[Evaluated], command: str) -> EvaluationReport:
-        found = [one.measurements for one in models]
-        first = found[0].predictions
-        if first is None:
-            raise AssertionError("an evaluated file has been measured")
-        heard = [one.speech.listening for one in found if one.speech and self.hears]
-        return EvaluationReport(
-            first.compared,
-            tuple(map(self._file, models)),
-            notes=() if first.compared.checkpoint else (_UNVERIFIED,),
-            # Stored speech has no sound, so what was heard in this run is preferred.
-            listening=max(heard, key=lambda one: len(one.sounds), default=None),
-            command=command,
-        )
-
-    def _file(self, model: Evaluated) -> FileReport:
-        report, found = model.report, model.measurements
-        if not self.hears:
-            report = replace(report, listened=None, beyond_noise=None)
-        if self.gates is None:
-            given = found.judgement.limits if found.judgement else {}
-            return replace(report, limits=Limits("given to evaluate", given) if given else None)
-        limits = self.gates.limits_of(report.kind)
-        failures = tuple(self.faults[one] for one in model.bundle.paths if one in self.faults)
-        if limits is not None:
-            base = found.speech.listening.baseline if found.speech else None
-            failures += limits.failures(report.measured, report.listened, base)
-        return replace(report, limits=limits, failures=failures)
+def report_of(models: Sequence[Evaluated], command: str) -> EvaluationReport:
+    """The report of measured models."""
+    found = [one.measurements for one in models]
+    first = found[0].predictions
+    if first is None:
+        raise AssertionError("an evaluated file has been measured")
+    heard = [one.speech.listening for one in found if one.speech]
+    return EvaluationReport(
+        first.compared,
+        tuple(one.report for one in models),
+        notes=() if first.compared.checkpoint else (_UNVERIFIED,),
+        # Stored speech has no sound, so what was heard in this run is preferred.
+        listening=max(heard, key=lambda one: len(one.sounds), default=None),
+        command=command,
+    )
 
 
 def type_of(bundle: Bundle) -> str:

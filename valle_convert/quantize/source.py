@@ -100,10 +100,6 @@ class Source:
     def stem(self) -> str:
         return _TYPE_SUFFIX.sub("", Path(self.name).stem)
 
-    @property
-    def n_bytes(self) -> int:
-        return self.given.stat().st_size
-
 
 @dataclass(eq=False)
 class SourceBundle:

@@ -312,18 +312,12 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         is_phonemes: bool = False,
         watch: Watch = UNWATCHED,
     ) -> Spoken:
-        """Keep level 0 of saved codes, and decode the other levels again.
+        """Keep level 0 of saved codes of a text, and decode the other levels again.
 
-        Args:
-            saved: codes, or a file of codes.
-            text: the text of the codes.
-            voice: the voice to speak in.
-            options: options of speech.
-            is_phonemes: the text is phonemes.
-            watch: callbacks.
+        The other arguments and errors are those of `pieces`; `watch.on_piece` is called.
 
         Raises:
-            InputError, EnvironmentFault: as `pieces`, or the codes do not fit the model.
+            InputError: the codes do not fit the model.
         """
         options = seeded(options)
         level_0 = self._saved(saved, "the file of codes").codes[:, 0]

@@ -240,13 +240,13 @@ def _check_quantized(
         whole.merge(tally)
     coarsest = min(types.values(), key=lambda kind: kind.bits)
     least = least_decibels(coarsest)
-    least_part = _least_of_part(coarsest)
+    least_part = least_decibels(coarsest, _DB_PART_MARGIN)
     may_be_far = any(kind.name in _FAR_OFF for kind in (found.ggml_type, *types.values()))
     most = 2.5 if may_be_far else 1.0
     faults = [
         f"{label} {fault}"
         for label, tally in tallies.items()
-        if (fault := tally.fault(_least_of_part(types[label]), most)) is not None
+        if (fault := tally.fault(least_decibels(types[label], _DB_PART_MARGIN), most)) is not None
     ]
     weakest = min(tallies.values(), key=lambda tally: tally.decibels)
     name = found.ggml_type.name
@@ -272,11 +272,6 @@ def _check_quantized(
         f"largest{' times 2.5' if most > 1 else ''}; errors that do not follow the weights",
         badness=_badness(whole, least, most) if passed else math.inf,
     )
-
-
-def _least_of_part(ggml_type: GgmlType) -> float:
-    """The signal to noise ratio, in dB, that a table or head of a type must have."""
-    return max(1.0, least_decibels(ggml_type) - _DB_PART_MARGIN)
 
 
 def _badness(tally: _Tally, least: float, most: float) -> float:

@@ -43,10 +43,6 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
     def contents_of(self, model: VersionSevenModel) -> Mapping[str, Contents]:
         return facts.contents_of(model)
 
-    def set_salt(self, description: Description[VersionSevenModel]) -> str:
-        del description
-        return ""
-
     def parts(self, main: GgufFile) -> tuple[str, ...]:
         self.check_part(main, PART)
         return (PART, AUDIO)

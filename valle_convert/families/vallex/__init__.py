@@ -64,9 +64,6 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         del checkpoint, description, choices
         return files.symbol_tokenizer()
 
-    def set_salt(self, description: Description[VallexModel]) -> str:
-        return str(description.model.activation_factor)
-
     def parts(self, main: GgufFile) -> tuple[str, ...]:
         self.check_part(main, "ar")
         return files.parts_of(main)

@@ -241,7 +241,15 @@ def describe(
     for level in range(1, n_levels):
         norms = tuple(_level_norms(tensors, folded, nar, level))
         contents[f"nar-{level}"] = Contents(backbone=norms)
-    return Description(model, tensors, contents, tuple(dropped), tuple(notes), recovered=recovered)
+    return Description(
+        model,
+        tensors,
+        contents,
+        tuple(dropped),
+        tuple(notes),
+        recovered=recovered,
+        salt=str(factor),
+    )
 
 
 def _take_net(
