@@ -80,7 +80,9 @@ class GgufFile:
     ) -> None:
         self.path = path
         if contents is None:
-            buffer: bytes | mmap.mmap = _map_path(path)
+            check_input_file(path, "GGUF file")
+            with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+                buffer: bytes | mmap.mmap = _map(file, str(path))
         elif isinstance(contents, bytes):
             buffer = contents
         else:
@@ -204,12 +206,6 @@ class GgufFile:
         ]
         entries += new.values()
         return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
-
-
-def _map_path(path: Path) -> mmap.mmap:
-    check_input_file(path, "GGUF file")
-    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
-        return _map(file, str(path))
 
 
 def _map(file: BinaryIO, label: str) -> mmap.mmap:
