@@ -139,11 +139,6 @@ class DoctorReport:
     def ok(self) -> bool:
         return not any(command.missing for command in self.commands)
 
-    @property
-    def announces_amx(self) -> bool:
-        """Whether the CPU announces AMX, on which a natively built llama.cpp may crash."""
-        return any(feature.startswith("amx") for feature in self.cpu_features)
-
 
 def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
     """Examine this machine; the first self-test of llama.cpp takes about a second."""

@@ -128,7 +128,11 @@ def lay_out(
     if set_salt is not None:
         laid.append(Key(gguf_keys.SET_ID_KEY, gguf_keys.NO_DIGEST, "string", deferred=True))
     laid += keys.tail
-    laid += digest_keys(tensors)
+    laid += [
+        Key(gguf_keys.DIGEST_TYPE_KEY, file_type_of(tensors), "u32"),
+        Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
+        Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
+    ]
     return PlannedFile(checkpoint, tuple(map(valid_key, laid)), tensors, contents.biases, set_salt)
 
 
@@ -158,15 +162,6 @@ def out_type_named(name: str) -> GgmlType | None:
     if name.lower() not in OUT_TYPES:
         raise InputError(f"There is no output type {name!r}; there are {', '.join(OUT_TYPES)}.")
     return OUT_TYPES[name.lower()]
-
-
-def digest_keys(tensors: tuple[PlannedTensor, ...]) -> list[Key]:
-    """Digests to verify a file without its checkpoint; known once it is written."""
-    return [
-        Key(gguf_keys.DIGEST_TYPE_KEY, file_type_of(tensors), "u32"),
-        Key(gguf_keys.DATA_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
-        Key(gguf_keys.HEADER_DIGEST_KEY, gguf_keys.NO_DIGEST, "string", deferred=True),
-    ]
 
 
 def source_keys(checkpoint: Checkpoint, assumed: tuple[str, ...] = ()) -> list[Key]:

@@ -29,12 +29,7 @@ class Refusal(Exception):
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
-            "error": {
-                "message": self.message,
-                "type": kind,
-                "code": self.code,
-                "param": self.param,
-            }
+            "error": {"message": self.message, "type": kind, "code": self.code, "param": self.param}
         }
 
     def response(self) -> JSONResponse:

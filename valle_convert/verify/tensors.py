@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import (
-    DECIBELS_BELOW,
-    decode,
-    encode,
-    least_decibels,
-    roundings,
-)
+from valle_convert.gguf_file.encode import DECIBELS_BELOW, decode, encode, least_decibels, roundings
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
@@ -218,10 +212,7 @@ def _exact_check(
 
 
 def _check_quantized(
-    plan: PlannedFile,
-    planned: PlannedTensor,
-    found: TensorInfo,
-    types: Mapping[str, GgmlType],
+    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, types: Mapping[str, GgmlType]
 ) -> Check:
     """The whole tensor, and every table and head in it.
 
@@ -266,12 +257,10 @@ def _check_quantized(
         limit=f"at least {least:.1f} dB ({DECIBELS_BELOW:g} less than the type reaches on random "
         f"weights), {least_part:.1f} in each table or head; no error above its row's "
         f"largest{' times 2.5' if most > 1 else ''}; errors that do not follow the weights",
-        badness=_badness(whole, least, most) if passed else math.inf,
+        badness=max(10 ** ((least - whole.decibels) / 10), whole.max_relative / most)
+        if passed
+        else math.inf,
     )
-
-
-def _badness(tally: _Tally, least: float, most: float) -> float:
-    return max(10 ** ((least - tally.decibels) / 10), tally.max_relative / most)
 
 
 def _rows(
