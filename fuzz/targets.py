@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -184,7 +184,7 @@ def _gguf_parts(
 
 def _read_model(folder: Path) -> None:
     path = folder / "x.gguf"
-    json.dumps(inspect_file(path).to_json())
+    json.dumps(asdict(inspect_file(path)))
     read_probe_rows(open_bundle(path).main)
 
 
@@ -787,7 +787,7 @@ def _read_vallex(folder: Path) -> None:
 def _read_set(folder: Path) -> None:
     """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
-    json.dumps(inspect_file(path).to_json())
+    json.dumps(asdict(inspect_file(path)))
     bundle = open_bundle(path)
     family, model = bundle.family, bundle.model
     (example,) = family.trials.utterances(model, 1)
@@ -798,7 +798,7 @@ def _read_set(folder: Path) -> None:
 def _read_old(folder: Path) -> None:
     path = folder / "x.gguf"
     GgufFile(path)
-    json.dumps(inspect_file(path).to_json())
+    json.dumps(asdict(inspect_file(path)))
     plan = plan_repair(path).main
     header_of(plan)
     for tensor in plan.tensors:

@@ -78,8 +78,6 @@ def needs() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class PackageReport:
-    """A Python package that this one depends on."""
-
     name: str
     wanted: str  # the supported versions, such as `>=2.10`; empty for any
     installed: str | None  # the installed version; None if missing
@@ -87,7 +85,6 @@ class PackageReport:
 
     @property
     def problem(self) -> str | None:
-        """The problem and its remedy; None if there is none."""
         if self.installed is None:
             return f"{self.name} is not installed; pip install '{self.name}{self.wanted}'"
         if not SpecifierSet(self.wanted).contains(self.installed, prereleases=True):
@@ -100,8 +97,6 @@ class PackageReport:
 
 @dataclass(frozen=True)
 class LlamaReport:
-    """llama.cpp's library."""
-
     path: Path | None  # the shared library; None if not found
     binding_version: str | None  # the version of llama-cpp-python; None if not installed
     system_info: str | None  # llama.cpp's build features; None if not loaded
@@ -121,16 +116,12 @@ class ProgramReport:
 
 @dataclass(frozen=True)
 class CommandReport:
-    """A command, and everything that it lacks."""
-
     name: str
     missing: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Everything about this machine."""
-
     version: str
     python: str
     system: str
@@ -146,13 +137,7 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is missing for any command."""
         return not any(command.missing for command in self.commands)
-
-    @property
-    def announces_amx(self) -> bool:
-        """Whether the CPU announces AMX, on which a natively built llama.cpp may crash."""
-        return any(feature.startswith("amx") for feature in self.cpu_features)
 
 
 def examine(probe: Callable[[], ProbeResult] = prove_library) -> DoctorReport:
@@ -190,7 +175,6 @@ def examine_packages() -> tuple[PackageReport, ...]:
 def packages_of(
     requirements: Iterable[Requirement], extras: Iterable[str]
 ) -> tuple[PackageReport, ...]:
-    """Requirements and what is installed of them."""
     found = []
     for extra in ("", *sorted(extras)):
         for one in requirements:
@@ -218,7 +202,6 @@ def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
 
 
 def examine_program(name: str) -> ProgramReport:
-    """Find one of llama.cpp's programs."""
     try:
         return ProgramReport(name, find_program(name), None)
     except ValleConvertError as error:

@@ -14,7 +14,6 @@ def install(*extras: str) -> str:
 
 
 def require(module: str, purpose: str, *, extra: str = "speech") -> Any:  # noqa: ANN401
-    """Import a module of an extra."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:

@@ -48,8 +48,6 @@ class RowsOf:
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """Tensors of one purpose and one type."""
-
     name: str
     type: str
     n_tensors: int
@@ -71,16 +69,6 @@ class Summary:
     rows: tuple[RowsOf, ...]
     groups: tuple[WeightGroup, ...]
     notes: tuple[str, ...]
-
-    def sections(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The parts that consist of names and values, with titles."""
-        yield "sizes", self.sizes
-        yield "behaviour", self.behaviour
-        yield "tokenizer", self.tokenizer
-        yield "provenance", self.provenance
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def inspect_file(
@@ -178,7 +166,6 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
 
 
 def _words(family: AnyFamily, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
-    """Sizes and behaviour of a model, with those that all families have."""
     sizes, behaviour = family.words(model)
     codec = model.codec
     return (
@@ -319,7 +306,6 @@ def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
 
 
 def _purpose(name: str) -> str:
-    """The purpose of a tensor of either kind of file."""
     for purpose, marks in (
         ("norms", ("norm",)),
         ("attention", ("attn", "self_attn")),

@@ -41,7 +41,6 @@ def read_npz(
     hint: str = "",
     optional: Sequence[str] = (),
 ) -> dict[str, NDArray[Any]]:
-    """Some arrays of an archive."""
     with _opened(path, what, hint) as arrays:
         sizes = {item.filename: item.file_size for item in arrays.zip.infolist()}
         if missing := [name for name in names if f"{name}.npy" not in sizes]:

@@ -23,6 +23,5 @@ class Progress(Protocol):
 
 @contextmanager
 def silent(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A `Progress` that shows nothing."""
     del label, total, unit
     yield lambda _n: None

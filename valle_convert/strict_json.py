@@ -14,21 +14,14 @@ def to_json_text(value: Any, *, ascii_only: bool = False) -> str:  # noqa: ANN40
     return json.dumps(plain, indent=2, ensure_ascii=ascii_only, allow_nan=False, default=os.fspath)
 
 
-class DuplicateKeyError(ValueError):
-    """A key stands twice in one object, so that what it means depends on the reader."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"it has {key!r:.70} twice in one object")
-
-
 def unique_json(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
-    """JSON read; raises a `DuplicateKeyError`, and what `json.loads` raises."""
+    """JSON read; a key that stands twice in one object is a `ValueError`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise DuplicateKeyError(key)
+                raise ValueError(f"it has {key!r:.70} twice in one object")
             found[key] = value
         return found
 

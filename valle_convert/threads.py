@@ -16,8 +16,6 @@ BACKGROUND = Lock()
 
 
 def in_background(run: Callable[[], T]) -> Future[T]:
-    """Start a function in a thread."""
-
     def running() -> T:
         with BACKGROUND:
             return run()

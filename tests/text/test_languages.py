@@ -3,11 +3,12 @@
 import pytest
 
 from valle_convert.errors import InputError
+from valle_convert.model.spec import LANGUAGES
 from valle_convert.text.languages import (
-    assumed_language_notices,
     detect_language,
     detect_languages,
     known_language,
+    sentences_of,
 )
 
 
@@ -74,13 +75,14 @@ def test_chinese_characters_alone_have_the_language_of_the_rest(
     sentences: list[str], languages: list[str], assumed: str | None
 ) -> None:
     assert detect_languages(sentences) == languages
-    notices = assumed_language_notices(sentences, languages)
+    found, notices = sentences_of("".join(sentences), None, LANGUAGES)
+    assert found == list(zip(sentences, languages, strict=True))
     assert [notice.partition(" may be")[0] for notice in notices] == ([assumed] if assumed else [])
 
 
 def test_where_a_model_speaks_one_of_the_two_chinese_characters_are_that_one() -> None:
     assert detect_languages(["大丈夫。", "はい。"], ["en", "ja"]) == ["ja", "ja"]
-    assert assumed_language_notices(["大丈夫。"], ["ja"], ["en", "ja"]) == []
+    assert sentences_of("大丈夫。", None, ["en", "ja"]) == ([("大丈夫。", "ja")], ())
     assert detect_languages(["大丈夫。", "天気。"], ["zh"]) == ["zh", "zh"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ class Checkpoint:
     def inputs(self) -> tuple[Path, ...]:
         return (self.path, *self.weights, *self.companions)
 
-    def sha256(self, advance: Callable[[int], object] = lambda _n: None) -> str:
+    def sha256(self) -> str:
         """The SHA-256 of the file of the weights, 64 hexadecimal digits.
 
         For several files, the SHA-256 of what `sha256sum` prints for them, sorted by name.
         """
-        digests = [sha256_of(path, advance) for path in self.weights]
+        digests = [sha256_of(path) for path in self.weights]
         for path, digest in zip(self.weights, digests, strict=True):
             said = self.hub.sha256.get(path, digest) if self.hub else digest
             if said != digest:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from valle_convert.checkpoint.source import DTYPES, TensorSpec, unreadable
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, os_faults
-from valle_convert.strict_json import DuplicateKeyError, unique_json
+from valle_convert.strict_json import unique_json
 
 _LENGTH = struct.Struct("<Q")
 
@@ -61,11 +61,6 @@ class SafetensorsHeader:
             header = msgspec.convert(unique_json(data), dict[str, Any])
             self.metadata = msgspec.convert(header.pop("__metadata__", None) or {}, dict[str, str])
             entries = msgspec.convert(header, dict[str, _Entry])
-        except DuplicateKeyError as error:
-            raise InputError(
-                f"{where} is rejected: {error} of its header, which readers read differently; "
-                "save the tensors again."
-            ) from None
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{where} is not a safetensors file ({error!s:.90}); copy or download it again."

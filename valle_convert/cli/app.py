@@ -170,13 +170,11 @@ def _program(
 
 
 def every_command() -> dict[str, Any]:
-    """All commands by name, in the order of `--help`."""
     group: Any = typer.main.get_command(app)
     return {name: group.get_command(None, name) for name in COMMANDS}
 
 
 def run() -> None:
-    """Run the program and exit with a documented code."""
     streams.install_safe_streams()
     limit_openmp_spinning()
     interrupt.during_work()

@@ -17,7 +17,6 @@ def data(text: str) -> None:
 
 
 def data_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
-    """Print JSON; numbers that are not finite become null."""
     text = to_json_text(value)
     try:
         text.encode(sys.stdout.encoding)

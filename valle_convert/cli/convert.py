@@ -106,7 +106,6 @@ def carry_out(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the planned files, check them, and report."""
     from valle_convert.api import write_gguf
     from valle_convert.files import check_outputs
 
@@ -156,7 +155,6 @@ def _verify(plan: Plan, out: Path, choice: VerifyChoice) -> Report | None:
 
 
 def _log_choices(plan: Plan) -> None:
-    """Everything that was decided for the user."""
     checkpoint = plan.checkpoint
     console.notes(checkpoint.notes)
     console.log(f"config: {checkpoint.config_source}")

@@ -44,7 +44,7 @@ def _show(report: DoctorReport) -> None:
             ("CPU features", " ".join(report.cpu_features)),
         ]
     )
-    if report.announces_amx:
+    if any(feature.startswith("amx") for feature in report.cpu_features):
         console.data(
             "The CPU announces AMX. On virtual machines that do not support it, a natively built "
             "llama.cpp crashes on quantized models."

@@ -32,11 +32,7 @@ def export(
 
     bundle = open_files(local_gguf(gguf))
     done = bundle.family.ability("export")(
-        bundle,
-        folder,
-        dtype=dtype,
-        force=force,
-        progress=console.progress_bar,
+        bundle, folder, dtype=dtype, force=force, progress=console.progress_bar
     )
     n_bytes = done.stat().st_size
     console.log(f"wrote {done}: {console.n_bytes(n_bytes)}")

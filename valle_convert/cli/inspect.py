@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from valle_convert.cli import console
 from valle_convert.cli.options import JSON, ReadOptions, arg, refuse_idle
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from valle_convert.inspect import Summary
 
 
@@ -39,14 +42,15 @@ def inspect(
         return
     summary = inspect_file(file, config=reading.config, lora=reading.loras)
     if json_:
-        console.data_json(summary.to_json())
+        console.data_json(asdict(summary))
     else:
         _show(summary)
 
 
 def _show(summary: Summary) -> None:
     console.data(f"{summary.path}: {summary.kind}, {console.n_bytes(summary.n_bytes)}")
-    for title, values in summary.sections():
+    for title in ("sizes", "behaviour", "tokenizer", "provenance"):
+        values: Mapping[str, Any] = getattr(summary, title)
         known = [(name, _words(value)) for name, value in values.items() if value is not None]
         if known:
             console.data(f"\n{title}")
@@ -71,7 +75,7 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
     from valle_convert.quantize.measurements import measurements_in
 
     if as_json:
-        console.data_json([one.to_json() for one in summaries])
+        console.data_json([asdict(one) for one in summaries])
         return
     verdicts = {
         name: one.judgement.outcome

@@ -55,12 +55,10 @@ def keep(*what: str) -> None:
 
 
 def message() -> str:
-    """The last line of an interrupted program."""
     return f"error: Interrupted; kept {' and '.join(_kept)}." if _kept else MESSAGE
 
 
 def requested() -> bool:
-    """Whether a signal came since the work began."""
     return _requested
 
 

@@ -15,7 +15,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import FORCE, JSON, OUTPUT, opt
-from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK, ValleConvertError
+from valle_convert.errors import EXIT_ENVIRONMENT, ValleConvertError
 
 if TYPE_CHECKING:
     from valle_convert.quantize.limits import Gates
@@ -26,8 +26,6 @@ _LIMITS = "Limits (exit code 1 beyond them)"
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """The loss that the user allows."""
-
     max_kl: list[str] | None = opt(
         "Mean KL divergence in nats: 0.01, or Q8_0=1e-3,Q4_K_M=1e-2. Limits are repeatable.",
         "LIMIT|TYPE=LIMIT,...",
@@ -84,8 +82,6 @@ class LimitOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Where the results go."""
-
     report: list[Path] | None = opt(
         "Write the report as .json, .md or .html; repeatable.", "FILE", OUTPUT
     )
@@ -103,26 +99,21 @@ class ReportOptions:
 
     def finish(self, result: EvaluationReport) -> None:
         """Print a result, write its reports, and exit with its code unless that is 0."""
+        from valle_convert.quantize.forms import write_report
+
         if self.json_:
             console.data_json(result.to_json())
         else:
             _show(result)
-        code = self._write(result)
-        if result.exit_code or code:
-            raise typer.Exit(result.exit_code or code)
-
-    def _write(self, result: EvaluationReport) -> int:
-        """Write every report that can be written; returns the exit code."""
-        from valle_convert.quantize.forms import write_report
-
-        code = EXIT_OK
+        code = result.exit_code
         for one in self.report or []:
             try:
                 write_report(result, one, force=self.force)
             except ValleConvertError as error:
                 console.error(str(error))
-                code = EXIT_ENVIRONMENT
-        return code
+                code = code or EXIT_ENVIRONMENT
+        if code:
+            raise typer.Exit(code)
 
 
 def command_line() -> str:

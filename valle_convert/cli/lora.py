@@ -42,14 +42,7 @@ def lora(
     base = local_gguf(base, or_checkpoint=True)
     if is_gguf(base):
         refuse_idle("BASE is a converted file", {"--config": config})
-    written = write_lora(
-        base,
-        source,
-        out,
-        out_type=outtype,
-        config=config,
-        force=force,
-    )
+    written = write_lora(base, source, out, out_type=outtype, config=config, force=force)
     console.notes(written.notes)
     n_bytes, levels = out.stat().st_size, list(written.levels)
     console.log(

@@ -152,8 +152,6 @@ FORCE = flag("Overwrite existing files.", OUTPUT)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a checkpoint is read."""
-
     config: Path | None = CONFIG
     lora: list[str] | None = opt(
         "A LoRA to merge into the weights, with an optional scale (a.sft@0.5); repeatable. "
@@ -189,8 +187,6 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class QuantizerOptions(ReadOptions):
-    """What llama-quantize and its importance matrix need."""
-
     checkpoint: Path | None = opt("The checkpoint that IN was converted from.", "CHECKPOINT", MODEL)
     threads: int | None = THREADS
     llama_quantize: str | None = opt(
@@ -211,8 +207,6 @@ class QuantizerOptions(ReadOptions):
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The utterances to measure on."""
-
     data: Path | None = opt(
         "Utterances as .npz files; see `utterances`. Default: random ones.", "DIR", MEASURING
     )
@@ -233,6 +227,5 @@ def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
 
 
 def check_utf8(text: str) -> None:
-    """Refuse a text on the command line with bytes that are not UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")

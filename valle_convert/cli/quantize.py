@@ -31,7 +31,6 @@ _TYPES, _NAMES = "Types", "Names and metadata"
 
 
 def _list_types(given: bool) -> None:
-    """Print one type per line, and exit."""
     if not given:
         return
     from valle_convert.quantize.types import COMMON, FILE_TYPES

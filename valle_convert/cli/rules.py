@@ -48,7 +48,6 @@ EXCLUDES: Mapping[str, Mapping[str, str]] = {
 
 
 def check(context: typer.Context) -> None:
-    """Refuse options without effect and contradictions."""
     command = str(context.info_name)
     for name, needed in NEEDS.get(command, {}).items():
         if _is_given(context, name) and not any(_holds(context, one) for one in needed.split()):

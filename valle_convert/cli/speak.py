@@ -43,8 +43,6 @@ _MAX_TEXT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What to speak, and in which voice."""
-
     text: str | None = arg(
         "[TEXT]",
         "The text to speak; - reads it from stdin. Optional with --codes and with the tasks ns and "
@@ -100,8 +98,6 @@ class RequestOptions:
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """What to write: audio, codes, or both."""
-
     out: Path | None = opt(
         "The audio file: .wav, .flac, .ogg, .mp3 or .opus; - streams wav to stdout.",
         "OUT.wav",
@@ -122,7 +118,6 @@ class TargetOptions:
         return Path("/dev/stdout") if is_stdout else self.out
 
     def sink(self, inputs: list[Path]) -> AudioWriter | None:
-        """Where the audio goes, not touched yet."""
         from valle_convert.audio import AudioWriter
 
         if self.sound is None:
@@ -161,7 +156,6 @@ def speak(
 
 
 def _check(request: RequestOptions, target: TargetOptions) -> None:
-    """Refuse a command line that lacks something, before anything is opened."""
     task, text = request.task, request.text
     if target.out is None and target.save_codes is None:
         raise typer.BadParameter("give the file to write with -o OUT.wav.", param_hint="--out")
@@ -201,7 +195,6 @@ def _carry_out(
     target: TargetOptions,
     options: SpeakOptions,
 ) -> Report:
-    """Speak, and write what was asked for."""
     from valle_convert.audio import check_codes_target, write_codes
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.checkpoint.lora import lora_files
@@ -261,7 +254,6 @@ def _speak(
     options: SpeakOptions,
     watch: Watch,
 ) -> Spoken:
-    """The one call that does the work."""
     given = text, request.voice, options
     is_phonemes = request.phonemes
     if request.task != "tts":

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The codec, and how llama.cpp runs the model."""
-
     codec: str | None = CODEC
     threads: int | None = opt(
         "Threads for llama.cpp. Default: the fastest number that --tune finds, else one per usable "
@@ -88,8 +86,6 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How codes are drawn."""
-
     temperature: float = opt(
         "Sampling temperature of level 0; 0 takes the most likely code.", "N", DECODING, default=1.0
     )

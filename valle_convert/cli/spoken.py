@@ -104,11 +104,9 @@ def _timings(seconds: object) -> dict[str, float]:
 
 
 def _written_json(written: WrittenAudio | None) -> dict[str, Any]:
-    if written is None:
-        return {"file": None, "seconds": None, "peak": None, "gain": None}
     return {
-        "file": str(written.path),
-        "seconds": round(written.seconds, 4),
-        "peak": written.peak,
-        "gain": written.gain,
+        "file": str(written.path) if written else None,
+        "seconds": round(written.seconds, 4) if written else None,
+        "peak": written.peak if written else None,
+        "gain": written.gain if written else None,
     }

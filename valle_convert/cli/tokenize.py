@@ -100,7 +100,6 @@ def tokenize(
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, without their ends."""
     from valle_convert.files import os_fault
 
     n = 0

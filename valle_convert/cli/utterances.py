@@ -91,7 +91,6 @@ def utterances(
 
 
 def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) -> list[Recorded]:
-    """The recordings and their transcripts."""
     from valle_convert.audio.recorded import Recorded, read_list
 
     if listed is not None:

@@ -39,8 +39,6 @@ _CONVERSION = ("--config", "--lora", "--tokenizer", "--codec-name", "--biases", 
 
 @dataclass(frozen=True)
 class VerifyOptions(ReadOptions):
-    """How to read the checkpoint, and what to compare."""
-
     tokenizer: Path | None = TOKENIZER
     codec_name: str | None = CODEC_NAME
     biases: Path | None = BIASES
@@ -183,7 +181,6 @@ def _read_old(path: Path, options: VerifyOptions) -> Checkpoint:
 
 
 def _verify_codec(source: str, path: Path, level: Level) -> Report:
-    """The verdict on the file of a codec."""
     from valle_convert.encodec import open_encodec
     from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec
 

@@ -65,7 +65,6 @@ def atomic_outputs(
 
 
 def write_text_atomically(target: Path, text: str, *, force: bool) -> None:
-    """Write a small UTF-8 text file through `atomic_output`."""
     with atomic_output(target, force=force) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 

@@ -55,7 +55,6 @@ def begins_with(path: Path, magic: bytes) -> bool:
 
 
 def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:
-    """The whole content of a file of limited size."""
     if not pipe:
         check_input_file(path, what)
     try:

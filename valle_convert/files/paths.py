@@ -83,7 +83,6 @@ def stat_of(path: Path, words: str) -> os.stat_result | None:
 
 
 def kind_of(mode: int) -> str:
-    """The kind of a file that is not a regular one."""
     for test, words in (
         (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISSOCK, "a socket"),

@@ -77,7 +77,6 @@ def check_free_space(target: Path, n_bytes: int) -> None:
 
 @contextmanager
 def explained_writes(target: Path) -> Iterator[None]:
-    """Turn a failed write into one sentence about the target."""
     try:
         yield
     except BrokenPipeError as error:
@@ -150,7 +149,6 @@ def _check_replaceable(
 
 
 def _check_folder(target: Path, found: os.stat_result | None) -> None:
-    """Reject a folder that does not exist or is not writable."""
     folder = target.parent
     about = stat_of(folder, f"The folder {folder} of the output {target.name}")
     if about is None or not stat.S_ISDIR(about.st_mode):

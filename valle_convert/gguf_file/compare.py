@@ -97,7 +97,6 @@ def signal_to_noise(first: TensorInfo, second: TensorInfo) -> float | None:
 def compare_files(
     first: Mapping[str, GgufFile], second: Mapping[str, GgufFile], *, progress: Progress = silent
 ) -> Comparison:
-    """Compare the files of two models, key by key and tensor by tensor."""
     paths = [next(iter(files.values())).path for files in (first, second)]
     if list(first) != list(second):
         kinds = [listing(parts, 2) for parts in (first, second)]

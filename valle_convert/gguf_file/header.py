@@ -43,8 +43,6 @@ class Key:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A row of the table of tensors."""
-
     name: str
     shape: tuple[int, ...]  # rows first, as in numpy; one number for a vector
     ggml_type: GgmlType

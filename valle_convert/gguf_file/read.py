@@ -80,7 +80,9 @@ class GgufFile:
     ) -> None:
         self.path = path
         if contents is None:
-            buffer: bytes | mmap.mmap = _map_path(path)
+            check_input_file(path, "GGUF file")
+            with os_faults(f"{path} cannot be read"), path.open("rb") as file:
+                buffer: bytes | mmap.mmap = _map(file, str(path))
         elif isinstance(contents, bytes):
             buffer = contents
         else:
@@ -138,11 +140,6 @@ class GgufFile:
         end, before = 0, "the beginning"
         for tensor in tensors.values():
             name, expected = quote(tensor.name), self.padded(end)
-            if tensor.offset % self.alignment:
-                raise DamageError(
-                    f"the data of {name} begins at {tensor.offset}, which is not a multiple of the "
-                    f"alignment {self.alignment}"
-                )
             if tensor.offset != expected:
                 what = "overlaps with" if tensor.offset < expected else "leaves a hole after"
                 raise DamageError(
@@ -183,7 +180,6 @@ class GgufFile:
 
     @property
     def is_part(self) -> bool:
-        """Whether it is one of several files of a split model."""
         return self.keys.get(_SPLIT_NUMBER, 0) != 0 or self.keys.get(_SPLIT_COUNT, 0) not in (0, 1)
 
     @cached_property
@@ -210,12 +206,6 @@ class GgufFile:
         ]
         entries += new.values()
         return join_header(entries, len(self.tensors), [table], self.alignment, self._version)
-
-
-def _map_path(path: Path) -> mmap.mmap:
-    check_input_file(path, "GGUF file")
-    with os_faults(f"{path} cannot be read"), path.open("rb") as file:
-        return _map(file, str(path))
 
 
 def _map(file: BinaryIO, label: str) -> mmap.mmap:

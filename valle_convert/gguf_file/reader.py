@@ -31,8 +31,6 @@ class DamageError(Exception):
 
 @dataclass(frozen=True)
 class KeySpan:
-    """The position of a key: the entry, its type, its value."""
-
     type: str
     start: int
     type_at: int
@@ -74,7 +72,6 @@ class Reader:
         self.at = at
 
     def start(self) -> tuple[int, int, int]:
-        """Version, number of tensors, number of keys."""
         if self._buffer[: len(MAGIC)] != MAGIC:
             self.fail("it does not begin with the four letters GGUF")
         self._skip(len(MAGIC), "magic")
@@ -92,7 +89,6 @@ class Reader:
         return version, n_tensors, n_keys
 
     def keys(self, n: int) -> dict[str, KeySpan]:
-        """The entries of the metadata by name."""
         spans: dict[str, KeySpan] = {}
         for i in range(n):
             start = self.at

@@ -21,7 +21,9 @@ def phoneme_vocabulary(
 ) -> tuple[list[Key], tuple[int, ...]]:
     """The keys, and the phonemes whose rows are copied after all others."""
     _, *others = blocks
-    compiled = tokenizer.file.compile(placeholder_names(others))
+    # A unique text for every row that is not a phoneme, such as `<prompt.3:17>`.
+    names = [f"<{block.label}:{row}>" for block in others for row in range(block.n_rows)]
+    compiled = tokenizer.file.compile(names)
     _check_special_ids(compiled, tokenizer)
     keys = [
         *(Key(name, value, kind) for name, value, kind in compiled.metadata()),
@@ -30,11 +32,6 @@ def phoneme_vocabulary(
         Key(TOKENIZER_SHA256_KEY, tokenizer.file.sha256, "string"),
     ]
     return keys, compiled.extra_rows
-
-
-def placeholder_names(blocks: Iterable[RowBlock]) -> list[str]:
-    """A unique token text for every row that is not a phoneme, such as `<prompt.3:17>`."""
-    return [f"<{block.label}:{row}>" for block in blocks for row in range(block.n_rows)]
 
 
 def source_json_keys(given: Mapping[str, Mapping[str, Any] | None]) -> list[Key]:

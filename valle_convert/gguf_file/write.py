@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BlockSource, TensorSource
-from valle_convert.files import atomic_outputs, check_free_space, check_outputs
+from valle_convert.files import atomic_outputs, check_free_space
 from valle_convert.gguf_file.encode import check_blocks, encode
-from valle_convert.gguf_file.header import ALIGNMENT, join_header, pack_key, pack_tensor, padded
+from valle_convert.gguf_file.header import pack_header, padded
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     DATA_DIGEST_KEY,
@@ -33,6 +31,7 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
+from valle_convert.model.description import RowBlock
 from valle_convert.progress import Progress, silent
 from valle_convert.threads import made_ahead
 
@@ -43,17 +42,11 @@ _STRING = struct.pack("<IQ", STRING, len(NO_DIGEST))
 _ZEROS = _STRING + NO_DIGEST.encode()
 
 
-class _CancelledError(Exception):
-    """The hashing thread was stopped, because the writing failed."""
-
-
 def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> bytes:
     """Everything before the tensor data: keys, tensor table, padding."""
     known = values or {}
-    late = [replace(key, value=known[key.name]) for key in plan.keys if key.name in known]
-    keys = plan.packed_keys | {key.name: pack_key(key) for key in late}
-    table = map(pack_tensor, plan.tensors)
-    return join_header(list(keys.values()), len(plan.tensors), table, ALIGNMENT)
+    keys = [replace(key, value=known.get(key.name, key.value)) for key in plan.keys]
+    return pack_header(keys, plan.tensors)
 
 
 def write_files(
@@ -64,43 +57,16 @@ def write_files(
     progress: Progress = silent,
 ) -> dict[Path, int]:
     """Write all of the files, or leave nothing; returns their sizes in bytes."""
-    first = next(iter(files))
-    for path in files:
-        check_outputs([path], force=force, inputs=sources)
-    check_free_space(first, sum(len(header_of(one)) + one.data_bytes for one in files.values()))
-    with (
-        _digest_of(files[first]) as digest,
-        atomic_outputs(list(files), force=force, sources=sources) as opened,
-    ):
+    n_bytes = sum(len(header_of(one)) + one.data_bytes for one in files.values())
+    with atomic_outputs(list(files), force=force, sources=sources) as opened:
+        check_free_space(next(iter(files)), n_bytes)
         return {
-            path: write_plan_to(plan, file, source=digest, progress=progress)
+            path: write_plan_to(plan, file, progress=progress)
             for (path, plan), file in zip(files.items(), opened, strict=True)
         }
 
 
-@contextmanager
-def _digest_of(plan: PlannedFile) -> Iterator[Future[str]]:
-    """The SHA-256 of the source, computed by another thread and cancelled if the writing fails."""
-    stop = threading.Event()
-
-    def keep_going(_n: int) -> None:
-        if stop.is_set():
-            raise _CancelledError
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        try:
-            yield pool.submit(plan.checkpoint.sha256, keep_going)
-        finally:
-            stop.set()
-
-
-def write_plan_to(
-    plan: PlannedFile,
-    file: BinaryIO,
-    *,
-    source: Future[str] | None = None,
-    progress: Progress = silent,
-) -> int:
+def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = silent) -> int:
     """Write all of an open file, from its beginning; returns its size in bytes."""
     file.seek(0)
     values: dict[str, Any] = {}
@@ -108,27 +74,22 @@ def write_plan_to(
         values[BIAS_KEY] = read_biases(plan)
     header = header_of(plan, values)
     size = len(header) + plan.data_bytes
-    with (
-        _digest_of(plan) if source is None else nullcontext(source) as digest,
-        ThreadPoolExecutor(max_workers=1) as hashing,
-    ):
-        data_digest = hashlib.sha256()
+    data_digest = hashlib.sha256()
+    with ThreadPoolExecutor(2) as hashing, progress("writing", size, "B") as advance:
+        source = hashing.submit(plan.checkpoint.sha256)
         pending: Future[None] | None = None
-        with progress("writing", size, "B") as advance:
-            advance(file.write(header))
-            for view in made_ahead(_data(plan)):
-                if pending is not None:
-                    pending.result()
-                pending = hashing.submit(data_digest.update, view)
-                advance(file.write(view))
-        if pending is not None:
-            pending.result()
-        values[SOURCE_SHA256_KEY] = digest.result()
-        values |= plan.late_values(digest.result())
-        values[DATA_DIGEST_KEY] = data_digest.hexdigest()
-        values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
-        file.seek(0)
-        file.write(header_of(plan, values))
+        advance(file.write(header))
+        for view in made_ahead(_data(plan)):
+            if pending is not None:
+                pending.result()
+            pending = hashing.submit(data_digest.update, view)
+            advance(file.write(view))
+    values[SOURCE_SHA256_KEY] = source.result()
+    values |= plan.late_values(source.result())
+    values[DATA_DIGEST_KEY] = data_digest.hexdigest()
+    values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
+    file.seek(0)
+    file.write(header_of(plan, values))
     return size
 
 
@@ -159,14 +120,22 @@ def pieces(plan: PlannedFile, tensor: PlannedTensor) -> Iterator[NDArray[Any]]:
         if blocks is None:
             source = source.reshape(-1, tensor.shape[-1])
         step = max(1, _PIECE_BYTES // (source.shape[1] * source.dtype.itemsize))
-        for start in range(0, span.n_rows, step):
-            piece = slice(start, min(start + step, span.n_rows))
-            rows = source[piece if span.gather is None else list(span.gather[piece])]
+        for _, rows in source_rows(span, source, step):
             if blocks is None:
                 yield encode(rows, tensor.ggml_type, span.source)
             else:
                 check_blocks(rows, tensor.ggml_type, span.source)
                 yield np.ascontiguousarray(rows)
+
+
+def source_rows(
+    span: RowBlock, source: NDArray[Any], step: int
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The rows of a span, a few at a time, each with the tensor's row where they begin."""
+    for start in range(0, span.n_rows, step):
+        piece = slice(start, min(start + step, span.n_rows))
+        rows = source[piece if span.gather is None else list(span.gather[piece])]
+        yield span.first_row + start, rows
 
 
 def stored_blocks(

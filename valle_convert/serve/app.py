@@ -51,8 +51,6 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The owner's settings of a server."""
-
     bundle: Bundle
     voices: Path | None = None  # the folder of voices
     #: Options of speaking that a request does not give.
@@ -273,7 +271,6 @@ def _event(value: Mapping[str, Any]) -> bytes:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body, up to a size and a time limit."""
     data = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):

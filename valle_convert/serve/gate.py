@@ -29,7 +29,6 @@ class Access:
     is_local: bool = True
 
     def check(self, path: str, headers: Headers) -> None:
-        """Raise the `Refusal` of a request that is not allowed."""
         # A page of another site must not use the server through a browser, neither directly nor
         # by its own name that it points to 127.0.0.1.
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -52,7 +51,6 @@ class Access:
 
 
 def is_local(host: str) -> bool:
-    """Whether a server that listens on an address is for this machine alone."""
     return host in _LOCAL_HOSTS
 
 

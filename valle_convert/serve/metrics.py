@@ -14,8 +14,6 @@ _SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 
 
 class Metrics:
-    """Counters of one server."""
-
     media_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self, n_admitted: Callable[[], int]) -> None:

@@ -16,8 +16,6 @@ RETRY_AFTER = {"Retry-After": "2"}
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """An answer that is an error."""
-
     status: int
     message: str
     code: str
@@ -31,12 +29,7 @@ class Refusal(Exception):
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
-            "error": {
-                "message": self.message,
-                "type": kind,
-                "code": self.code,
-                "param": self.param,
-            }
+            "error": {"message": self.message, "type": kind, "code": self.code, "param": self.param}
         }
 
     def response(self) -> JSONResponse:
@@ -44,7 +37,6 @@ class Refusal(Exception):
 
 
 def bad_value(param: str, message: str, code: str = "invalid_value") -> Refusal:
-    """A field of the request that cannot be used."""
     return Refusal(400, message, code, param)
 
 

@@ -15,8 +15,6 @@ from valle_convert.extras import require
 
 @dataclass(frozen=True)
 class SoundFormat:
-    """A value of `response_format`."""
-
     media_type: str
     #: Its sample rates, the first one for other codecs; empty for any. OpenAI's pcm has 24 kHz.
     rates: tuple[int, ...] = ()
@@ -33,38 +31,18 @@ SOUND_FORMATS = {
 }
 
 
-class _Growing(io.RawIOBase):
+class _Growing(io.BytesIO):
     """A file for libsndfile, whose bytes are taken as it grows.
 
     At the end libsndfile writes the length into the header. If the header was taken already, it
     stays unchanged: players do not need it for mp3 and opus.
     """
 
-    def __init__(self) -> None:
-        self._new = bytearray()
-        self._n_taken = self._place = 0
-
-    def write(self, data: Any) -> int:  # noqa: ANN401 - a buffer
-        data = bytes(data)
-        start = self._place - self._n_taken
-        new = data[max(0, -start) :]
-        start = max(0, start)
-        self._new[start : start + len(new)] = new
-        self._place += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        end = self._n_taken + len(self._new)
-        self._place = (0, self._place, end)[whence] + offset
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
+    n_taken = 0
 
     def take(self) -> bytes:
-        taken = bytes(self._new)
-        self._n_taken += len(taken)
-        self._new.clear()
+        taken = bytes(self.getbuffer()[self.n_taken :])
+        self.n_taken += len(taken)
         return taken
 
 
@@ -92,12 +70,10 @@ class Encoder:
             rate = self._rates[0]
         self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
         whole = to_int16(samples, 1 / self._peak)
-        if not self._began:
-            self._begin(rate)
+        head = b"" if self._began else self._begin(rate)
         if self._file is None:
-            self._out.write(whole.tobytes())
-        else:
-            self._file.write(whole)
+            return head + whole.tobytes()
+        self._file.write(whole)
         # Many players of flac need the length in its header, so it is sent as a whole.
         return b"" if self._name == "flac" else self._out.take()
 
@@ -106,11 +82,12 @@ class Encoder:
             self._file.close()
         return self._out.take()
 
-    def _begin(self, rate: int) -> None:
+    def _begin(self, rate: int) -> bytes:
+        """The header of a format that libsndfile does not write."""
         self._began = True
         if self._name == "wav":
-            self._out.write(wav_header(rate, None))
-        elif self._name != "pcm":
+            return wav_header(rate, None)
+        if self._name != "pcm":
             kind, subtype = FORMATS[f".{self._name}"]
             sound = require("soundfile", "Writing audio files")
             how: dict[str, Any] = {"channels": 1, "format": kind, "subtype": subtype}
@@ -118,10 +95,10 @@ class Encoder:
                 # With a constant rate, players know the length without the header.
                 how |= {"bitrate_mode": "CONSTANT", "compression_level": 0.5}
             self._file = sound.SoundFile(self._out, "w", rate, **how)
+        return b""
 
 
 def _stretched(samples: Samples, rate: int, speed: float) -> Samples:
-    """The same sound faster or slower, at the same pitch."""
     stretch = require("python_stretch", "Another speed", extra="serve").Signalsmith.Stretch()
     stretch.preset(1, rate)
     stretch.timeFactor = speed

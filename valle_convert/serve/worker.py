@@ -28,17 +28,13 @@ TURN = None
 Work = Callable[[AnySpeaker, ShouldStop], Generator[T | None, None, None]]
 
 
-class _Done:
-    """The end of the results."""
-
-
 class Job(Generic[T]):
     """Results of one request, awaited by the event loop that made it."""
 
     def __init__(self, work: Work[T], seconds: float) -> None:
         self._work = work
         self._loop = asyncio.get_running_loop()
-        self._results: asyncio.Queue[T | _Done | Exception] = asyncio.Queue()
+        self._results: asyncio.Queue[T | Exception] = asyncio.Queue()
         self._deadline = time.monotonic() + seconds
         self._is_left = False
         self._steps: Generator[T | None, None, None] | None = None
@@ -56,15 +52,13 @@ class Job(Generic[T]):
 
     async def __anext__(self) -> T:
         found = await self._results.get()
-        if isinstance(found, _Done):
-            raise StopAsyncIteration
         if isinstance(found, Exception):
             raise found
         return found
 
     def step(self, speaker: AnySpeaker) -> bool:
         """Work until the next step of the batch, in the worker's thread; false at the end."""
-        end: _Done | Exception = _Done()
+        end: Exception = StopAsyncIteration()
         self._steps = self._steps or self._work(speaker, self._must_stop)
         try:
             while not self._must_stop():
@@ -90,7 +84,7 @@ class Job(Generic[T]):
     def _must_stop(self) -> bool:
         return self._is_left or self.seconds_left < 0
 
-    def _tell(self, result: T | _Done | Exception) -> None:
+    def _tell(self, result: T | Exception) -> None:
         with suppress(RuntimeError):  # the loop is closed, since the server was killed
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
 

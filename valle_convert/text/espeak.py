@@ -48,7 +48,6 @@ def read(text: str, voice: str) -> str:
 
 
 def says(word: str, voice: str) -> bool:
-    """Whether a voice has sounds for a word or a character."""
     return bool(_sounds(_ask(word, voice))) and not names_code_point(word, voice)
 
 

@@ -12,6 +12,7 @@ from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.model.spec import LANGUAGES
 from valle_convert.text.sentences import split_sentences
+from valle_convert.wording import listing
 
 #: Languages by script, which is the first word in the Unicode names of its letters.
 _SCRIPTS = {"HIRAGANA": "ja", "CJK": "zh", "BOPOMOFO": "zh", "HANGUL": "ko", "LATIN": ""}
@@ -69,22 +70,15 @@ def detect_languages(sentences: Sequence[str], among: Sequence[str] = LANGUAGES)
     Sentences in Latin letters are detected together, since short ones are ambiguous. A sentence of
     Chinese characters alone gets the language of most other sentences with them or with kana.
     """
-    languages = [detect_language(sentence, among) for sentence in sentences]
-    latin = [one in _LATIN for one in languages]
-    if any(latin):
-        together = " ".join(one for one, is_latin in zip(sentences, latin, strict=True) if is_latin)
-        language = detect_language(together, among)
-        languages = [
-            language if is_latin else one for one, is_latin in zip(languages, latin, strict=True)
-        ]
-    open_ = [could_be_either(sentence) for sentence in sentences]
-    clear = [one for one, is_open in zip(languages, open_, strict=True) if not is_open]
-    if others := Counter(one for one in clear if one in ("ja", "zh")):
-        language = others.most_common(1)[0][0]
-        languages = [
-            language if is_open else one for one, is_open in zip(languages, open_, strict=True)
-        ]
-    return languages
+    found = [(sentence, detect_language(sentence, among)) for sentence in sentences]
+    if latin := [sentence for sentence, language in found if language in _LATIN]:
+        together = detect_language(" ".join(latin), among)
+        found = [(one, together if language in _LATIN else language) for one, language in found]
+    open_ = set(filter(could_be_either, sentences))
+    clear = Counter(known for one, known in found if one not in open_ and known in ("ja", "zh"))
+    for usual, _ in clear.most_common(1):
+        found = [(one, usual if one in open_ else language) for one, language in found]
+    return [language for _, language in found]
 
 
 def sentences_of(
@@ -95,35 +89,23 @@ def sentences_of(
     if language is not None:
         return [(sentence, language) for sentence in sentences], ()
     languages = detect_languages(sentences, among)
-    notices = assumed_language_notices(sentences, languages, among)
-    return list(zip(sentences, languages, strict=True)), tuple(notices)
+    found = list(zip(sentences, languages, strict=True))
+    assumed = [
+        repr(sentence[:20])
+        for sentence, known in found
+        if known == "ja" and "zh" in among and could_be_either(sentence)
+    ]
+    notice = (
+        f"{listing(assumed, 3)} may be Chinese or Japanese, and is read in Japanese like the rest; "
+        "pass --language if that is wrong"
+    )
+    return found, (notice,) if assumed else ()
 
 
 def could_be_either(text: str) -> bool:
-    """Whether a text in Chinese characters may be Chinese or Japanese."""
     letters = _letters(text)
     is_han = letters["CJK"] > 0 and letters.most_common(1)[0][0] == "CJK"
     return is_han and not letters["HIRAGANA"] and _language_of_han(text) is None
-
-
-def assumed_language_notices(
-    sentences: Sequence[str], languages: Sequence[str], among: Sequence[str] = LANGUAGES
-) -> list[str]:
-    """Name the sentences whose language was taken from the others."""
-    assumed = [
-        repr(sentence[:20])
-        for sentence, language in zip(sentences, languages, strict=True)
-        if language == "ja" and "zh" in among and could_be_either(sentence)
-    ]
-    if not assumed:
-        return []
-    named = ", ".join([*assumed[:3], *["..."][: len(assumed[3:])]])
-    return [
-        (
-            f"{named} may be Chinese or Japanese, and is read in Japanese like the rest; pass "
-            "--language if that is wrong"
-        )
-    ]
 
 
 def _letters(text: str) -> Counter[str]:

@@ -55,7 +55,6 @@ def to_phonemes(text: str, language: str) -> str:
 
 
 def unsaid_characters(text: str, language: str) -> list[str]:
-    """The characters that `to_phonemes` skips, without duplicates."""
     return list(_readable(text, language)[1])
 
 

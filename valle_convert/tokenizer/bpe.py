@@ -18,6 +18,7 @@ long as the order of the copies of a merge cannot matter, which the rules in `_c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
@@ -90,7 +91,6 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
-    """Check the bytes of a tokenizer.json."""
     document = _load_json(data, source)
     problems: list[str] = []
     bpe = _read_bpe(document, problems)
@@ -159,18 +159,17 @@ def _is_absent(value: Json) -> bool:
 
 def _read_bpe(document: dict[str, Json], problems: list[str]) -> PhonemeBpe | None:
     """The file's contents with checked types, without `strings`."""
-    for key, effect in _ABSENT_AT_TOP.items():
-        if not _is_absent(document.get(key)):
-            problems.append(f'"{key}" is {short(document[key])}, expected null: it {effect}')
-    problems.extend(
-        f"the key {short(key)} is unknown, and could change the tokens of a text"
-        for key in document.keys() - _TOP_KEYS
-    )
+    _check_options(document, "", _ABSENT_AT_TOP, _TOP_KEYS, problems)
     model = document.get("model")
     if not isinstance(model, dict):
         problems.append(f'"model" is {short(model)}, expected an object with vocab and merges')
         return None
-    _check_model_options(model, problems)
+    if model.get("type") != "BPE":
+        problems.append(
+            f'"model.type" is {short(model.get("type"))}, expected "BPE": the others do not merge '
+            f"by rank. {_NAIVE}"
+        )
+    _check_options(model, "model.", _ABSENT_IN_MODEL, _MODEL_KEYS, problems)
     vocab = _read_vocab(model.get("vocab"), problems)
     merges = _read_merges(model.get("merges"), problems)
     if vocab is None or merges is None:
@@ -196,19 +195,19 @@ def _read_bpe(document: dict[str, Json], problems: list[str]) -> PhonemeBpe | No
     return bpe
 
 
-def _check_model_options(model: dict[str, Json], problems: list[str]) -> None:
-    kind = model.get("type")
-    if kind != "BPE":
-        problems.append(
-            f'"model.type" is {short(kind)}, expected "BPE": the others do not merge by rank. '
-            f"{_NAIVE}"
-        )
-    for key, effect in _ABSENT_IN_MODEL.items():
-        if not _is_absent(model.get(key)):
-            problems.append(f'"model.{key}" is {short(model[key])}, expected none: it {effect}')
+def _check_options(
+    given: dict[str, Json],
+    place: str,
+    absent: Mapping[str, str],
+    known: AbstractSet[str],
+    problems: list[str],
+) -> None:
+    for key, effect in absent.items():
+        if not _is_absent(given.get(key)):
+            problems.append(f'"{place}{key}" is {short(given[key])}, expected null: it {effect}')
     problems.extend(
-        f"the key {short(f'model.{key}')} is unknown, and could change the tokens of a text"
-        for key in model.keys() - _MODEL_KEYS
+        f"the key {short(place + key)} is unknown, and could change the tokens of a text"
+        for key in given.keys() - known
     )
 
 

@@ -97,7 +97,6 @@ def choose_tokenizer(
     *,
     carried: CarriedVocabulary | None = None,
 ) -> TokenizerChoice:
-    """Find the tokenizer of a checkpoint and check that it fits."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     beside = folder / FILE_NAME
     if explicit is not None:

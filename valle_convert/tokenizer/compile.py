@@ -66,8 +66,11 @@ def compile_bpe(bpe: PhonemeBpe, placeholders: Sequence[str]) -> CompiledTokeniz
     types[tokens.index(APOSTROPHE)] = TokenType.USER_DEFINED
 
     extra_rows = [id_ for _, id_ in aliases] + [bpe.unk_id] * len(unknowns)
+    # Every merge is spelled out for all strings of its two ids.
     character_merges = (
-        (to_byte_level(left), to_byte_level(right)) for left, right in _copies_of_merges(bpe)
+        (to_byte_level(left), to_byte_level(right))
+        for a, b, _ in bpe.merges_by_id()
+        for left, right in product(bpe.strings[a], bpe.strings[b])
     )
     return CompiledTokenizer(
         model="gpt2",
@@ -124,7 +127,6 @@ def _check_splitting(bpe: PhonemeBpe) -> None:
 
 
 def _known_characters(bpe: PhonemeBpe) -> Iterator[str]:
-    """The single characters of the vocabulary, by id."""
     for strings in bpe.strings:
         for string in strings:
             if len(string) == 1:
@@ -141,12 +143,6 @@ def _byte_merges(bpe: PhonemeBpe) -> Iterator[tuple[str, str]]:
             if merge not in seen:
                 seen.add(merge)
                 yield merge
-
-
-def _copies_of_merges(bpe: PhonemeBpe) -> Iterator[tuple[str, str]]:
-    """Every merge, spelled out for all strings of its two ids, by rank."""
-    for left, right, _ in bpe.merges_by_id():
-        yield from product(bpe.strings[left], bpe.strings[right])
 
 
 def _unknown_beginnings(bpe: PhonemeBpe, byte_merges: Sequence[tuple[str, str]]) -> list[str]:

@@ -9,13 +9,12 @@ every time:
 4. random mixtures of vocabulary strings, unknown characters, special texts, marks, digits,
    and characters from anywhere in Unicode, up to the requested number.
 
-The random ones end in their own number, spelled in four or more vocabulary characters, so they
-differ without a set of a million texts in memory.
+The random ones end in their own number, spelled in vocabulary characters, so they differ without a
+set of a million texts in memory.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
@@ -119,12 +118,12 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
 def _random_texts(strings: Sequence[str], seed: int) -> Iterator[str]:
     """Yield a hundred million different random texts of up to some forty parts."""
     draw = random.Random(seed)  # noqa: S311 - must be repeatable, not secret
-    digits = sorted({string for string in strings if len(string) == 1} | {"a", "b"})
     # All numbers have the same length; otherwise a short one could end like a longer one.
-    n_digits = math.ceil(math.log(N_RANDOM, len(digits)))
+    characters = dict.fromkeys([*"abcdefghij", *(one for one in strings if len(one) == 1)])
+    digits = str.maketrans("0123456789", "".join(characters)[-10:])
     for number in range(N_RANDOM):
         parts = [_random_part(draw, strings) for _ in range(draw.choice(_LENGTHS))]
-        yield "".join(parts) + _spell(number, digits, n_digits)
+        yield "".join(parts) + f"{number:08}".translate(digits)
 
 
 _LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 40)
@@ -150,12 +149,3 @@ def _random_part(draw: random.Random, strings: Sequence[str]) -> str:
 def _character(code: int) -> str:
     """A character; surrogates are replaced."""
     return chr(code + 0x800 if 0xD800 <= code < 0xE000 else code)
-
-
-def _spell(number: int, digits: Sequence[str], n_digits: int) -> str:
-    """A number in the numeral system of these digits, with leading zeros."""
-    spelled = []
-    for _ in range(n_digits):
-        number, digit = divmod(number, len(digits))
-        spelled.append(digits[digit])
-    return "".join(spelled)

@@ -17,7 +17,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from valle_convert.closing import Closing
 from valle_convert.errors import InputError
@@ -34,17 +34,6 @@ class Setting(NamedTuple):
 
 
 ALL_SETTINGS = tuple(Setting(add, parse) for add in (False, True) for parse in (False, True))
-
-
-class Oracle(Protocol):
-    """A library that `LlamaTokenizer` is compared with."""
-
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        """The settings that this library supports."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], setting: Setting) -> list[list[int]]: ...
 
 
 class HuggingFaceOracle:
@@ -101,6 +90,10 @@ class SentencePieceOracle:
         return ids
 
 
+#: A library that `LlamaTokenizer` is compared with; `settings` are those that it supports.
+Oracle = HuggingFaceOracle | SentencePieceOracle
+
+
 class LlamaTokenizer(Closing):
     """The vocabulary of a GGUF file, as stock llama.cpp reads it.
 
@@ -155,7 +148,11 @@ class LlamaTokenizer(Closing):
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Turn llama.cpp's own ids back into text."""
         for id_ in ids:
-            self._check_id(id_)
+            if not 0 <= id_ < self.n_tokens:
+                raise InputError(
+                    f"The token id {id_} is not in the vocabulary, expected 0 to "
+                    f"{self.n_tokens - 1}."
+                )
         if len(ids) > len(self._ids):
             raise InputError(
                 f"{len(ids):,} ids to decode, expected at most {len(self._ids):,}; "
@@ -170,28 +167,17 @@ class LlamaTokenizer(Closing):
             return self.decode(ids, special=special)
         return self._text.raw[:n].decode("utf-8", errors="replace")
 
-    def piece(self, id_: int) -> str:
-        """The text of a token in the file's form (`gpt2`: byte-level)."""
-        self._check_id(id_)
-        text: bytes = self.library.llama_vocab_get_text(self.vocabulary, id_)
-        return text.decode("utf-8", errors="replace")
-
     def show(self, ids: Sequence[int]) -> str:
-        """Spell tokens for a reader: `[ˈɛ] [n] [<E2 80>]`."""
+        """Spell llama.cpp's own ids for a reader: `[ˈɛ] [n] [<E2 80>]`."""
         is_bpe = self.library.llama_vocab_type(self.vocabulary) == self.library.LLAMA_VOCAB_TYPE_BPE
-        pieces = map(self.piece, ids)
+        texts = [self.library.llama_vocab_get_text(self.vocabulary, id_) for id_ in ids]
+        pieces = [text.decode("utf-8", errors="replace") for text in texts]
         return " ".join(f"[{readable(piece) if is_bpe else piece}]" for piece in pieces)
 
     def close(self) -> None:
         if self._model:
             self.library.llama_model_free(self._model)
             self._model = None
-
-    def _check_id(self, id_: int) -> None:
-        if not 0 <= id_ < self.n_tokens:
-            raise InputError(
-                f"The token id {id_} is not in the vocabulary, expected 0 to {self.n_tokens - 1}."
-            )
 
     def __del__(self) -> None:
         self.close()

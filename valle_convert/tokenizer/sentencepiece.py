@@ -60,7 +60,6 @@ class SentencePieceBpe:
 
 
 def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
-    """Check the bytes of a `.model` file."""
     try:
         proto = _read_proto(data)
     except _MalformedError as error:

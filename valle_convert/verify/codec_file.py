@@ -52,7 +52,6 @@ def verify_codec(
     levels: Sequence[CodecLevelName] = CODEC_LEVELS,
     progress: Progress = silent,
 ) -> Report:
-    """Compare a file with the codec that it was made from."""
     is_cpp = is_cpp_codec(path)
     try:
         file = open_cpp_file(path) if is_cpp else open_gguf_codec(path)

@@ -55,8 +55,6 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Judged:
-    """llama.cpp's result beside the references."""
-
     deviation: Deviation | None
     cost: float  # the NMSE to the checkpoint
     cost_allowed: float  # the most that the file's types may cost

@@ -27,14 +27,11 @@ class Check:
 
     @classmethod
     def failure(cls, name: str, summary: str) -> Self:
-        """A check that failed without numbers."""
         return cls(name, passed=False, summary=summary, values={}, badness=math.inf)
 
 
 @dataclass(frozen=True)
 class Level:
-    """One level of verification."""
-
     name: str
     checks: tuple[Check, ...]
     seconds: float
@@ -42,7 +39,6 @@ class Level:
 
     @property
     def passed(self) -> bool:
-        """Whether all of it ran, and nothing failed."""
         return self.skipped is None and not self.failed
 
     @property
@@ -60,8 +56,6 @@ class Level:
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on a converted file."""
-
     checkpoint: str
     file: str
     file_type: str  # the type most of the file's weights have, such as F16
@@ -87,7 +81,6 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every requested check ran and none failed."""
         return self.outcome == "passed"
 
     @property

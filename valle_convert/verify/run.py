@@ -193,12 +193,7 @@ class _Run:
         with self.progress("comparing logits", total, "passes") as advance:
             try:
                 yardstick = Yardstick(
-                    plan,
-                    bundle,
-                    seed=seed,
-                    adapters=opened,
-                    is_rounded=is_rounded,
-                    advance=advance,
+                    plan, bundle, seed=seed, adapters=opened, is_rounded=is_rounded, advance=advance
                 )
                 network = self._open()
             except (InputError, EnvironmentFault) as error:

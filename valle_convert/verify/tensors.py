@@ -18,17 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.encode import (
-    DECIBELS_BELOW,
-    decode,
-    encode,
-    least_decibels,
-    roundings,
-)
+from valle_convert.gguf_file.encode import DECIBELS_BELOW, decode, encode, least_decibels, roundings
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
-from valle_convert.gguf_file.write import stored_blocks
+from valle_convert.gguf_file.write import source_rows, stored_blocks
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.llama.half import rounded_by_ggml
 from valle_convert.model.description import RowBlock
@@ -81,7 +75,6 @@ class _Tally:
         self.n_weights += weights.size
 
     def merge(self, other: _Tally) -> None:
-        """Add another tally's weights."""
         if not other.max_relative <= self.max_relative:
             self.max_relative, self.where = other.max_relative, other.where
         self.max_error = max(self.max_error, other.max_error)
@@ -133,11 +126,11 @@ def _check(
     if found is None or found.shape != planned.shape:
         there = "missing" if found is None else f"of shape {list(found.shape)}"
         return Check.failure(f"tensor {planned.name}", f"{there}, expected {list(planned.shape)}")
-    stored = [
+    blocks = [
         stored_blocks(plan.checkpoint.tensors, span.source, found.ggml_type)
         for span in planned.spans
     ]
-    if all(one is not None for one in stored):
+    if len(stored := [one for one in blocks if one is not None]) == len(blocks):
         return _check_moved(planned, found, stored)
     types = {span.label: rounded[span.source] for span in planned.spans}
     if all(kind in PLAIN_DTYPES for kind in types.values()):
@@ -188,17 +181,14 @@ def _rounded(source: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[An
 
 
 def _check_moved(
-    planned: PlannedTensor, found: TensorInfo, stored: Sequence[NDArray[np.uint8] | None]
+    planned: PlannedTensor, found: TensorInfo, stored: Sequence[NDArray[np.uint8]]
 ) -> Check:
     """The rows are the source's quantized ones, bit for bit."""
     data = found.data.reshape(planned.shape[0], -1)
     n_different, where = 0, ""
     for span, source in zip(planned.spans, stored, strict=True):
-        for start in range(0, span.n_rows if source is not None else 0, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, span.n_rows)
-            index = slice(start, stop) if span.gather is None else list(span.gather[start:stop])
-            actual = data[span.first_row + start : span.first_row + stop]
-            n = int((source[index] != actual).any(axis=-1).sum())  # type: ignore[index]
+        for at, rows in source_rows(span, source, _ROWS_AT_ONCE):
+            n = int((rows != data[at : at + len(rows)]).any(axis=-1).sum())
             if n and not n_different:
                 where = span.label
             n_different += n
@@ -222,10 +212,7 @@ def _exact_check(
 
 
 def _check_quantized(
-    plan: PlannedFile,
-    planned: PlannedTensor,
-    found: TensorInfo,
-    types: Mapping[str, GgmlType],
+    plan: PlannedFile, planned: PlannedTensor, found: TensorInfo, types: Mapping[str, GgmlType]
 ) -> Check:
     """The whole tensor, and every table and head in it.
 
@@ -270,12 +257,10 @@ def _check_quantized(
         limit=f"at least {least:.1f} dB ({DECIBELS_BELOW:g} less than the type reaches on random "
         f"weights), {least_part:.1f} in each table or head; no error above its row's "
         f"largest{' times 2.5' if most > 1 else ''}; errors that do not follow the weights",
-        badness=_badness(whole, least, most) if passed else math.inf,
+        badness=max(10 ** ((least - whole.decibels) / 10), whole.max_relative / most)
+        if passed
+        else math.inf,
     )
-
-
-def _badness(tally: _Tally, least: float, most: float) -> float:
-    return max(10 ** ((least - tally.decibels) / 10), tally.max_relative / most)
 
 
 def _rows(
@@ -289,10 +274,5 @@ def _rows(
     data = found.data.reshape(planned.shape[0], -1)
     for span in planned.spans:
         source = plan.checkpoint.tensors.read(span.source).reshape(-1, planned.shape[-1])
-        for start in range(0, span.n_rows, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, span.n_rows)
-            if span.gather is None:
-                rows = source[start:stop]
-            else:
-                rows = source[np.asarray(span.gather[start:stop])]
-            yield span, rows, data[span.first_row + start : span.first_row + stop]
+        for at, rows in source_rows(span, source, _ROWS_AT_ONCE):
+            yield span, rows, data[at : at + len(rows)]

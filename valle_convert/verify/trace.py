@@ -103,7 +103,6 @@ class _Recorder:
             self._kept.setdefault((part, layer, name), []).append(values.numpy())
 
     def take(self) -> dict[_Place, FloatArray]:
-        """The records since the last call."""
         kept, self._kept = self._kept, {}
         return {place: np.concatenate(pieces) for place, pieces in kept.items()}
 
@@ -172,7 +171,6 @@ def traced_cases(
 def _on_llama(
     network: OnLlama, case: Case[Any], wanted: Callable[[int, str], bool]
 ) -> dict[_Place, FloatArray]:
-    """llama.cpp's states in a case."""
     kept: dict[_Place, FloatArray] = {}
     with ExitStack() as stack:
         caught = {}
@@ -200,7 +198,6 @@ def _on_llama(
 
 
 def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Check:
-    """The verdict on one case."""
     n_layers = plural(len(judged) - 1, "layer")
     off = [place for place, one in judged.items() if not one.passed]
     if off:

@@ -82,10 +82,7 @@ def origin_of(file: GgufFile) -> str:
 
 def _check_data(file: GgufFile, progress: Progress) -> Check:
     digest = hashlib.sha256()
-    with (
-        file.path.open("rb") as opened,
-        progress("reading", file.data_bytes, "B") as advance,
-    ):
+    with file.path.open("rb") as opened, progress("reading", file.data_bytes, "B") as advance:
         opened.seek(file.data_start)
         while piece := opened.read(_PIECE):
             digest.update(piece)

@@ -62,7 +62,7 @@ def chinese_symbols(text: str) -> tuple[str, list[str]]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
-    for word in _words(text):
+    for word in _jieba().cut(text):
         if re.search(f"[{HAN}]", word):
             yield "", " "
         for piece in _readings(word):
@@ -97,14 +97,11 @@ def spell_syllable(bopomofo: str) -> str | None:
 
 
 def _expanded(text: str) -> str:
-    """Write numbers and signs in Chinese."""
-    text = _PERCENT.sub(_percent, signs_in_words(text, "zh"))
+    text = _PERCENT.sub(
+        lambda n: f"{'百' if n[2] == '%' else '千'}分之{n[1]}", signs_in_words(text, "zh")
+    )
     text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
     return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
-
-
-def _percent(found: re.Match[str]) -> str:
-    return f"{'百' if found[2] == '%' else '千'}分之{found[1]}"
 
 
 def _in_chinese(number: str, mode: str) -> str:
@@ -113,10 +110,6 @@ def _in_chinese(number: str, mode: str) -> str:
         mode = "direct"
     numbers = require("cn2an", "Reading Chinese numbers", extra="vallex")
     return str(numbers.an2cn(str(number), mode))
-
-
-def _words(text: str) -> list[str]:
-    return list(_jieba().cut(text))
 
 
 @cache

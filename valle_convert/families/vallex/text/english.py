@@ -56,44 +56,15 @@ _DICTIONARY_LETTERS = str.maketrans({"r": "ɹ", "ʤ": "dʒ", "ʧ": "tʃ"})
 _DARK_L = re.compile(r"l(?=[^aeiouæɑɔəɛɪʊ\s]*(?:\s|$))")
 
 #: espeak-ng's phonemes of American English in the dictionary's notation.
-ESPEAK_VOWELS = {
-    **{one: one for one in ("aɪ", "aʊ", "eɪ", "oʊ", "ɔɪ", "i", "u", "ɛ", "ɪ", "ʊ", "ə", "æ")},
-    "iː": "i",
-    "uː": "u",
-    "ɑː": "ɑ",
-    "ɔː": "ɔ",
-    "oː": "ɔ",
-    "aː": "ɑ",
-    "ɑ": "ɑ",
-    "ɔ": "ɔ",
-    "ɜː": "əɹ",
-    "ɜ": "əɹ",
-    "ɚ": "əɹ",
-    "ɚɹ": "əɹ",
-    "ɜːɹ": "əɹ",
-    "ʌ": "ə",
-    "ɐ": "ə",
-    "ᵻ": "ɪ",
-    "a": "æ",
-    "o": "oʊ",
-    "e": "ɛ",
-    "n̩": "ən",
-    "m̩": "əm",
-    "l̩": "əl",
-    "ɔ̃": "ɔn",
-    "ɑ̃": "ɑn",
-}
+ESPEAK_VOWELS = table(
+    """
+    aɪ=aɪ aʊ=aʊ eɪ=eɪ oʊ=oʊ ɔɪ=ɔɪ i=i u=u ɛ=ɛ ɪ=ɪ ʊ=ʊ ə=ə æ=æ iː=i uː=u ɑː=ɑ ɔː=ɔ oː=ɔ aː=ɑ ɑ=ɑ ɔ=ɔ
+    ɜː=əɹ ɜ=əɹ ɚ=əɹ ɚɹ=əɹ ɜːɹ=əɹ ʌ=ə ɐ=ə ᵻ=ɪ a=æ o=oʊ e=ɛ n̩=ən m̩=əm l̩=əl ɔ̃=ɔn ɑ̃=ɑn
+    """
+)
 ESPEAK_CONSONANTS = {
     **{one: one for one in "bdfhjklmnpstvwzðŋɹʃʒθ"},
-    "dʒ": "dʒ",
-    "tʃ": "tʃ",
-    "ɡ": "g",
-    "ɾ": "t",
-    "ʔ": "t",
-    "x": "k",
-    "r": "ɹ",
-    "ɬ": "l",
-    "ɹɹ": "ɹ",
+    **table("dʒ=dʒ tʃ=tʃ ɡ=g ɾ=t ʔ=t x=k r=ɹ ɬ=l ɹɹ=ɹ"),
 }
 _ESPEAK = {**ESPEAK_VOWELS, **ESPEAK_CONSONANTS}
 _PHONE = re.compile("|".join(sorted(map(re.escape, _ESPEAK), key=len, reverse=True)) + "|.")
@@ -116,7 +87,6 @@ def english_symbols(text: str) -> tuple[str, list[str]]:
 
 
 def _expanded(text: str) -> str:
-    """Write abbreviations, numbers and signs in words."""
     text = re.sub("[’‘`]", "'", text)
     # Currencies stay for `_money`.
     text = signs_in_words(text, "en", _CURRENCIES.__contains__)
@@ -236,7 +206,6 @@ def _in_dictionary(words: list[str]) -> dict[str, str]:
 
 @cache
 def _by_espeak(word: str) -> str:
-    """espeak-ng's pronunciation in the dictionary's notation."""
     try:
         return from_espeak(to_phonemes(word, "en"))
     except InputError:

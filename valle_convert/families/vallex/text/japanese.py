@@ -87,7 +87,6 @@ def _pieces(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def spell_phones(phones: Sequence[Phone]) -> str:
-    """Convert phones and their accents to symbols."""
     parts: list[str] = []
     for i, phone in enumerate(phones):
         following = phones[i + 1] if i + 1 < len(phones) else Phone("")

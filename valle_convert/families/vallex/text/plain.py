@@ -20,27 +20,18 @@ PUNCTUATION = {
     **dict.fromkeys("¡¿\"'`´‘’‚‛“”„‟«»‹›「」『』《》〈〉【】〔〕｢｣（）()[]{}", ""),
     **dict.fromkeys("_/\\|*^•·・", " "),
 }
-#: Latin letters without a decomposition.
-_LETTERS = {
-    "ß": "ss",
-    "æ": "ae",
-    "œ": "oe",
-    "ø": "o",
-    "đ": "d",
-    "ł": "l",
-    "ð": "th",
-    "þ": "th",
-    "ı": "i",
-}
-_LETTERS |= {one.upper(): two.capitalize() for one, two in _LETTERS.items() if one != "ı"} | {
-    "ẞ": "SS"
-}
 
 
 def table(text: str) -> dict[str, str]:
     """A table written as `key=value` between white space, with `_` for a space in a value."""
     pairs = (entry.partition("=") for entry in text.split())
     return {key: value.replace("_", " ") for key, _, value in pairs}
+
+
+#: Latin letters without a decomposition.
+_SMALL = table("ß=ss æ=ae œ=oe ø=o đ=d ł=l ð=th þ=th")
+_CAPITALS = {one.upper(): two.capitalize() for one, two in _SMALL.items()}
+_LETTERS = {**_SMALL, **_CAPITALS, "ı": "i", "ẞ": "SS"}
 
 
 def plain(text: str, language: str) -> str:

@@ -52,8 +52,6 @@ class TaggedText:
 
 @dataclass(frozen=True)
 class SpelledText:
-    """Input of the network."""
-
     symbols: str  # characters of the table in `symbols.py`; a space is `_`
     languages: tuple[str, ...]  # language of each symbol: `en`, `zh` or `ja`
     notices: tuple[str, ...] = ()  # remarks for the user, such as characters that cannot be read
