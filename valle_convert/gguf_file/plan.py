@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from valle_convert import __version__
@@ -16,7 +17,7 @@ from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
 from valle_convert.gguf_file import keys as gguf_keys
-from valle_convert.gguf_file.header import Key, TensorEntry, padded
+from valle_convert.gguf_file.header import Key, TensorEntry, pack_key, padded
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
 from valle_convert.model.description import BiasBlock, Contents, RowBlock
@@ -72,6 +73,11 @@ class PlannedFile:
         family, salt = self.set_salt
         words = f"{family} {source_sha256} {salt}"
         return {gguf_keys.SET_ID_KEY: hashlib.sha256(words.encode()).hexdigest()}
+
+    @cached_property
+    def packed_keys(self) -> dict[str, bytes]:
+        """The bytes of the keys; a header is made four times, and a vocabulary takes 20 ms."""
+        return {key.name: pack_key(key) for key in self.keys}
 
     @property
     def n_weights(self) -> int:
@@ -150,11 +156,14 @@ def check_codec(name: str, model: CodeFormat) -> None:
 
 def valid_key(key: Key) -> Key:
     """The key with bytes that are not UTF-8 replaced, as file names may have them."""
-    if key.type == "string":
-        return replace(key, value=valid_utf8(key.value))
-    if key.type == "[string]":
-        return replace(key, value=list(map(valid_utf8, key.value)))
-    return key
+    if key.type not in ("string", "[string]"):
+        return key
+    texts = [key.value] if key.type == "string" else key.value
+    whole = "".join(texts)
+    if valid_utf8(whole) == whole:  # 20 ms faster than one by one
+        return key
+    valid = list(map(valid_utf8, texts))
+    return replace(key, value=valid[0] if key.type == "string" else valid)
 
 
 def out_type_named(name: str) -> GgmlType | None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from valle_convert.checkpoint.source import BlockSource, TensorSource
 from valle_convert.files import atomic_outputs, check_free_space
 from valle_convert.gguf_file.encode import check_blocks, encode
-from valle_convert.gguf_file.header import pack_header, padded
+from valle_convert.gguf_file.header import ALIGNMENT, join_header, pack_key, pack_tensor, padded
 from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     DATA_DIGEST_KEY,
@@ -45,8 +45,11 @@ _ZEROS = _STRING + NO_DIGEST.encode()
 def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> bytes:
     """Everything before the tensor data: keys, tensor table, padding."""
     known = values or {}
-    keys = [replace(key, value=known.get(key.name, key.value)) for key in plan.keys]
-    return pack_header(keys, plan.tensors)
+    late = [replace(key, value=known[key.name]) for key in plan.keys if key.name in known]
+    keys = plan.packed_keys | {key.name: pack_key(key) for key in late}
+    return join_header(
+        [*keys.values()], len(plan.tensors), map(pack_tensor, plan.tensors), ALIGNMENT
+    )
 
 
 def write_files(
