@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fuzz.oracles import same_gguf
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header
+from valle_convert.gguf_file.metadata import size_label
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 
@@ -134,3 +135,8 @@ def test_the_table_of_types_is_the_packages_but_for_what_no_file_has() -> None:
     names = {int(one): one.name.partition("_")[2].removesuffix("_M") for one in gguf.LlamaFileType}
     for kind in GGML_TYPES.values():
         assert names[kind.file_type] in (kind.name, "")
+
+
+@given(st.integers(1, 10**13))
+def test_a_size_is_told_as_the_gguf_package_tells_it(n: int) -> None:
+    assert size_label(n) == gguf.utility.model_weight_count_rounded_notation(n)

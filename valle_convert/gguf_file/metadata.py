@@ -73,8 +73,6 @@ class GeneralMetadata:
         self, checkpoint: Checkpoint, languages: Sequence[str], n_weights: int
     ) -> Iterator[Key]:
         """All `general.*` keys except architecture and file type; missing values are derived."""
-        from gguf.utility import model_weight_count_rounded_notation
-
         values: dict[str, Any] = {
             "name": checkpoint.config.get("name") or checkpoint.title,
             "tags": _DEFAULT_TAGS,
@@ -90,4 +88,12 @@ class GeneralMetadata:
             if name in values:
                 value = values[name]
                 yield Key(f"general.{name}", str(value) if kind == "string" else value, kind)
-        yield Key("general.size_label", model_weight_count_rounded_notation(n_weights), "string")
+        yield Key("general.size_label", size_label(n_weights), "string")
+
+
+def size_label(n_weights: int) -> str:
+    """A number of weights in two digits or more, as the gguf package writes it: `116M`, `1.2B`."""
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+    unit, letter = next((one for one in units if n_weights > one[0]), (1e3, "K"))
+    scaled = n_weights * (1 / unit)
+    return f"{scaled:.{max(2 - len(str(round(scaled)).lstrip('0')), 0)}f}{letter}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -179,7 +180,9 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
     )
 
 
-def check_keys(plan: PlannedFile, file: GgufFile, late_values: Mapping[str, object]) -> Check:
+def check_keys(
+    plan: PlannedFile, file: GgufFile, late_values: Mapping[str, object] = MappingProxyType({})
+) -> Check:
     deferred = dict(late_values)
     if plan.biases:
         deferred[gguf_keys.BIAS_KEY] = read_biases(plan)
