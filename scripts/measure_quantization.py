@@ -100,7 +100,7 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
     for name, utterances in {
-        "real": Examples.given(family, model, folder / "calibration", seed=0),
+        "real": Examples.choose(family, model, folder / "calibration", None),
         "noise": Examples.seeded(family, model, N_CALIBRATION, seed=0),
     }.items():
         print(f"importance matrix of {utterances.description}", flush=True)

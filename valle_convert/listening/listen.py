@@ -44,7 +44,7 @@ from valle_convert.progress import Advance, Progress, silent
 
 #: The place of tallies over all heads, or all ways of speaking.
 EVERYWHERE = "all"
-AR_TEMPERATURE = 0.6
+_AR_TEMPERATURE = 0.6
 #: How networks that listen are opened: exact, with room for the sentences of a batch. With 8,
 #: Q4_K_M gains no more.
 LISTENING = Settings(n_parallel=4)
@@ -131,7 +131,7 @@ class Way:
         return DecodeOptions(self.mode, sampling, max_seconds=_MOST * seconds + 1)
 
 
-def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, ...]:
+def ways_of(model: Model) -> tuple[Way, ...]:
     """How a model can speak; demasking starts at temperature 1, which falls."""
     found: list[Way] = []
     modes: tuple[Mode, ...] = ("ar", "nar-len")
@@ -140,8 +140,7 @@ def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, 
             choose_mode(model, mode)
         except InputError:
             continue
-        temperature = ar_temperature if mode == "ar" else 1.0
-        found += [Way(mode, 0.0), *([Way(mode, temperature)] if temperature else [])]
+        found += [Way(mode, 0.0), Way(mode, _AR_TEMPERATURE if mode == "ar" else 1.0)]
     return tuple(found)
 
 
@@ -180,7 +179,6 @@ class ListeningTest:
         codec: AudioCodec,
         model: Model,
         *,
-        ar_temperature: float = AR_TEMPERATURE,
         seed: int = 0,
         n_clips: int = 0,
         recogniser: Recogniser | None = None,
@@ -200,7 +198,7 @@ class ListeningTest:
                     "make it again with `valle-convert utterances` and --text."
                 )
         self.sentences, self.codec, self.seed = tuple(sentences), codec, seed
-        self.ways = ways_of(model, ar_temperature)
+        self.ways = ways_of(model)
         self.n_clips = n_clips
         self._recogniser = recogniser
         self.recordings = [

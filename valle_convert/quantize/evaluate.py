@@ -111,7 +111,9 @@ def evaluate(
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        examples = Examples.of_options(source.family, source.model, measuring)
+        examples = Examples.choose(
+            source.family, source.model, measuring.data, measuring.n_utterances
+        )
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
         types = set(map(type_of, bundles))

@@ -66,7 +66,7 @@ class Matrices:
                     f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
                     f"matrix instead of {path}."
                 )
-            calibration = Examples.choose(family, source.model, path, None, seed=0)
+            calibration = Examples.choose(family, source.model, path, None)
         elif options.imatrix == AUTO and source.reference is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
         return cls(source, {}, calibration, paths, is_kept, for_all)

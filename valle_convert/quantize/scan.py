@@ -173,7 +173,9 @@ def scan(
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
-        examples = Examples.of_options(source.family, source.model, measuring)
+        examples = Examples.choose(
+            source.family, source.model, measuring.data, measuring.n_utterances
+        )
         matrices = Matrices.of(source, None, making).given
         source.complete(log.progress)
         one = Scan(quantizer, source, source.reference, examples, making, matrices, scratch)
