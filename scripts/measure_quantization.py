@@ -148,9 +148,8 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
         for i, given in enumerate(TENSOR_TYPES)
         for file in run(f"mixed-{i}", parse_types(MIXED_TYPES), tensor_types=given).files
     ]
-    weights = {one.tensor: round(8 * one.n_bytes / one.bits) for one in scanned}
     for target in TARGETS:
-        mixture = choose_mixture(scanned, weights, target_bits=target)
+        mixture = choose_mixture(scanned, target_bits=target)
         name = f"--target-bits {target:g}"
         (file,) = run(name, [mixture.file_type], tensor_types=mixture.tensor_types).files
         mixed.append((name, file))

@@ -180,15 +180,11 @@ def scan(
         source.complete(log.progress)
         one = Scan(quantizer, source, source.reference, examples, making, matrices, scratch)
         found = one.run(kinds, log.progress)
-        weights: dict[str, int] = {}
-        for unit in source.units:
-            for name, tensor in source.bundle.files[unit.part].tensors.items():
-                weights[name] = weights.get(name, 0) + tensor.n_elements
         mixture = None
         if aim.target_bits is not None:
-            mixture = choose_mixture(found, weights, target_bits=aim.target_bits)
+            mixture = choose_mixture(found, target_bits=aim.target_bits)
         elif aim.max_kl is not None:
-            mixture = mixture_within(one, found, weights, aim.max_kl)
+            mixture = mixture_within(one, found, aim.max_kl)
     return ScanReport(source.name, examples.description, tuple(found), mixture)
 
 
@@ -314,23 +310,23 @@ class _Exchanged:
 
 def choose_mixture(
     sensitivities: Sequence[Sensitivity],
-    weights: Mapping[str, int],
     *,
     target_bits: float | None = None,
     max_kl: float | None = None,
 ) -> Mixture:
     """The mixture with the least divergence for a size, or the smallest within `max_kl` nats."""
-    steps: dict[str, list[Sensitivity]] = {}
     by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
     for one in sensitivities:
         by_tensor[one.tensor].append(one)
-    for name, found in by_tensor.items():
-        kept = Sensitivity(name, _KEPT, 16.0, 2 * weights[name], 0.0)
-        steps[name] = _hull([*found, kept])
+    weights = {name: round(8 * one.n_bytes / one.bits) for name, (one, *_) in by_tensor.items()}
+    steps = {
+        name: _hull([*found, Sensitivity(name, _KEPT, 16.0, 2 * weights[name], 0.0)])
+        for name, found in by_tensor.items()
+    }
     at = dict.fromkeys(steps, 0)
     n_bytes = sum(hull[0].n_bytes for hull in steps.values())
     kl = sum(hull[0].kl for hull in steps.values())
-    n_weights = sum(weights[name] for name in steps)
+    n_weights = sum(weights.values())
     budget = float("inf") if target_bits is None else target_bits * n_weights / 8
     if n_bytes > budget:
         raise InputError(
@@ -353,13 +349,11 @@ def choose_mixture(
     return Mixture(kinds, 8 * n_bytes / n_weights, max(kl, 0.0))
 
 
-def mixture_within(
-    scan: Scan, sensitivities: Sequence[Sensitivity], weights: Mapping[str, int], max_kl: float
-) -> Mixture:
+def mixture_within(scan: Scan, sensitivities: Sequence[Sensitivity], max_kl: float) -> Mixture:
     """The smallest mixture whose divergence, computed and not only summed up, is within a limit."""
     aim = _ROOM * max_kl
     for _ in range(_TRIES):
-        mixture = choose_mixture(sensitivities, weights, max_kl=aim)
+        mixture = choose_mixture(sensitivities, max_kl=aim)
         found = scan.divergence(mixture.kinds)
         if found <= _ROOM * max_kl:
             return replace(mixture, predicted_kl=found)
