@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +39,7 @@ from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.progress import Progress, silent
+from valle_convert.threads import in_background
 from valle_convert.verify.run import plan_like
 from valle_convert.verify.structure import check_source
 
@@ -81,20 +83,11 @@ class Source:
     name: str
     header: GgufFile
     given: Path  # the file whose digest is recorded: the user's, or `path`
-    is_complete: bool = True  # whether the weights are in the file; until then it has a header only
-    _digest: Future[str] | None = None
-
-    def begin_digest(self) -> None:
-        """Start to compute the digest of the complete file."""
-        self.is_complete = True
-        pool = ThreadPoolExecutor(max_workers=1)
-        self._digest = pool.submit(sha256_of, self.given)
-        pool.shutdown(wait=False)
+    digest: Future[str] | None = None  # of `given`, if it is computed in the background
 
     @property
     def sha256(self) -> str:
-        """Of the complete file."""
-        return sha256_of(self.given) if self._digest is None else self._digest.result()
+        return sha256_of(self.given) if self.digest is None else self.digest.result()
 
     @property
     def stem(self) -> str:
@@ -131,7 +124,8 @@ class SourceBundle:
 
     @property
     def is_complete(self) -> bool:
-        return not self.is_converted_here or self.main.is_complete
+        """Whether the weights are in the files; those of a checkpoint begin as headers."""
+        return not self.is_converted_here or self._is_done
 
     @property
     def n_bytes(self) -> int:
@@ -172,7 +166,7 @@ class SourceBundle:
                 "free some space or write elsewhere."
             ) from error
         for source in self.units.values():
-            source.begin_digest()
+            source.digest = in_background(partial(sha256_of, source.given))
         self._is_done = True
 
 
@@ -225,7 +219,7 @@ def convert_in_scratch(conversion: Plan, scratch: Scratch) -> SourceBundle:
     units = {}
     for unit in conversion.family.units([*files]):
         source = _unit_source(bundle, unit, scratch)
-        source.name, source.is_complete = names[unit.part], False
+        source.name = names[unit.part]
         units[unit] = source
     return SourceBundle(name, bundle, units, conversion, True, opened)
 
@@ -239,7 +233,7 @@ def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
     opened, path = scratch.new()
     if unit.first is not None:
         _join(bundle, unit, path, empty=True)
-        return Source(path, name, GgufFile(path), file.path, is_complete=False)
+        return Source(path, name, GgufFile(path), file.path)
     try:
         keys = [key for key in keys_of_file(file) if key.name != ALIGNMENT_KEY]
         write_tensors(opened, keys, [*file.tensors.values()])
