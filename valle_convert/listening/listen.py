@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -145,21 +145,13 @@ def ways_of(model: Model) -> tuple[Way, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
-    """The speech of a sentence in one way, or None."""
-
-    sentence: int
-    way: str
-    audio: Audio | None
-
-
-@dataclass(frozen=True, eq=False)
 class Listened:
     """The result of one model."""
 
     #: By measure and place: a head, a way of speaking, or `EVERYWHERE`.
     tallies: Mapping[str, Mapping[str, Tally]]
-    clips: tuple[Clip, ...] = ()
+    #: What was said of the first sentences, by way of speaking; None for nothing.
+    clips: Mapping[str, tuple[Audio | None, ...]] = field(default_factory=dict)
 
     def places(self, measure: Measure) -> list[str]:
         """Where it was measured; the total comes last."""
@@ -183,7 +175,6 @@ class ListeningTest:
         n_clips: int = 0,
         recogniser: Recogniser | None = None,
     ) -> None:
-        choose_mode(model)
         if len(sentences) < 2:
             raise InputError(
                 "Listening compares speech with the recordings of all sentences, expected two or "
@@ -210,11 +201,6 @@ class ListeningTest:
         self._cepstra = [mel_cepstra(one) for one in self.recordings]
         self._normalized = [normalized(one) for one in self._cepstra]
 
-    @property
-    def n_steps(self) -> int:
-        """How often `listen` advances its progress."""
-        return len(self.sentences) * (1 + len(self.ways))
-
     def recordings_alone(self) -> Listened:
         """What the recogniser hears in the recordings, and in the codec's versions of them."""
         codec = self.codec
@@ -226,14 +212,15 @@ class ListeningTest:
         self, network: Network, progress: Progress = silent, label: str = "listening"
     ) -> Listened:
         found: dict[tuple[str, str], Tally] = {}
-        clips: list[Clip] = []
-        with progress(label, self.n_steps, "sentences") as advance:
+        clips: dict[str, tuple[Audio | None, ...]] = {}
+        n_steps = len(self.sentences) * (1 + len(self.ways))
+        with progress(label, n_steps, "sentences") as advance:
             found |= self._likelihoods(network, advance)
             for i, way in enumerate(self.ways):
                 said = self._say(network, way, (self.seed, i), advance)
                 found |= self._sounds(way.name, said)
-                clips += [Clip(n, way.name, said[n]) for n in range(min(self.n_clips, len(said)))]
-        return Listened(_by_measure(found), tuple(clips))
+                clips[way.name] = tuple(said[: self.n_clips])
+        return Listened(_by_measure(found), clips)
 
     # ------------------------------------------------------------------------------- codes
 

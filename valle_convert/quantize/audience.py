@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.decode.speech import choose_mode
@@ -105,10 +106,12 @@ class Audience:
         """The F16 file's results, twice; without recordings, it speaks them first."""
         audience = self
         n_threads = self.measuring.threads or usable_cores()
-        settings = replace(LISTENING, n_gpu_layers=self.measuring.gpu_layers)
-        adapters = self.measuring.adapters
-        how = replace(settings, n_threads=n_threads)
-        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
+
+        def opened(n: int) -> Any:  # noqa: ANN401 - the family's own network
+            how = replace(LISTENING, n_threads=n, n_gpu_layers=self.measuring.gpu_layers)
+            return bundle.family.open(bundle, settings=how, adapters=self.measuring.adapters)
+
+        with opened(n_threads) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
                 rate = self.codec.description.frame_rate
@@ -117,8 +120,7 @@ class Audience:
             test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
-        how = replace(settings, n_threads=n_others)
-        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
+        with opened(n_others) as network:
             again = audience.test(network.model, seed=1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families.bundle import Bundle, part_of, paths_of, plan
 from valle_convert.files import (
     check_free_space,
@@ -31,7 +31,7 @@ from valle_convert.files import (
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.library import INSTALL, find_library, load_library
+from valle_convert.llama.library import load_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import unlisted_in
@@ -98,12 +98,7 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure and judge files of one model; old `reports` are removed before it starts."""
     log = log or RunLog()
-    if find_library() is None:
-        raise EnvironmentFault(
-            f"llama-cpp-python is not installed, but files are measured on it. Run {INSTALL}."
-        )
-    if measuring.gpu_layers:
-        load_library().check_gpu(measuring.gpu_layers)
+    load_library().check_gpu(measuring.gpu_layers)
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
         bundles = list({one.path: one for one in _open(given)}.values())
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())

@@ -47,7 +47,15 @@ class Examples:
         """The first `.npz` files of a folder, all checked now; seeded ones without a folder."""
         if data is None:
             return cls.seeded(family, model, N_SEEDED if count is None else count, seed=0)
-        files = _files_of(data, count, family.example_arrays)
+        try:
+            files = tuple(sorted(data.glob("*.npz"))[:count])
+        except OSError as error:
+            raise InputError(f"{data} cannot be read: {describe_os_error(error)}.") from error
+        if not files:
+            raise InputError(
+                f"{data} has no .npz files. Each holds one utterance: the arrays "
+                f"{family.example_arrays} (docs/quantize.md)."
+            )
         digest = hashlib.sha256()
         for path in files:
             digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
@@ -71,17 +79,3 @@ class Examples:
             seed = self.seed * 1_000_003 + block
             n = min(_PER_SEED, self.count - start)
             yield from trials.utterances(self.model, n, seed=seed)
-
-
-def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
-    """The first `.npz` files of a folder, by name."""
-    try:
-        files = tuple(sorted(folder.glob("*.npz"))[:limit])
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
-    if not files:
-        raise InputError(
-            f"{folder} has no .npz files. Each holds one utterance: the arrays {arrays} "
-            "(docs/quantize.md)."
-        )
-    return files

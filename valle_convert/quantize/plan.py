@@ -191,10 +191,6 @@ class BundlePlan:
         return next(iter(self.paths.values()))
 
     @property
-    def is_predicted(self) -> bool:
-        return all(unit.tensors is not None for unit in self.units.values())
-
-    @property
     def tensors(self) -> tuple[TensorEntry, ...]:
         return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
 

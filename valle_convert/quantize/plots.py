@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from valle_convert.errors import EnvironmentFault
-from valle_convert.extras import install
 from valle_convert.listening.listen import NLL
 from valle_convert.quantize.listening import Listening, pareto_front
 from valle_convert.quantize.quality import ALL
@@ -171,7 +168,6 @@ def plot_speed(rows: Sequence[FileReport]) -> Figure:
 
 def _figure(height: float, n: int = 1) -> tuple[Figure, Any]:
     """A figure of `n` axes side by side."""
-    check_matplotlib()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -193,15 +189,6 @@ def _legend(figure: Figure, axes: Any) -> None:  # noqa: ANN401 - matplotlib's o
         frameon=False,
         fontsize=9,
     )
-
-
-def check_matplotlib() -> None:
-    """Find out whether plots can be drawn, before there is anything to draw."""
-    if find_spec("matplotlib") is None:
-        raise EnvironmentFault(
-            "matplotlib is not installed, and the HTML report has plots. "
-            f"Run {install('report')}, or give a .md or .json file for the report."
-        )
 
 
 def svg_of(figure: Figure) -> Markup:

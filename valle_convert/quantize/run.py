@@ -83,8 +83,6 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 
 class MakeReport(msgspec.Struct, frozen=True):
-    """The result of a run."""
-
     source: str
     source_sha256: str | None  # of the main file; None in a dry run
     tool: dict[str, str]
@@ -114,7 +112,6 @@ class MakeReport(msgspec.Struct, frozen=True):
         return f"DONE: {files}{again}; keys, tokenizer and tensors are those of {self.source}."
 
     def facts(self) -> list[str]:
-        """Notes and fallbacks."""
         tool, facts = self.tool, list(self.notes)
         facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
         for one in self.files:
@@ -262,7 +259,7 @@ def _make_or_keep(
         faults=faults_of(source, files),
         seconds=time.perf_counter() - start,
     )
-    if not plan.is_predicted:
+    if plan.n_bytes is None:
         fallbacks = [
             fallback
             for unit, one in plan.units.items()

@@ -178,7 +178,7 @@ def scan(
         )
         matrices = Matrices.of(source, None, making).given
         source.complete(log.progress)
-        one = Scan(quantizer, source, source.reference, examples, making, matrices, scratch)
+        one = Scan(quantizer, source, source.reference, examples, making.threads, matrices, scratch)
         found = one.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:
@@ -188,6 +188,7 @@ def scan(
     return ScanReport(source.name, examples.description, tuple(found), mixture)
 
 
+@dataclass(eq=False)
 class Scan:
     """A checkpoint whose matrices can be replaced one by one.
 
@@ -195,23 +196,21 @@ class Scan:
     apart, so matrices of one name are replaced together.
     """
 
-    def __init__(
-        self,
-        quantizer: Quantizer,
-        source: SourceBundle,
-        plan: Plan,
-        examples: Examples,
-        options: MakeOptions,
-        imatrices: Mapping[str, ImatrixInput],
-        scratch: Scratch,
-    ) -> None:
-        self._quantizer, self._source, self._plan = quantizer, source, plan
-        self._options, self._imatrices, self._scratch = options, imatrices, scratch
+    quantizer: Quantizer
+    source: SourceBundle
+    plan: Plan
+    examples: Examples
+    threads: int
+    imatrices: Mapping[str, ImatrixInput]
+    scratch: Scratch
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         written: dict[str, list[str]] = defaultdict(list)
         for name, way in plan.description.recovered.items():
             written[way.source].append(name)
         self._sources: dict[str, list[str]] = defaultdict(list)
-        for unit in source.units:
+        for unit in self.source.units:
             for tensor in plan.files[unit.part].tensors:
                 if len(tensor.shape) == 2 and tensor.name.endswith(_MADE):
                     names = [span.source for span in tensor.spans]
@@ -224,7 +223,7 @@ class Scan:
         base = self._network({})
         self._expected = [
             (case, case.run(base))
-            for example in examples
+            for example in self.examples
             for case in plan.family.trials.cases(plan.model, example)
             if not case.repeats
         ]
@@ -255,21 +254,19 @@ class Scan:
     def _make(self, kind: GgmlType, progress: Progress) -> None:
         if not can_decode(kind):
             raise InputError(f"The type {kind.name} cannot be read back, which a scan needs.")
-        options = MakeOptions(
-            threads=self._options.threads, tensor_types=(f"weight={kind.name.lower()}",)
-        )
+        options = MakeOptions(threads=self.threads, tensor_types=(f"weight={kind.name.lower()}",))
         of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
         made: list[tuple[PlannedFile, GgufFile]] = []
-        with progress(f"making {kind.name}", len(self._source.units), "files") as advance:
-            for unit, source in self._source.units.items():
-                _, path = self._scratch.new()
-                imatrix = self._imatrices.get(unit.part)
+        with progress(f"making {kind.name}", len(self.source.units), "files") as advance:
+            for unit, source in self.source.units.items():
+                _, path = self.scratch.new()
+                imatrix = self.imatrices.get(unit.part)
                 given = None if imatrix is None else imatrix.path
-                self._quantizer.run(arguments_of(of_file, options, source.path, path, given))
-                made.append((self._plan.files[unit.part], GgufFile(path)))
+                self.quantizer.run(arguments_of(of_file, options, source.path, path, given))
+                made.append((self.plan.files[unit.part], GgufFile(path)))
                 advance(1)
         self._files[kind.name] = [file for _, file in made]
-        weights = BundleTensors(made, self._plan.description.recovered, ConvertedTensors)
+        weights = BundleTensors(made, self.plan.description.recovered, ConvertedTensors)
         for name in self._sources:
             one = next(file for _, file in made if name in file.tensors)
             self._made.setdefault((name, one.tensors[name].ggml_type.name), weights)
@@ -281,9 +278,9 @@ class Scan:
             for source in self._sources[name]
             if kind != _KEPT
         }
-        description = self._plan.description
+        description = self.plan.description
         tensors = _Exchanged(description.tensors, exchanged)
-        network: Computing = self._plan.family.reference(tensors, description)
+        network: Computing = self.plan.family.reference(tensors, description)
         return network
 
 

@@ -173,7 +173,14 @@ class SourceBundle:
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
     """The files to quantize, with their checkpoint if it is given."""
     if not is_gguf(path):
-        return convert_in_scratch(plan(_own_checkpoint(path, checkpoint)), scratch)
+        if checkpoint is None:
+            checkpoint = read_checkpoint(path)
+        elif path != checkpoint.given and not checkpoint.path.samefile(path):
+            raise InputError(
+                f"{path} is a checkpoint, with which its files are compared; leave out "
+                f"--checkpoint {checkpoint.given or checkpoint.path}."
+            )
+        return convert_in_scratch(plan(checkpoint), scratch)
     bundle = open_checked(path)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize.")
@@ -293,14 +300,3 @@ def write_tensors(
         out.truncate(len(header) + padded(last.offset + last.n_bytes))
         return
     write_entries(out, header, entries, (one.data for one in tensors))
-
-
-def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
-    if given is None:
-        return read_checkpoint(source)
-    if source != given.given and not given.path.samefile(source):
-        raise InputError(
-            f"{source} is a checkpoint, with which its files are compared; leave out --checkpoint "
-            f"{given.given or given.path}."
-        )
-    return given
