@@ -32,6 +32,7 @@ from valle_convert.files import (
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import load_library
+from valle_convert.llama.probe import prove_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import unlisted_in
@@ -98,7 +99,9 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure and judge files of one model; old `reports` are removed before it starts."""
     log = log or RunLog()
-    load_library().check_gpu(measuring.gpu_layers)
+    prove_library()
+    if measuring.gpu_layers:
+        load_library().check_gpu(measuring.gpu_layers)
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
         bundles = list({one.path: one for one in _open(given)}.values())
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
