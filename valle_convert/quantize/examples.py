@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
-from valle_convert.files import describe_os_error
+from valle_convert.files import os_faults
 from valle_convert.wording import plural
 
 N_SEEDED = 2
@@ -47,10 +47,8 @@ class Examples:
         """The first `.npz` files of a folder, all checked now; seeded ones without a folder."""
         if data is None:
             return cls.seeded(family, model, N_SEEDED if count is None else count, seed=0)
-        try:
+        with os_faults(f"{data} cannot be read"):
             files = tuple(sorted(data.glob("*.npz"))[:count])
-        except OSError as error:
-            raise InputError(f"{data} cannot be read: {describe_os_error(error)}.") from error
         if not files:
             raise InputError(
                 f"{data} has no .npz files. Each holds one utterance: the arrays "

@@ -21,7 +21,7 @@ import numpy as np
 
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_outputs, os_fault, sha256_of
+from valle_convert.files import atomic_outputs, os_faults, sha256_of
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode, least_decibels
 from valle_convert.gguf_file.header import write_entries
@@ -142,10 +142,8 @@ def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
     if imatrix is None:
         yield None
         return
-    try:
+    with os_faults(f"The importance matrix {imatrix.path} cannot be read"):
         file = imatrix.path.open("rb")
-    except OSError as error:
-        raise os_fault(f"The importance matrix {imatrix.path} cannot be read", error) from error
     with file:
         yield Path(f"/dev/fd/{file.fileno()}")
 

@@ -146,15 +146,10 @@ def plot_speed(rows: Sequence[FileReport]) -> Figure:
     figure, both = _figure(0.9 + 0.42 * len(rows), 2)
     names = [row.kind for row in rows]
     colors = [_GREY if row.is_baseline else _BLUE for row in rows]
-    for axes, title, values in zip(
-        both,
-        ("one AR step", "one NAR pass"),
-        (
-            [row.measured.speed.ar_step for row in rows if row.measured],
-            [row.measured.speed.nar_pass for row in rows if row.measured],
-        ),
-        strict=True,
+    for axes, title, key in zip(
+        both, ("one AR step", "one NAR pass"), ("ar_step", "nar_pass"), strict=True
     ):
+        values = [getattr(row.measured.speed, key) for row in rows if row.measured]
         bars = axes.barh(names, values, color=colors, zorder=3)
         labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
         axes.bar_label(bars, labels, padding=3, fontsize=9)

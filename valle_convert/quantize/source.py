@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
 from valle_convert.families.family import AnyFamily, Choices, Unit
-from valle_convert.files import describe_os_error, sha256_of, valid_utf8
+from valle_convert.files import os_faults, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
     ALIGNMENT_KEY,
@@ -58,15 +58,10 @@ class Scratch:
 
     def new(self) -> tuple[BinaryIO, Path]:
         """An empty file, and a path by which this process and its children can open it."""
-        try:
+        with os_faults(f"No file can be made in {self._folder}"):
             file = self._files.enter_context(
                 tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the stack closes it
             )
-        except OSError as error:
-            raise EnvironmentFault(
-                f"No file can be made in {self._folder}: {describe_os_error(error)}; "
-                "choose another folder."
-            ) from error
         return file, Path(f"/dev/fd/{file.fileno()}")
 
     def close(self) -> None:
@@ -146,7 +141,7 @@ class SourceBundle:
         """Convert the checkpoint, if it is one, and start to compute the digests."""
         if self._is_done:
             return
-        try:
+        with os_faults(f"The conversion of {self.name} cannot be written"):
             if self.is_converted_here and self.reference is not None:
                 for part, file in self._files.items():
                     write_plan_to(self.reference.files[part], file, progress=progress)
@@ -160,11 +155,6 @@ class SourceBundle:
             for unit, source in self.units.items():
                 if unit.first is not None:
                     _join(self.bundle, unit, source.path)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"The conversion of {self.name} cannot be written: {describe_os_error(error)}; "
-                "free some space or write elsewhere."
-            ) from error
         for source in self.units.values():
             source.digest = in_background(partial(sha256_of, source.given))
         self._is_done = True
@@ -241,15 +231,10 @@ def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
     if unit.first is not None:
         _join(bundle, unit, path, empty=True)
         return Source(path, name, GgufFile(path), file.path)
-    try:
+    with os_faults(f"{name} cannot be copied to be aligned to {ALIGNMENT} bytes"):
         keys = [key for key in keys_of_file(file) if key.name != ALIGNMENT_KEY]
         write_tensors(opened, keys, [*file.tensors.values()])
         opened.flush()
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{name} cannot be copied to be aligned to {ALIGNMENT} bytes: "
-            f"{describe_os_error(error)}; free some space or write elsewhere."
-        ) from error
     return Source(path, name, GgufFile(path), file.path)
 
 
