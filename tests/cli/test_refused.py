@@ -186,8 +186,8 @@ FAMILIES = [
     ("transcribe SET CODES", "transcribe does not support VALL-E X yet."),
     ("export SET out", "export does not support VALL-E X yet."),
     ("tokenize SET a --tokenizer VALLEX", "one table of symbols"),
-    ("tokenize SET-NAR a", "give the file of the AR"),
-    ("tokenize SET-NAR-3 a", "give the file of the AR"),
+    ("tokenize SET-NAR a", "give the set's main file"),
+    ("tokenize SET-NAR-3 a", "give the set's main file"),
     *(
         (f"speak GGUF Hi. --save-codes o.npz {given}", "does not apply to VALL-E; leave it out.")
         for given in ("--set best_of=1", "--set accent=en", "--voice CODES --voice-text Hi")
@@ -204,7 +204,7 @@ FAMILIES = [
             ("Hi. --task sr --source CODES", "--task sr does not apply to"),
         )
     ),
-    ("speak SEVEN-AUDIO Hi. --save-codes o.npz", "give the file without -audio"),
+    ("speak SEVEN-AUDIO Hi. --save-codes o.npz", "give the set's main file"),
     ("lora SEVEN ADAPTER o.gguf", f"lora {CANNOT}"),
     ("transcribe SEVEN CODES", f"transcribe {CANNOT}"),
     ("utterances CODES --text Hi. --model SEVEN out", f"utterances {CANNOT}"),

@@ -91,7 +91,7 @@ def test_a_broken_file_beside_is_an_error_and_not_passed_over(checkpoint: Path) 
         ({"a": 17}, 256, "'a' has the id 17 in the checkpoint, but the id 16 in the tokenizer"),
         ({"b": None}, 256, "'b' has no id in the checkpoint, but the id 17 in the tokenizer"),
         ({"ж": 255}, 256, "'ж' has the id 255 in the checkpoint, but no id in the tokenizer"),
-        ({"a": 17, "b": None, "ж": 255}, 255, "it has 255 phoneme rows"),
+        ({"a": 17, "b": None, "ж": 255}, 255, "has 256 ids; 'a' has the id 17 in"),
     ],
 )
 def test_a_disagreement_with_the_checkpoint_is_named(
@@ -107,7 +107,6 @@ def test_a_disagreement_with_the_checkpoint_is_named(
     message = str(error.value)
     assert "does not fit the built-in tokenizer" in message
     assert words in message
-    assert ("and 3 more" in message) == (len(change) == 3)
 
 
 def test_the_naive_vocabulary_of_old_models_is_named(checkpoint: Path) -> None:
