@@ -100,7 +100,7 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
     for name, utterances in {
-        "real": Examples.given(family, model, folder / "calibration", seed=0),
+        "real": Examples.choose(family, model, folder / "calibration", None),
         "noise": Examples.seeded(family, model, N_CALIBRATION, seed=0),
     }.items():
         print(f"importance matrix of {utterances.description}", flush=True)
@@ -148,9 +148,8 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
         for i, given in enumerate(TENSOR_TYPES)
         for file in run(f"mixed-{i}", parse_types(MIXED_TYPES), tensor_types=given).files
     ]
-    weights = {one.tensor: round(8 * one.n_bytes / one.bits) for one in scanned}
     for target in TARGETS:
-        mixture = choose_mixture(scanned, weights, target_bits=target)
+        mixture = choose_mixture(scanned, target_bits=target)
         name = f"--target-bits {target:g}"
         (file,) = run(name, [mixture.file_type], tensor_types=mixture.tensor_types).files
         mixed.append((name, file))

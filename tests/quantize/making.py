@@ -25,7 +25,7 @@ def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> Manifes
     whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
     with closing(Scratch(target.parent)) as scratch:
         given = SourceBundle(source.name, bundle, {unit: source})
-        (entry,), _ = make_bundle(whole, given, scratch=scratch, log=log)
+        (entry,) = make_bundle(whole, given, scratch=scratch, log=log)
     return entry
 
 

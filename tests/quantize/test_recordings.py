@@ -65,7 +65,7 @@ def test_recordings_and_texts_become_utterances_that_quantize_takes(
     told = json.loads(result.out)["utterances"]
     assert [one["language"] for one in told] == ["en", "de"]
     assert told[0]["phonemes"].startswith("həlˈoʊ wˈɜːld")
-    chosen = Examples.choose(FAMILY, model, out, None, seed=0)
+    chosen = Examples.choose(FAMILY, model, out, None)
     assert [path.name for path in chosen.files] == ["0001-one.npz", "0002-two.npz"]
     encodec = EncodecCodec(codec)
     for utterance, path, one in zip(chosen, recordings, told, strict=True):
@@ -89,7 +89,7 @@ def test_a_list_names_recordings_beside_it_and_codes_need_no_codec(
     given = ["--list", tmp_path / "list.tsv", "--model", gguf]
     result = cli("utterances", out, *given, "--phonemes", "--language", "fr-CA", "--json")
     assert result.code == 0, result
-    (utterance,) = Examples.choose(FAMILY, model, out, None, seed=0)
+    (utterance,) = Examples.choose(FAMILY, model, out, None)
     assert utterance.response.shape == (20, 8)
     assert utterance.condition.language == model.languages.index("fr")
     assert utterance.condition.prompt is None
@@ -108,7 +108,7 @@ def test_names_that_are_not_utf_8_are_names(
     done = run_program("utterances", out, *listed)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["utterances"]) == 1
-    assert len(list(Examples.choose(FAMILY, model, out, None, seed=0))) == 1
+    assert len(list(Examples.choose(FAMILY, model, out, None))) == 1
 
 
 def test_one_bad_recording_of_several_leaves_nothing(

@@ -44,7 +44,7 @@ def test_a_mixture_has_its_size_and_is_no_worse_than_one_type_for_all(
 ) -> None:
     weights = {name: 800 * n for name, (n, _) in network.items()}
     losses = {name: sorted(found, reverse=True) for name, (_, found) in network.items()}
-    mixture = choose_mixture(sensitivities(losses, weights), weights, target_bits=target)
+    mixture = choose_mixture(sensitivities(losses, weights), target_bits=target)
     assert mixture.bits <= target
     assert mixture.predicted_kl == pytest.approx(loss(mixture.kinds, losses), abs=1e-9)
     smallest = dict.fromkeys(losses, "Q2_K")
@@ -57,7 +57,7 @@ def test_no_mixture_of_the_size_of_a_chosen_one_loses_less(
 ) -> None:
     weights = {name: 800 * n for name, (n, _) in network.items()}
     losses = {name: sorted(found, reverse=True) for name, (_, found) in network.items()}
-    mixture = choose_mixture(sensitivities(losses, weights), weights, max_kl=limit)
+    mixture = choose_mixture(sensitivities(losses, weights), max_kl=limit)
     assert mixture.predicted_kl <= limit
     for kinds in itertools.product([*KINDS, "F16"], repeat=len(losses)):
         other = dict(zip(losses, kinds, strict=True))
@@ -82,16 +82,16 @@ def test_the_smallest_mixture_of_a_divergence_is_no_larger_than_it_has_to_be() -
     weights = {"a": 1000, "b": 1000}
     losses = {"a": [0.5, 0.1, 0.01], "b": [0.02, 0.01, 0.001]}
     found = sensitivities(losses, weights)
-    assert choose_mixture(found, weights, max_kl=0.53).kinds == {"a": "Q2_K", "b": "Q2_K"}
-    assert choose_mixture(found, weights, max_kl=0.2).kinds == {"a": "Q4_K", "b": "Q2_K"}
-    assert choose_mixture(found, weights, max_kl=0.0).kinds == {"a": "F16", "b": "F16"}
+    assert choose_mixture(found, max_kl=0.53).kinds == {"a": "Q2_K", "b": "Q2_K"}
+    assert choose_mixture(found, max_kl=0.2).kinds == {"a": "Q4_K", "b": "Q2_K"}
+    assert choose_mixture(found, max_kl=0.0).kinds == {"a": "F16", "b": "F16"}
 
 
 def test_too_few_bits_are_refused() -> None:
     weights = {"a": 1000}
     found = sensitivities({"a": [0.5, 0.1, 0.01]}, weights)
     with pytest.raises(InputError, match=r"take 2\.60 bits per weight"):
-        choose_mixture(found, weights, target_bits=2.0)
+        choose_mixture(found, target_bits=2.0)
 
 
 def test_patterns_name_the_chosen_matrices_and_no_others() -> None:

@@ -33,7 +33,7 @@ def imatrix(
     check_outputs({"--out": out}, inputs=read, force=force)
     reference = plan(reading.read(checkpoint))
     n = dataset.utterances or (None if dataset.data else N_RANDOM)
-    examples = Examples.choose(reference.family, reference.model, dataset.data, n, seed=0)
+    examples = Examples.choose(reference.family, reference.model, dataset.data, n)
     console.log(f"importance matrix of {examples.description}")
     files = make_imatrices(reference, examples, out, force=force, progress=console.progress_bar)
     n_matrices = sum(len(one.entries) for one in files.values())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -44,7 +44,7 @@ from valle_convert.progress import Advance, Progress, silent
 
 #: The place of tallies over all heads, or all ways of speaking.
 EVERYWHERE = "all"
-AR_TEMPERATURE = 0.6
+_AR_TEMPERATURE = 0.6
 #: How networks that listen are opened: exact, with room for the sentences of a batch. With 8,
 #: Q4_K_M gains no more.
 LISTENING = Settings(n_parallel=4)
@@ -131,7 +131,7 @@ class Way:
         return DecodeOptions(self.mode, sampling, max_seconds=_MOST * seconds + 1)
 
 
-def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, ...]:
+def ways_of(model: Model) -> tuple[Way, ...]:
     """How a model can speak; demasking starts at temperature 1, which falls."""
     found: list[Way] = []
     modes: tuple[Mode, ...] = ("ar", "nar-len")
@@ -140,18 +140,8 @@ def ways_of(model: Model, ar_temperature: float = AR_TEMPERATURE) -> tuple[Way, 
             choose_mode(model, mode)
         except InputError:
             continue
-        temperature = ar_temperature if mode == "ar" else 1.0
-        found += [Way(mode, 0.0), *([Way(mode, temperature)] if temperature else [])]
+        found += [Way(mode, 0.0), Way(mode, _AR_TEMPERATURE if mode == "ar" else 1.0)]
     return tuple(found)
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """The speech of a sentence in one way, or None."""
-
-    sentence: int
-    way: str
-    audio: Audio | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +150,8 @@ class Listened:
 
     #: By measure and place: a head, a way of speaking, or `EVERYWHERE`.
     tallies: Mapping[str, Mapping[str, Tally]]
-    clips: tuple[Clip, ...] = ()
+    #: What was said of the first sentences, by way of speaking; None for nothing.
+    clips: Mapping[str, tuple[Audio | None, ...]] = field(default_factory=dict)
 
     def places(self, measure: Measure) -> list[str]:
         """Where it was measured; the total comes last."""
@@ -180,12 +171,10 @@ class ListeningTest:
         codec: AudioCodec,
         model: Model,
         *,
-        ar_temperature: float = AR_TEMPERATURE,
         seed: int = 0,
         n_clips: int = 0,
         recogniser: Recogniser | None = None,
     ) -> None:
-        choose_mode(model)
         if len(sentences) < 2:
             raise InputError(
                 "Listening compares speech with the recordings of all sentences, expected two or "
@@ -200,7 +189,7 @@ class ListeningTest:
                     "make it again with `valle-convert utterances` and --text."
                 )
         self.sentences, self.codec, self.seed = tuple(sentences), codec, seed
-        self.ways = ways_of(model, ar_temperature)
+        self.ways = ways_of(model)
         self.n_clips = n_clips
         self._recogniser = recogniser
         self.recordings = [
@@ -211,11 +200,6 @@ class ListeningTest:
         ]
         self._cepstra = [mel_cepstra(one) for one in self.recordings]
         self._normalized = [normalized(one) for one in self._cepstra]
-
-    @property
-    def n_steps(self) -> int:
-        """How often `listen` advances its progress."""
-        return len(self.sentences) * (1 + len(self.ways))
 
     def recordings_alone(self) -> Listened:
         """What the recogniser hears in the recordings, and in the codec's versions of them."""
@@ -228,14 +212,15 @@ class ListeningTest:
         self, network: Network, progress: Progress = silent, label: str = "listening"
     ) -> Listened:
         found: dict[tuple[str, str], Tally] = {}
-        clips: list[Clip] = []
-        with progress(label, self.n_steps, "sentences") as advance:
+        clips: dict[str, tuple[Audio | None, ...]] = {}
+        n_steps = len(self.sentences) * (1 + len(self.ways))
+        with progress(label, n_steps, "sentences") as advance:
             found |= self._likelihoods(network, advance)
             for i, way in enumerate(self.ways):
                 said = self._say(network, way, (self.seed, i), advance)
                 found |= self._sounds(way.name, said)
-                clips += [Clip(n, way.name, said[n]) for n in range(min(self.n_clips, len(said)))]
-        return Listened(_by_measure(found), tuple(clips))
+                clips[way.name] = tuple(said[: self.n_clips])
+        return Listened(_by_measure(found), clips)
 
     # ------------------------------------------------------------------------------- codes
 

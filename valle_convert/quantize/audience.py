@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.decode.speech import choose_mode
@@ -69,9 +70,8 @@ class Audience:
         else:
             with ExitStack() as opened:
                 tokenize, _ = phoneme_tokenizer(source.main.header, opened)
-                sentences = listen.read_sentences(
-                    texts, model, tokenize, listening.voice, codec, listening.prompt_seconds
-                )[: measuring.n_utterances]
+                sentences = listen.read_sentences(texts, model, tokenize, listening.voice, codec)
+            sentences = sentences[: measuring.n_utterances]
             references = f"the F16 file's speech of {texts.name}"
         audience = cls(
             codec, recogniser, tuple(sentences), valid_utf8(references), measuring, listening
@@ -87,17 +87,15 @@ class Audience:
         digests = [
             sha256_of(Path(path)) if path and Path(path).is_file() else path for path in given
         ]
-        measuring = (self.measuring.n_utterances, self.measuring.seed)
-        return (*digests, one.prompt_seconds, one.asr, one.temperature, *measuring)
+        return (*digests, one.asr, self.measuring.n_utterances)
 
-    def test(self, model: Model, *, seed: int | None = None) -> ListeningTest:
+    def test(self, model: Model, *, seed: int = 0) -> ListeningTest:
         """The sentences, ready to be spoken."""
         return ListeningTest(
             self.sentences,
             self.codec,
             model,
-            ar_temperature=self.listening.temperature,
-            seed=self.measuring.seed if seed is None else seed,
+            seed=seed,
             n_clips=N_CLIPS,
             recogniser=self.recogniser,
         )
@@ -106,34 +104,29 @@ class Audience:
         self, bundle: Bundle, progress: Progress
     ) -> tuple[Listening, ListeningTest]:
         """The F16 file's results, twice; without recordings, it speaks them first."""
-        audience, seed = self, self.measuring.seed
+        audience = self
         n_threads = self.measuring.threads or usable_cores()
-        settings = replace(LISTENING, n_gpu_layers=self.measuring.gpu_layers)
-        adapters = self.measuring.adapters
-        how = replace(settings, n_threads=n_threads)
-        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
+
+        def opened(n: int) -> Any:  # noqa: ANN401 - the family's own network
+            how = replace(LISTENING, n_threads=n, n_gpu_layers=self.measuring.gpu_layers)
+            return bundle.family.open(bundle, settings=how, adapters=self.measuring.adapters)
+
+        with opened(n_threads) as network:
             if self.listening.sentences is not None:
                 listen = bundle.family.ability("listen")
-                spoken = listen.speak_references(
-                    network,
-                    self.sentences,
-                    self.codec.description.frame_rate,
-                    seed,
-                    self.listening.temperature,
-                    progress,
-                )
+                rate = self.codec.description.frame_rate
+                spoken = listen.speak_references(network, self.sentences, rate, progress)
                 audience = replace(self, sentences=tuple(spoken))
             test = audience.test(network.model)
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
-        how = replace(settings, n_threads=n_others)
-        with bundle.family.open(bundle, settings=how, adapters=adapters) as network:
-            again = audience.test(network.model, seed=seed + 1)
+        with opened(n_others) as network:
+            again = audience.test(network.model, seed=1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(
             baseline=baseline,
             repeat=repeat,
-            repeat_how=f"seed {seed + 1}, {plural(n_others, 'thread')}",
+            repeat_how=f"seed 1, {plural(n_others, 'thread')}",
             recordings=test.recordings_alone() if self.recogniser else None,
             recogniser=self.recogniser.command if self.recogniser else None,
             references=self.references,

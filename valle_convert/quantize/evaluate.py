@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
+from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families.bundle import Bundle, part_of, paths_of, plan
 from valle_convert.files import (
     check_free_space,
@@ -31,7 +31,8 @@ from valle_convert.files import (
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.llama.library import INSTALL, find_library, load_library
+from valle_convert.llama.library import load_library
+from valle_convert.llama.probe import prove_library
 from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import unlisted_in
@@ -98,10 +99,7 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure and judge files of one model; old `reports` are removed before it starts."""
     log = log or RunLog()
-    if find_library() is None:
-        raise EnvironmentFault(
-            f"llama-cpp-python is not installed, but files are measured on it. Run {INSTALL}."
-        )
+    prove_library()
     if measuring.gpu_layers:
         load_library().check_gpu(measuring.gpu_layers)
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
@@ -111,7 +109,9 @@ def evaluate(
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
             check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
-        examples = Examples.of_options(source.family, source.model, measuring)
+        examples = Examples.choose(
+            source.family, source.model, measuring.data, measuring.n_utterances
+        )
         reference = source.reference
         digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
         types = set(map(type_of, bundles))
@@ -330,93 +330,65 @@ def prune(
     parts: Iterable[str],
     why_not: str = "",
 ) -> list[str]:
-    """Remove the other files of the same source; returns notes on what was removed and what not.
+    """Remove the folder's other models of the same `sources`; returns notes on what was removed.
 
-    Args:
-        passed: the names of all files that were judged.
-        sources: the digests of their sources, beside those in the manifest.
-        parts: of each model, the main one first; sets stay as a whole.
-        why_not: why nothing is removed; empty if everything passed.
+    `passed` names the files that were judged; the `parts` of a model stay or go together. With
+    `why_not`, nothing is removed.
     """
     listed = {file.name: file for file in read_manifest(folder / MANIFEST)}
-    ours = {name for name in passed if name in listed}
-    sources = {*sources, *(listed[name].source_sha256 for name in ours)}
-    used = {listed[name].imatrix_sha256 for name in ours}
-    others = sorted(n for n, file in listed.items() if n not in ours and file.sha256 not in used)
-    stays = dict(_staying(folder, listed, others, sources, tuple(parts), why_not))
-    stays |= _remove(folder, listed, [name for name in others if name not in stays])
-    notes = []
-    if removed := [name for name in others if name not in stays]:
-        notes.append(f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}")
-    for reason in dict.fromkeys(stays.values()):
-        names = ", ".join(name for name in others if stays.get(name) == reason)
-        notes.append(f"not removed: {names}, since {reason}")
+    ours = [listed[name] for name in passed if name in listed]
+    sources = {*sources, *(file.source_sha256 for file in ours)}
+    used = {file.imatrix_sha256 for file in ours}
+    others = [one for one in listed.values() if one not in ours and one.sha256 not in used]
+    stays: dict[str, list[str]] = {}
+    removed: list[str] = []
+    for files in _models_of(others, tuple(parts)):
+        why = why_not or _why_kept(folder, files, sources)
+        if not why and any(file.sha256 in used for file in files):
+            why = "other files were made with it"
+        if why:
+            used |= {file.imatrix_sha256 for file in files}
+        (stays.setdefault(why, []) if why else removed).extend(file.name for file in files)
+    notes = [f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}"] if removed else []
+    notes += [f"not removed: {', '.join(names)}, since {why}" for why, names in stays.items()]
+    # The manifest first: an interruption leaves an extra file, never a missing one.
+    if removed:
+        write_manifest(folder, [file for file in listed.values() if file.name not in removed])
+    for name in removed:
+        for path in (folder / name, path_of(folder / name)):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                notes.append(f"{valid_utf8(path.name)} stays: {describe_os_error(error)}")
     return [*notes, *unlisted_in(folder, listed)]
 
 
-def _staying(
-    folder: Path,
-    listed: Mapping[str, ManifestFile],
-    others: Sequence[str],
-    sources: Collection[str],
-    parts: Sequence[str],
-    why_not: str,
-) -> Iterator[tuple[str, str]]:
-    """The files that are not to be removed, each with the reason; sets stay as a whole."""
-    if why_not:
-        yield from ((name, why_not) for name in others)
-        return
-    main_of = {name: name for name in others}
-    for name in others:
-        _, *more = paths_of(Path(name), parts).values()
-        main_of |= {part.name: name for part in more}
-    sets: dict[str, list[ManifestFile]] = {}
-    for name in others:
-        sets.setdefault(main_of[name], []).append(listed[name])
-    used = {file.imatrix_sha256 for name, file in listed.items() if name not in others}
-    # Importance matrices last: one that a file was made with stays with it.
-    for files in sorted(sets.values(), key=lambda files: files[0].kind == "imatrix"):
-        why = ""
-        if any(file.source_sha256 not in sources for file in files):
-            why = "their source is not that of the files that passed"
-        elif any(file.sha256 in used for file in files):
-            why = "other files were made with it"
-        else:
-            why = next(filter(None, (_why_kept(folder, file) for file in files)), "")
-        if why:
-            used |= {file.imatrix_sha256 for file in files}
-            yield from ((file.name, why) for file in files)
+def _models_of(files: Sequence[ManifestFile], parts: Sequence[str]) -> list[list[ManifestFile]]:
+    """The files of each model, then importance matrices."""
+    main_of = {file.name: file.name for file in files}
+    for file in files:
+        _, *more = paths_of(Path(file.name), parts).values()
+        main_of |= {part.name: file.name for part in more}
+    models: dict[str, list[ManifestFile]] = {}
+    for file in files:
+        models.setdefault(main_of[file.name], []).append(file)
+    return sorted(models.values(), key=lambda model: model[0].kind == "imatrix")
 
 
-def _why_kept(folder: Path, file: ManifestFile) -> str:
-    path = folder / file.name
-    try:
-        check_outputs([path], force=True)
-        if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
-            return "its bytes differ from the manifest"
-    except InputError:
-        return "this run reads it"
-    except ValleConvertError as error:
-        return str(error)
-    except OSError as error:
-        return describe_os_error(error)
-    return ""
-
-
-def _remove(
-    folder: Path, listed: Mapping[str, ManifestFile], names: Collection[str]
-) -> dict[str, str]:
-    """Remove files; returns those that could not be removed, with the system's error."""
-    # The manifest first: an interruption leaves an extra file, never a missing one.
-    left = {name: file for name, file in listed.items() if name not in names}
-    write_manifest(folder, left.values())
-    refused: dict[str, str] = {}
-    for name in names:
+def _why_kept(folder: Path, files: Sequence[ManifestFile], sources: Collection[str]) -> str:
+    """Why a model is not to be removed; empty if it is."""
+    if any(file.source_sha256 not in sources for file in files):
+        return "their source is not that of the files that passed"
+    for file in files:
+        path = folder / file.name
         try:
-            for path in (folder / name, path_of(folder / name)):
-                path.unlink(missing_ok=True)
+            check_outputs([path], force=True)
+            if path.stat().st_size != file.n_bytes or sha256_of(path) != file.sha256:
+                return "its bytes differ from the manifest"
+        except InputError:
+            return "this run reads it"
+        except ValleConvertError as error:
+            return str(error)
         except OSError as error:
-            refused[name] = describe_os_error(error)
-    if refused:
-        write_manifest(folder, [*left.values(), *(listed[name] for name in refused)])
-    return refused
+            return describe_os_error(error)
+    return ""

@@ -14,8 +14,7 @@ from typing import Any, Self
 
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
-from valle_convert.files import describe_os_error
-from valle_convert.quantize.options import MeasureOptions
+from valle_convert.files import os_faults
 from valle_convert.wording import plural
 
 N_SEEDED = 2
@@ -44,30 +43,24 @@ class Examples:
         return cls(family, model, count, text, sha256, seed=seed)
 
     @classmethod
-    def of_options(cls, family: AnyFamily, model: Any, options: MeasureOptions) -> Self:  # noqa: ANN401
-        return cls.choose(family, model, options.data, options.n_utterances, seed=options.seed)
-
-    @classmethod
-    def choose(
-        cls,
-        family: AnyFamily,
-        model: Any,  # noqa: ANN401 - the family's own
-        data: Path | None,
-        count: int | None,
-        *,
-        seed: int,
-    ) -> Self:
+    def choose(cls, family: AnyFamily, model: Any, data: Path | None, count: int | None) -> Self:  # noqa: ANN401
         """The first `.npz` files of a folder, all checked now; seeded ones without a folder."""
         if data is None:
-            return cls.seeded(family, model, N_SEEDED if count is None else count, seed=seed)
-        files = _files_of(data, count, family.example_arrays)
+            return cls.seeded(family, model, N_SEEDED if count is None else count, seed=0)
+        with os_faults(f"{data} cannot be read"):
+            files = tuple(sorted(data.glob("*.npz"))[:count])
+        if not files:
+            raise InputError(
+                f"{data} has no .npz files. Each holds one utterance: the arrays "
+                f"{family.example_arrays} (docs/quantize.md)."
+            )
         digest = hashlib.sha256()
         for path in files:
             digest.update(os.fsencode(f"{path.name} ") + hashlib.sha256(path.read_bytes()).digest())
-            family.trials.read_utterance(path, model, seed=(seed, 0))
+            family.trials.read_utterance(path, model, seed=(0, 0))
         sha256 = digest.hexdigest()
         text = f"{plural(len(files), 'given utterance')}, sha256 {sha256[:16]}"
-        return cls(family, model, len(files), text, sha256, files, seed)
+        return cls(family, model, len(files), text, sha256, files)
 
     @property
     def n_texts(self) -> int:
@@ -77,24 +70,10 @@ class Examples:
         trials = self.family.trials
         if self.files:
             for i, path in enumerate(self.files):
-                yield trials.read_utterance(path, self.model, seed=(self.seed, i))
+                yield trials.read_utterance(path, self.model, seed=(0, i))
             return
         for block, start in enumerate(range(0, self.count, _PER_SEED)):
             # Far apart, so that no two blocks of different seeds are the same.
             seed = self.seed * 1_000_003 + block
             n = min(_PER_SEED, self.count - start)
             yield from trials.utterances(self.model, n, seed=seed)
-
-
-def _files_of(folder: Path, limit: int | None, arrays: str) -> tuple[Path, ...]:
-    """The first `.npz` files of a folder, by name."""
-    try:
-        files = tuple(sorted(folder.glob("*.npz"))[:limit])
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {describe_os_error(error)}.") from error
-    if not files:
-        raise InputError(
-            f"{folder} has no .npz files. Each holds one utterance: the arrays {arrays} "
-            "(docs/quantize.md)."
-        )
-    return files

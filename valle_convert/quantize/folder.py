@@ -93,7 +93,7 @@ def _difference(
     """Why an existing file is not what would be made, or copied; empty if it is."""
     if old is None:
         return "no manifest lists it"
-    if plan is not None and (reason := _made_otherwise(plan, old)):
+    if plan is not None and (reason := _made_otherwise(source, plan, old)):
         return reason
     if not path.is_file() or path.stat().st_size != old.n_bytes:
         return "its size differs from the manifest"
@@ -108,11 +108,11 @@ def _difference(
     return f"its {differing[0]} differs" if differing else ""
 
 
-def _made_otherwise(plan: FilePlan, old: ManifestFile) -> str:
+def _made_otherwise(source: SourceBundle, plan: FilePlan, old: ManifestFile) -> str:
     """How the manifest's entry differs from the plan; empty if it does not."""
     if old.kind != plan.kind.name:
         return f"it has the type {old.kind}"
-    if plan.source.is_complete and old.source_sha256 != plan.source.sha256:
+    if source.is_complete and old.source_sha256 != plan.source.sha256:
         return "it was made from another source"
     if old.tool != plan.tool:
         return f"it was made by {old.tool.get('name')} {old.tool.get('version')}"

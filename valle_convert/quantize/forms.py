@@ -20,11 +20,10 @@ from valle_convert.audio.files import Audio
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.files import write_text_atomically
-from valle_convert.listening.listen import Clip
 from valle_convert.listening.measures import mel_bands
 from valle_convert.quantize import tables
 from valle_convert.quantize.measurements import TensorReport
-from valle_convert.quantize.plots import check_matplotlib, plots, svg_of
+from valle_convert.quantize.plots import plots, svg_of
 from valle_convert.quantize.render import render
 from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
 from valle_convert.quantize.tables import BEYOND, WRONG
@@ -86,7 +85,7 @@ def check_reports(targets: Sequence[Path]) -> None:
                 f"The name of the report {target} must end in one of {', '.join(FORMS)}."
             )
         if target.suffix == ".html":
-            check_matplotlib()
+            require("matplotlib", "An HTML report", extra="report")
 
 
 def write_report(report: EvaluationReport, target: Path, *, force: bool) -> None:
@@ -122,15 +121,13 @@ def _samples(report: EvaluationReport) -> Iterator[tuple[str, Audio, list[Any]]]
     listening = report.listening
     if listening is None:
         return
-    speakers = [("F16", listening.baseline.clips)]
-    speakers += [
-        (file.kind, file.listened.clips)
-        for file in report.files
-        if file.listened and file.listened.clips
-    ]
-    ways = dict.fromkeys(clip.way for clip in listening.baseline.clips)
+    heard = [(file.kind, file.listened) for file in report.files if file.listened]
+    clips = [(name, one.clips) for name, one in (("F16", listening.baseline), *heard) if one.clips]
     for n, recording in enumerate(listening.sounds):
-        sounds = [(way, [(name, _find(clips, n, way)) for name, clips in speakers]) for way in ways]
+        sounds = [
+            (way, [(name, said[way][n]) for name, said in clips])
+            for way in listening.baseline.clips
+        ]
         yield listening.names[n], recording, sounds
 
 
@@ -139,17 +136,12 @@ def _first_clips(report: EvaluationReport, file: FileReport | None) -> dict[str,
     listening = report.listening
     if file is None or file.listened is None or listening is None or not listening.names:
         return None
-    for clip in listening.baseline.clips:
-        other = _find(file.listened.clips, 0, clip.way)
-        if clip.sentence == 0 and clip.audio is not None and other is not None:
-            title = f"{listening.names[0]} ({clip.way})"
-            return {"title": title, "audios": [("F16", clip.audio), (file.kind, other)]}
+    for way, said in file.listened.clips.items():
+        pair = listening.baseline.clips[way][0], said[0]
+        if None not in pair:
+            title = f"{listening.names[0]} ({way})"
+            return {"title": title, "audios": list(zip(("F16", file.kind), pair, strict=True))}
     return None
-
-
-def _find(clips: tuple[Clip, ...], sentence: int, way: str) -> Audio | None:
-    found = [clip.audio for clip in clips if (clip.sentence, clip.way) == (sentence, way)]
-    return found[0] if found else None
 
 
 def _map_of(file: FileReport) -> dict[str, Any]:

@@ -195,7 +195,6 @@ class Sums:
 
     squares: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    n_examples: int = 0
     n_passes: int = 0
     longest: int = 0
 
@@ -206,6 +205,13 @@ class Sums:
         self.squares[key] = self.squares[key] + squares if key in self.squares else squares
         self.counts[key] = self.counts.get(key, 0) + len(inputs)
         self.longest = max(self.longest, len(inputs))
+
+    def entries(self, part: str) -> dict[str, Entry]:
+        return {
+            name: Entry(squares.astype(np.float32), self.counts[of_part, name])
+            for (of_part, name), squares in self.squares.items()
+            if of_part == part
+        }
 
 
 def make_imatrices(
@@ -243,33 +249,26 @@ def collect_imatrices(
         for example in examples:
             observe(family, network, example, sums)
             advance(1)
-    units = family.units(list(description.contents))
+    parts = [unit.part for unit in family.units(list(description.contents))]
     return {
-        unit.part: imatrix_of(sums, reference.checkpoint, examples, unit.part, len(units))
-        for unit in units
+        part: ImatrixFile(
+            sums.entries(part),
+            datasets=(examples.description,),
+            chunk_count=sums.n_passes,
+            chunk_size=sums.longest,
+            extra=_origin(reference.checkpoint, examples),
+            part=part if len(parts) > 1 else "",
+        )
+        for part in parts
     }
 
 
-def imatrix_of(
-    sums: Sums, checkpoint: Checkpoint, examples: Examples, part: str, n_units: int
-) -> ImatrixFile:
-    """The file of a part; the only unit has no part."""
-    return ImatrixFile(
-        entries={
-            name: Entry(squares.astype(np.float32), sums.counts[of_part, name])
-            for (of_part, name), squares in sums.squares.items()
-            if of_part == part
-        },
-        datasets=(examples.description,),
-        chunk_count=sums.n_passes,
-        chunk_size=sums.longest,
-        extra=(
-            Key(f"{PREFIX}source_sha256", checkpoint.sha256(), "string"),
-            Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
-            Key(f"{PREFIX}sequences_sha256", examples.digest, "string"),
-            Key(f"{PREFIX}utterances", sums.n_examples, "u32"),
-        ),
-        part=part if n_units > 1 else "",
+def _origin(checkpoint: Checkpoint, examples: Examples) -> tuple[Key, ...]:
+    return (
+        Key(f"{PREFIX}source_sha256", checkpoint.sha256(), "string"),
+        Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
+        Key(f"{PREFIX}sequences_sha256", examples.digest, "string"),
+        Key(f"{PREFIX}utterances", examples.count, "u32"),
     )
 
 
@@ -279,11 +278,8 @@ def made_of(path: Path, checkpoint: Checkpoint, examples: Examples, part: str = 
         keys = GgufFile(path).keys
     except InputError:
         return False
-    names = ("sequences_sha256", "utterances", "source_lora", "source_sha256")
-    *found, said = [keys.get(PREFIX + name) for name in names]
-    wanted = [examples.digest, examples.count, checkpoint.lora or ""]
-    same = found == wanted and keys.get(_PART, "") == part
-    return same and bool(said == checkpoint.sha256())
+    same = all(keys.get(one.name) == one.value for one in _origin(checkpoint, examples))
+    return same and keys.get(_PART, "") == part
 
 
 def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> None:  # noqa: ANN401
@@ -303,7 +299,6 @@ def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> Non
                 sums.n_passes += 1
     finally:
         network.watch = unwatched
-    sums.n_examples += 1
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:

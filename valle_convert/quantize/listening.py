@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from valle_convert.listening.listen import (
     Listened,
     Measure,
 )
-from valle_convert.listening.measures import Estimate
+from valle_convert.listening.measures import Estimate, Tally
 
 Files = Sequence[tuple[str, Listened]]
 #: A header, and rows of cells.
@@ -104,27 +104,21 @@ def _interval(estimate: Estimate) -> dict[str, float]:
     return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-def means_of(files: Files) -> Table:
-    def cell(file: Listened, one: Measure) -> str:
-        tally = file.total(one)
-        return in_words(tally.estimate()) if tally else ""
-
-    return _table(files, cell)
-
-
-def differences_of(files: Files, base: Listened) -> Table:
-    def cell(file: Listened, one: Measure) -> str:
-        mine, its = file.total(one), base.total(one)
-        return in_words(mine.minus(its), "+") if mine and its else ""
-
-    return _table([one for one in files if one[1] is not base], cell)
-
-
-def _table(files: Files, cell: Callable[[Listened, Measure], str]) -> Table:
-    """A row a file, a column a measure."""
+def means_of(files: Files, base: Listened | None = None) -> Table:
+    """A row a file, a column a measure: the mean, or its difference to that of `base`."""
     measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
     titles = (f"{one.title}, {one.unit}" if one.unit else one.title for one in measures)
-    rows = [[name, *(cell(file, one) for one in measures)] for name, file in files]
+
+    def cell(mine: Tally | None, its: Tally | None) -> str:
+        if mine is None or (base is not None and its is None):
+            return ""
+        return in_words(mine.minus(its), "+") if its else in_words(mine.estimate())
+
+    rows = [
+        [name, *(cell(file.total(one), base.total(one) if base else None) for one in measures)]
+        for name, file in files
+        if file is not base
+    ]
     return ["file", *titles], rows
 
 

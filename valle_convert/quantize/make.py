@@ -1,8 +1,8 @@
 """Quantized files: made by llama-quantize, checked against the plan, signed, renamed.
 
 llama-quantize writes into an unnamed file beside the target, so that nothing is left if either
-process is killed. Its result is then copied into place in one pass that changes the header (how the
-file was made) and computes every digest.
+process is killed. Its result is then copied into place with another header, which says how the file
+was made.
 
 A file is compared with its source: keys, tokenizer and shapes are equal, and so is every tensor of
 the same type; the noise of the others is what their type makes.
@@ -10,13 +10,10 @@ the same type; the noise of the others is what their type makes.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from operator import attrgetter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,22 +21,22 @@ import numpy as np
 
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_outputs, os_fault, sha256_of
+from valle_convert.files import atomic_outputs, os_faults, sha256_of
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode, least_decibels
+from valle_convert.gguf_file.header import write_entries
 from valle_convert.gguf_file.keys import DIGEST_KEYS, FILE_TYPE_KEY
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
-from valle_convert.quantize.manifest import ManifestFile, TensorDigest, tensor_digests
+from valle_convert.quantize.manifest import ManifestFile, tensor_digests
 from valle_convert.quantize.options import RunLog
 from valle_convert.quantize.plan import TENSOR_LINE, BundlePlan, FilePlan, arguments_of
 from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FileType
 
-_PIECE = 4 << 20
 #: Signal to noise that 16 bits keep, in decibels.
 _PLAIN = 40.0
 #: Keys that quantizing changes.
@@ -54,55 +51,46 @@ def make_bundle(
     scratch: Scratch,
     force: bool = False,
     log: RunLog | None = None,
-) -> tuple[tuple[ManifestFile, ...], list[str]]:
-    """Make all planned files, or leave nothing; their entries in a manifest, and the tool's log."""
+) -> tuple[ManifestFile, ...]:
+    """Make all planned files, or leave nothing; returns their entries in a manifest."""
     log = log or RunLog()
-    lines: list[str] = []
-    digests: dict[str, tuple[str, tuple[TensorDigest, ...]]] = {}
     with atomic_outputs([*plan.paths.values()], force=force, sources=source.paths) as opened:
         targets = dict(zip(plan.paths, opened, strict=True))
         for unit, one in plan.units.items():
             work, place = scratch.new()
             with work:
-                lines += run_quantizer(one, place, log)
+                run_quantizer(one, place, log)
                 header = open_written(one.quantizer, work)
                 check_types(one, header)
                 target, part = targets[unit.part], source.bundle.files[unit.part]
+                made = [*header.tensors.values()]
                 if unit.first is None:
                     new_header = header.changed(one.keys(one.source.sha256), drop=DIGEST_KEYS)
-                    digests[unit.part] = copy_file(work, header, new_header, target)
+                    write_entries(target, new_header, made, (tensor.data for tensor in made))
                 else:
-                    own = [t for t in header.tensors.values() if t.name in part.tensors]
+                    own = [tensor for tensor in made if tensor.name in part.tensors]
                     write_tensors(target, one.part_keys(part, one.source.sha256), own)
         for copied, file in source.copied.items():
             with file.path.open("rb") as original:
                 shutil.copyfileobj(original, targets[copied])
     units = {unit.part: one for unit, one in plan.units.items()}
-    entries = [
-        _entry(plan.kind, path, source.bundle.files[part], units.get(part), digests.get(part))
+    return tuple(
+        _entry(plan.kind, path, source.bundle.files[part], units.get(part))
         for part, path in plan.paths.items()
-    ]
-    return tuple(entries), lines
-
-
-def _entry(
-    kind: FileType,
-    path: Path,
-    original: GgufFile,
-    plan: FilePlan | None,
-    digests: tuple[str, tuple[TensorDigest, ...]] | None,
-) -> ManifestFile:
-    """The manifest's entry of a file, which was made by a plan, or copied."""
-    sha256, tensors = digests or (
-        sha256_of(path),
-        tensor_digests(GgufFile(path, allow_part=True)),
     )
+
+
+def _entry(kind: FileType, path: Path, original: GgufFile, plan: FilePlan | None) -> ManifestFile:
+    """The manifest's entry of a file, which was made by a plan, or copied."""
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(sha256_of, path)
+        tensors = tensor_digests(GgufFile(path, allow_part=True))
     copier = {"name": "valle-convert", "version": __version__}
     return ManifestFile(
         name=path.name,
         kind=kind.name,
         n_bytes=path.stat().st_size,
-        sha256=sha256,
+        sha256=whole.result(),
         source_sha256=plan.source.sha256 if plan else sha256_of(original.path),
         tool=plan.tool if plan else copier,
         arguments=plan.arguments if plan else ("copy",),
@@ -123,7 +111,7 @@ def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
         ) from error
 
 
-def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> list[str]:
+def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
     """Quantize into an open file; the log is kept, also after a failure."""
     lines: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
@@ -141,7 +129,7 @@ def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> list[str]:
                     advance(sizes.get(match["name"], 0))
 
             arguments = arguments_of(plan.kind, plan.options, plan.source.path, work, imatrix)
-            return plan.quantizer.run(arguments, on_line=follow)
+            plan.quantizer.run(arguments, on_line=follow)
     finally:
         log.keep_log(lines)
 
@@ -154,10 +142,8 @@ def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
     if imatrix is None:
         yield None
         return
-    try:
+    with os_faults(f"The importance matrix {imatrix.path} cannot be read"):
         file = imatrix.path.open("rb")
-    except OSError as error:
-        raise os_fault(f"The importance matrix {imatrix.path} cannot be read", error) from error
     with file:
         yield Path(f"/dev/fd/{file.fileno()}")
 
@@ -177,53 +163,6 @@ def check_types(plan: FilePlan, header: GgufFile) -> None:
             f"({len(different)} tensors differ); nothing was kept. Use the llama-quantize of "
             "`make llama-tools`."
         )
-
-
-def copy_file(
-    work: BinaryIO, header: GgufFile, new_header: bytes, out: BinaryIO
-) -> tuple[str, tuple[TensorDigest, ...]]:
-    """Write header and data to the target, and digest file and tensors at the same time."""
-    start, n_bytes = header.data_start, header.data_bytes
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        copied = pool.submit(_copy, work, start, n_bytes, out, new_header)
-        whole = pool.submit(_digest, hashlib.sha256(new_header), work, start, n_bytes)
-        made = [
-            TensorDigest(
-                tensor.name,
-                tensor.ggml_type.name,
-                tensor.shape,
-                _digest(hashlib.sha256(), work, start + tensor.offset, tensor.n_bytes),
-            )
-            for tensor in sorted(header.tensors.values(), key=attrgetter("offset"))
-        ]
-        copied.result()
-        return whole.result(), tuple(made)
-
-
-def _copy(work: BinaryIO, start: int, n_bytes: int, out: BinaryIO, new_header: bytes) -> None:
-    """Write a header and `n_bytes` of another file, and wait for the disk."""
-    out.write(new_header)
-    out.flush()
-    done, files = 0, (work.fileno(), out.fileno())
-    if hasattr(os, "copy_file_range"):  # inside the kernel
-        with suppress(OSError):  # unsupported by the file system; the rest is copied below
-            while n := os.copy_file_range(*files, n_bytes - done, start + done):
-                done += n
-    out.seek(0, os.SEEK_END)
-    while done < n_bytes:
-        piece = os.pread(work.fileno(), min(_PIECE, n_bytes - done), start + done)
-        out.write(piece)
-        done += len(piece)
-    out.flush()
-    os.fsync(out.fileno())  # while the others compute digests
-
-
-def _digest(digest: hashlib._Hash, file: BinaryIO, start: int, n_bytes: int) -> str:
-    """The digest extended by a part of a file, without moving in the file."""
-    for at in range(start, start + n_bytes, _PIECE):
-        piece = os.pread(file.fileno(), min(_PIECE, start + n_bytes - at), at)
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:

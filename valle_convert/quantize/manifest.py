@@ -46,8 +46,6 @@ class TensorDigest(msgspec.Struct, frozen=True, rename={"kind": "type"}):
 
 
 class ManifestFile(msgspec.Struct, frozen=True, rename={"kind": "type", "n_bytes": "bytes"}):
-    """A file of the manifest."""
-
     name: FileName
     kind: str  # its type, such as Q4_K_M, or `imatrix`
     n_bytes: Annotated[int, msgspec.Meta(ge=0)]
@@ -76,18 +74,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class ManifestCheck:
-    n_files: int
-    n_tensors: int
-    n_bytes: int
+    files: tuple[ManifestFile, ...]
     findings: tuple[Finding, ...]
 
     @property
     def passed(self) -> bool:
         return not self.findings
 
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        n_tensors = sum(len(file.tensors) for file in self.files)
+        return len(self.files), n_tensors, sum(file.n_bytes for file in self.files)
+
     def verdict(self) -> str:
-        files, tensors = plural(self.n_files, "file"), plural(self.n_tensors, "tensor")
-        sizes = f"{files}, {tensors}, {self.n_bytes:,} bytes"
+        n_files, n_tensors, n_bytes = self._sizes
+        sizes = f"{plural(n_files, 'file')}, {plural(n_tensors, 'tensor')}, {n_bytes:,} bytes"
         if self.passed:
             return f"PASSED: {sizes}; all as the manifest and {SUMS} say."
         names = ", ".join(dict.fromkeys(finding.name for finding in self.findings))
@@ -98,9 +99,7 @@ class ManifestCheck:
             "schema_version": 1,
             "passed": self.passed,
             "verdict": self.verdict(),
-            "files": self.n_files,
-            "tensors": self.n_tensors,
-            "bytes": self.n_bytes,
+            **dict(zip(("files", "tensors", "bytes"), self._sizes, strict=True)),
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -165,12 +164,7 @@ def check_manifest(path: Path, *, progress: Progress = silent) -> ManifestCheck:
         Finding(name, "no manifest lists it")
         for name in unlisted_models(folder, [file.name for file in files])
     ]
-    return ManifestCheck(
-        n_files=len(files),
-        n_tensors=sum(len(file.tensors) for file in files),
-        n_bytes=sum(file.n_bytes for file in files),
-        findings=tuple(findings),
-    )
+    return ManifestCheck(files, tuple(findings))
 
 
 def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
@@ -205,8 +199,7 @@ def _problems(folder: Path, file: ManifestFile) -> list[str]:
     if not file.tensors:
         return problems
     try:
-        there = tensor_digests(GgufFile(path, allow_part=True))
-        tensors = {tensor.name: tensor for tensor in there}
+        tensors = {one.name: one for one in tensor_digests(GgufFile(path, allow_part=True))}
     except InputError as error:
         return [*problems, str(error)]
     different = [one.name for one in file.tensors if tensors.get(one.name) != one]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.families.family import Unit
 from valle_convert.files import check_input_file, check_outputs
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
@@ -47,46 +46,39 @@ class Matrices:
     def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Matrices:
         """The matrices that the options ask for; files are read and checked now."""
         family, parts, path = source.family, source.bundle.files, options.imatrix_path
-        paths = imatrix_paths(
-            family, parts, (folder or Path()) / f"{source.main.stem}-imatrix.gguf"
-        )
-        is_kept, for_all = folder is not None, path is not None
-        if path is not None and not path.is_dir():
-            given = {
-                part: _read_given(one, part, n_units=len(source.units))
-                for part, one in imatrix_paths(family, parts, path).items()
-            }
-            for unit, one in source.units.items():
-                check_fits(given[unit.part], one)
-            return cls(source, given, None, paths, is_kept, for_all)
+        target = (folder or Path()) / f"{source.main.stem}-imatrix.gguf"
+        given: dict[str, ImatrixInput] = {}
         calibration: Examples | None = None
-        if path is not None:
+        if path is not None and path.is_dir():
             if source.reference is None:
                 raise InputError(
                     f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
                     f"matrix instead of {path}."
                 )
-            calibration = Examples.choose(family, source.model, path, None, seed=0)
+            calibration = Examples.choose(family, source.model, path, None)
+        elif path is not None:
+            for part, one in imatrix_paths(family, parts, path).items():
+                given[part] = _read_given(one, part, n_units=len(source.units))
+            for unit, file in source.units.items():
+                check_fits(given[unit.part], file)
         elif options.imatrix == AUTO and source.reference is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
-        return cls(source, {}, calibration, paths, is_kept, for_all)
+        paths = imatrix_paths(family, parts, target)
+        return cls(source, given, calibration, paths, folder is not None, path is not None)
 
-    def planned(self, scratch: Scratch) -> dict[Unit, ImatrixInput]:
+    def planned(self, scratch: Scratch) -> Mapping[str, ImatrixInput]:
         """The given matrices, or placeholders; empty if there are none."""
-        units = self.source.units
-        if self.given:
-            return {unit: self.given[unit.part] for unit in units}
-        if self.calibration is None:
-            return {}
+        if self.given or self.calibration is None:
+            return self.given
         words = self.calibration.description
         return {
-            unit: placeholder(one, self.paths[unit.part].name, words, scratch)
-            for unit, one in units.items()
+            unit.part: placeholder(one, self.paths[unit.part].name, words, scratch)
+            for unit, one in self.source.units.items()
         }
 
     def check_targets(self, options: FolderOptions) -> None:
         """Refuse to replace files other than importance matrices of the same inputs."""
-        if self.is_kept and not (options.resume and self._are_made()):
+        if self.is_kept and not self._stay(options):
             there = [path for path in self.paths.values() if path.parent.is_dir()]
             check_outputs(there, force=options.force)
 
@@ -96,7 +88,7 @@ class Matrices:
         reference, calibration = self.source.reference, self.calibration
         if reference is None or calibration is None:
             raise AssertionError("a placeholder is planned only if the real one can be made")
-        if self.is_kept and options.resume and self._are_made():
+        if self._stay(options):
             log.talk(f"kept {' and '.join(path.name for path in self.paths.values())}")
             return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
         log.talk(f"importance matrix of {calibration.description}")
@@ -110,17 +102,16 @@ class Matrices:
         make_imatrices(reference, calibration, main, force=options.force, progress=log.progress)
         return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
 
-    def _are_made(self) -> bool:
+    def _stay(self, options: FolderOptions) -> bool:
+        """Whether the folder's matrices were made of the same inputs, and are kept."""
         reference, calibration = self.source.reference, self.calibration
+        if not (self.is_kept and options.resume and reference and calibration):
+            return False
         several = len(self.paths) > 1
-        return (
-            reference is not None
-            and calibration is not None
-            and all(
-                path.exists()
-                and made_of(path, reference.checkpoint, calibration, part if several else "")
-                for part, path in self.paths.items()
-            )
+        return all(
+            path.exists()
+            and made_of(path, reference.checkpoint, calibration, part if several else "")
+            for part, path in self.paths.items()
         )
 
 

@@ -90,7 +90,6 @@ class Measurer:
             "checkpoint": checkpoint,
             "LoRAs": key_of(*adapters),
             "data": self.examples.digest,
-            "seed": str(self.options.seed),
             "version": f"{__version__}, llama.cpp {importlib.metadata.version('llama-cpp-python')}",
             "GPU layers": str(self.options.gpu_layers),
         }
@@ -179,7 +178,6 @@ class Measurer:
             self.source.reference,
             bundle,
             levels=("structure", "tensors", "logits"),
-            seed=self.options.seed,
             settings=Settings(n_gpu_layers=self.options.gpu_layers),
             adapters=self.options.adapters,
             progress=self.log.progress,

@@ -30,7 +30,6 @@ from valle_convert.quantize.manifest import (
     ManifestCheck,
     Sha256,
     check_manifest,
-    read_manifest,
     read_struct,
     write_struct,
 )
@@ -47,8 +46,7 @@ class Verified(msgspec.Struct, frozen=True):
     verdict: str
 
 
-@dataclass(frozen=True)
-class TensorReport:
+class TensorReport(msgspec.Struct, frozen=True, rename={"kind": "type"}):
     """A matrix of a file, which `part` names in a set. `snr_db`: the signal-to-noise ratio of its
     weights; None if they are equal, or unknown.
     """
@@ -85,10 +83,6 @@ class Compared(msgspec.Struct, frozen=True):
     baseline: Baseline
 
     @property
-    def key(self) -> str:
-        return key_of(self.inputs)
-
-    @property
     def identity(self) -> str:
         """A checkpoint by its digest, else a file by its name."""
         return identity_of(self.source, self.checkpoint)
@@ -119,9 +113,9 @@ class SpeechMeasured:
     def without_sound(self) -> SpeechMeasured:
         """The stored part; the sound is in the report of the run that listened."""
         one = self.listening
-        repeat, baseline = (replace(heard, clips=()) for heard in (one.repeat, one.baseline))
+        repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))
         listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
-        return replace(self, listened=replace(self.listened, clips=()), listening=listening)
+        return replace(self, listened=replace(self.listened, clips={}), listening=listening)
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,7 @@ def check_folder(
     if not require_passed:
         return found
     folder = path if path.is_dir() else path.parent
-    models = [file for file in read_manifest(folder / MANIFEST) if file.is_model]
+    models = [file for file in found.files if file.is_model]
     verdicts = {
         (name, sha256): one.judgement
         for one in measurements_in(folder)

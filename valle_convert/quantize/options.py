@@ -55,7 +55,6 @@ class MeasureOptions:
 
     data: Path | None = None  # a folder of utterances; None for seeded ones
     n_utterances: int | None = None  # the maximum; None for all given ones, or two seeded ones
-    seed: int = 0
     adapters: tuple[LoraFile, ...] = ()  # LoRAs kept apart, applied to the files
     threads: int = 0  # 0 for all usable cores, or one for a small model
     gpu_layers: int = 0  # layers that a GPU computes; -1 for all
@@ -69,10 +68,8 @@ class ListenOptions:
 
     sentences: Path | None = None  # texts to speak, one a line; None for the measured utterances
     voice: Path | None = None  # of the texts; None leaves it to the model
-    prompt_seconds: float = 3.0
     codec: str | None = None  # a file, or a name on the hub
     asr: str | None = None  # the command of a recognizer
-    temperature: float = 0.6  # of the AR if codes are drawn; 0 for greedy decoding only
 
 
 @dataclass(frozen=True)

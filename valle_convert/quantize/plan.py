@@ -191,10 +191,6 @@ class BundlePlan:
         return next(iter(self.paths.values()))
 
     @property
-    def is_predicted(self) -> bool:
-        return all(unit.tensors is not None for unit in self.units.values())
-
-    @property
     def tensors(self) -> tuple[TensorEntry, ...]:
         return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
 
@@ -250,7 +246,7 @@ def plan_bundles(
     for kind, row, target in zip(options.types, rows, targets, strict=True):
         if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):
             row = {  # noqa: PLW2901 - planned again
-                unit: plan_file(quantizer, one, kind, options, given[unit])
+                unit: plan_file(quantizer, one, kind, options, given[unit.part])
                 for unit, one in units.items()
             }
         paths = paths_of(target, source.bundle.files)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from valle_convert.errors import EnvironmentFault
-from valle_convert.extras import install
 from valle_convert.listening.listen import NLL
 from valle_convert.quantize.listening import Listening, pareto_front
 from valle_convert.quantize.quality import ALL
@@ -149,15 +146,10 @@ def plot_speed(rows: Sequence[FileReport]) -> Figure:
     figure, both = _figure(0.9 + 0.42 * len(rows), 2)
     names = [row.kind for row in rows]
     colors = [_GREY if row.is_baseline else _BLUE for row in rows]
-    for axes, title, values in zip(
-        both,
-        ("one AR step", "one NAR pass"),
-        (
-            [row.measured.speed.ar_step for row in rows if row.measured],
-            [row.measured.speed.nar_pass for row in rows if row.measured],
-        ),
-        strict=True,
+    for axes, title, key in zip(
+        both, ("one AR step", "one NAR pass"), ("ar_step", "nar_pass"), strict=True
     ):
+        values = [getattr(row.measured.speed, key) for row in rows if row.measured]
         bars = axes.barh(names, values, color=colors, zorder=3)
         labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
         axes.bar_label(bars, labels, padding=3, fontsize=9)
@@ -171,7 +163,6 @@ def plot_speed(rows: Sequence[FileReport]) -> Figure:
 
 def _figure(height: float, n: int = 1) -> tuple[Figure, Any]:
     """A figure of `n` axes side by side."""
-    check_matplotlib()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -193,15 +184,6 @@ def _legend(figure: Figure, axes: Any) -> None:  # noqa: ANN401 - matplotlib's o
         frameon=False,
         fontsize=9,
     )
-
-
-def check_matplotlib() -> None:
-    """Find out whether plots can be drawn, before there is anything to draw."""
-    if find_spec("matplotlib") is None:
-        raise EnvironmentFault(
-            "matplotlib is not installed, and the HTML report has plots. "
-            f"Run {install('report')}, or give a .md or .json file for the report."
-        )
 
 
 def svg_of(figure: Figure) -> Markup:

@@ -28,6 +28,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
 )
 from valle_convert.quantize.manifest import MANIFEST, SUMS
+from valle_convert.quantize.measurements import key_of
 from valle_convert.quantize.release import Release
 from valle_convert.quantize.render import markdown_words, render
 from valle_convert.quantize.report import Evaluated, FileReport, nearness
@@ -55,7 +56,7 @@ def card_of(
                 "from two folders."
             )
     found = [one.measurements.predictions for one in models]
-    if len({one and one.compared.key for one in found}) > 1:
+    if len({one and key_of(one.compared.inputs) for one in found}) > 1:
         raise InputError(
             f"The files of {folder.path} were not measured in one way. Run `evaluate "
             f"{folder.path}` again."

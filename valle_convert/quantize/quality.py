@@ -102,7 +102,7 @@ def measure(
     family: AnyFamily, network: Computing, expected: Expected, advance: Advance
 ) -> Measured:
     """Compare a network with the reference; `advance` is called after each case."""
-    tallies: dict[str, list[Rows]] = {}
+    rows: dict[str, list[NDArray[np.float64]]] = {}
     for case, logits in expected.cases:
         found = case.run(network)
         if found.shape != logits.shape:  # read from a file
@@ -110,10 +110,10 @@ def measure(
                 f"{case.name} has logits of shape {found.shape}, and those of the reference have "
                 f"{logits.shape}; make it again with --save-reference."
             )
-        tallies.setdefault(case.head, []).append(compare_rows(logits, found))
+        rows.setdefault(case.head, []).append(compare_rows(logits, found))
         advance(1)
-    quality = {ALL: quality_of(list(chain.from_iterable(tallies.values())))}
-    quality |= {head: quality_of(rows) for head, rows in tallies.items()}
+    quality = {ALL: quality_of(list(chain.from_iterable(rows.values())))}
+    quality |= {head: quality_of(of_head) for head, of_head in rows.items()}
     speed = family.trials.measure_speed(network)
     return Measured(quality, measure_greedy(family, network, expected), speed)
 
@@ -141,34 +141,26 @@ def measure_greedy(family: AnyFamily, network: Computing, expected: Expected) ->
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The comparison of one case, prediction by prediction."""
-
-    divergences: NDArray[np.float64]
-    same: NDArray[np.bool_]
-    error: float
-    energy: float
-
-
-def compare_rows(expected: NDArray[np.float32], found: NDArray[np.float32]) -> Rows:
-    """Compare logits with those that are right, both [predictions, codes]."""
-    return Rows(
-        divergences=kl_divergence(expected, found),
-        same=expected.argmax(-1) == found.argmax(-1),
-        error=float(np.square(found.astype(np.float64) - expected).sum()),
-        energy=float(np.square(expected, dtype=np.float64).sum()),
+def compare_rows(expected: Logits, found: Logits) -> NDArray[np.float64]:
+    """Of each prediction: divergence, whether the best code is the same, error, energy; [4, n]."""
+    return np.stack(
+        [
+            kl_divergence(expected, found),
+            expected.argmax(-1) == found.argmax(-1),
+            np.square(found.astype(np.float64) - expected).sum(-1),
+            np.square(expected, dtype=np.float64).sum(-1),
+        ]
     )
 
 
-def quality_of(rows: Sequence[Rows]) -> Quality:
-    divergences = np.concatenate([one.divergences for one in rows])
-    energy = sum(one.energy for one in rows)
+def quality_of(rows: Sequence[NDArray[np.float64]]) -> Quality:
+    divergences, same, errors, energies = np.concatenate(rows, axis=1)
+    energy = float(energies.sum())
     return Quality(
         n_rows=len(divergences),
         kl_mean=float(divergences.mean()),
         kl_p99=float(np.quantile(divergences, 0.99)),
         kl_max=float(divergences.max()),
-        nmse=sum(one.error for one in rows) / energy if energy else 0.0,
-        best_code=float(np.concatenate([one.same for one in rows]).mean()),
+        nmse=float(errors.sum()) / energy if energy else 0.0,
+        best_code=float(same.mean()),
     )

@@ -10,7 +10,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_files
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import converted_models_in
-from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
+from valle_convert.quantize.manifest import ManifestFile, check_manifest
 from valle_convert.quantize.measurements import read_measurements
 from valle_convert.quantize.report import Advice, Evaluated, advise
 from valle_convert.wording import listing
@@ -46,7 +46,7 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
     if not checked.passed:
         first = checked.findings[0]
         raise InputError(f"{path / first.name}: {first.problem.rstrip('.')}. Quantize again.")
-    listed = {one.name: one for one in read_manifest(path / MANIFEST)}
+    listed = {one.name: one for one in checked.files}
     models, idle = [], {one.name for one in listed.values() if one.is_model}
     for main in converted_models_in(path):
         bundle = open_files(main)

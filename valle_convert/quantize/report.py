@@ -60,8 +60,6 @@ def nearness(kl: float) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file."""
-
     name: str
     kind: str
     n_bytes: int
@@ -133,10 +131,7 @@ class FileReport:
             "verified": plain(self.verified),
             "listened": None if self.listened is None else listened_to_json(self.listened, base),
             "beyond_noise": self.beyond_noise,
-            "tensors": [
-                {"type" if key == "kind" else key: x for key, x in vars(one).items()}
-                for one in self.tensors
-            ],
+            "tensors": plain(self.tensors),
             "limits": self.limits and {"why": self.limits.why, **self.limits.given},
             "failures": self.faults,
             "note": self.note,
@@ -360,7 +355,6 @@ def judged(model: Evaluated, gates: Gates, faults: Mapping[Path, str]) -> Evalua
 
 
 def report_of(models: Sequence[Evaluated], command: str) -> EvaluationReport:
-    """The report of measured models."""
     found = [one.measurements for one in models]
     first = found[0].predictions
     if first is None:

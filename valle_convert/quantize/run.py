@@ -83,8 +83,6 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 
 class MakeReport(msgspec.Struct, frozen=True):
-    """The result of a run."""
-
     source: str
     source_sha256: str | None  # of the main file; None in a dry run
     tool: dict[str, str]
@@ -114,7 +112,6 @@ class MakeReport(msgspec.Struct, frozen=True):
         return f"DONE: {files}{again}; keys, tokenizer and tensors are those of {self.source}."
 
     def facts(self) -> list[str]:
-        """Notes and fallbacks."""
         tool, facts = self.tool, list(self.notes)
         facts.append(f"tool: {tool['name']} {tool['version']} ({tool['found']})")
         for one in self.files:
@@ -241,7 +238,7 @@ def _make_or_keep(
     log: RunLog,
 ) -> MadeFile:
     """Make or keep the files of a type, and compare them with their source."""
-    start, entries, lines, name = time.perf_counter(), plan.kept, list[str](), plan.path.name
+    start, entries, name = time.perf_counter(), plan.kept, plan.path.name
     n_others = len(plan.paths) - 1
     others = f" and {plural(n_others, 'file')} beside it" if n_others else ""
     if plan.kept:
@@ -249,7 +246,7 @@ def _make_or_keep(
     else:
         if plan.reason:
             log.talk(f"making {name} again: {plan.reason}")
-        entries, lines = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
+        entries = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
         listed |= {entry.name: entry for entry in entries}
     files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
     tensors = {unit: tuple(files[unit.part].tensors.values()) for unit in plan.units}
@@ -262,11 +259,11 @@ def _make_or_keep(
         faults=faults_of(source, files),
         seconds=time.perf_counter() - start,
     )
-    if not plan.is_predicted:
+    if plan.n_bytes is None:
         fallbacks = [
             fallback
             for unit, one in plan.units.items()
-            for fallback in fallbacks_of(lines, one.source, plan.kind, one.options, tensors[unit])
+            for fallback in fallbacks_of((), one.source, plan.kind, one.options, tensors[unit])
         ]
         made = msgspec.structs.replace(made, fallbacks=tuple(fallbacks))
     if not plan.kept:

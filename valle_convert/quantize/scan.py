@@ -173,23 +173,22 @@ def scan(
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
-        examples = Examples.of_options(source.family, source.model, measuring)
+        examples = Examples.choose(
+            source.family, source.model, measuring.data, measuring.n_utterances
+        )
         matrices = Matrices.of(source, None, making).given
         source.complete(log.progress)
-        one = Scan(quantizer, source, source.reference, examples, making, matrices, scratch)
+        one = Scan(quantizer, source, source.reference, examples, making.threads, matrices, scratch)
         found = one.run(kinds, log.progress)
-        weights: dict[str, int] = {}
-        for unit in source.units:
-            for name, tensor in source.bundle.files[unit.part].tensors.items():
-                weights[name] = weights.get(name, 0) + tensor.n_elements
         mixture = None
         if aim.target_bits is not None:
-            mixture = choose_mixture(found, weights, target_bits=aim.target_bits)
+            mixture = choose_mixture(found, target_bits=aim.target_bits)
         elif aim.max_kl is not None:
-            mixture = mixture_within(one, found, weights, aim.max_kl)
+            mixture = mixture_within(one, found, aim.max_kl)
     return ScanReport(source.name, examples.description, tuple(found), mixture)
 
 
+@dataclass(eq=False)
 class Scan:
     """A checkpoint whose matrices can be replaced one by one.
 
@@ -197,23 +196,21 @@ class Scan:
     apart, so matrices of one name are replaced together.
     """
 
-    def __init__(
-        self,
-        quantizer: Quantizer,
-        source: SourceBundle,
-        plan: Plan,
-        examples: Examples,
-        options: MakeOptions,
-        imatrices: Mapping[str, ImatrixInput],
-        scratch: Scratch,
-    ) -> None:
-        self._quantizer, self._source, self._plan = quantizer, source, plan
-        self._options, self._imatrices, self._scratch = options, imatrices, scratch
+    quantizer: Quantizer
+    source: SourceBundle
+    plan: Plan
+    examples: Examples
+    threads: int
+    imatrices: Mapping[str, ImatrixInput]
+    scratch: Scratch
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         written: dict[str, list[str]] = defaultdict(list)
         for name, way in plan.description.recovered.items():
             written[way.source].append(name)
         self._sources: dict[str, list[str]] = defaultdict(list)
-        for unit in source.units:
+        for unit in self.source.units:
             for tensor in plan.files[unit.part].tensors:
                 if len(tensor.shape) == 2 and tensor.name.endswith(_MADE):
                     names = [span.source for span in tensor.spans]
@@ -226,7 +223,7 @@ class Scan:
         base = self._network({})
         self._expected = [
             (case, case.run(base))
-            for example in examples
+            for example in self.examples
             for case in plan.family.trials.cases(plan.model, example)
             if not case.repeats
         ]
@@ -257,21 +254,19 @@ class Scan:
     def _make(self, kind: GgmlType, progress: Progress) -> None:
         if not can_decode(kind):
             raise InputError(f"The type {kind.name} cannot be read back, which a scan needs.")
-        options = MakeOptions(
-            threads=self._options.threads, tensor_types=(f"weight={kind.name.lower()}",)
-        )
+        options = MakeOptions(threads=self.threads, tensor_types=(f"weight={kind.name.lower()}",))
         of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
         made: list[tuple[PlannedFile, GgufFile]] = []
-        with progress(f"making {kind.name}", len(self._source.units), "files") as advance:
-            for unit, source in self._source.units.items():
-                _, path = self._scratch.new()
-                imatrix = self._imatrices.get(unit.part)
+        with progress(f"making {kind.name}", len(self.source.units), "files") as advance:
+            for unit, source in self.source.units.items():
+                _, path = self.scratch.new()
+                imatrix = self.imatrices.get(unit.part)
                 given = None if imatrix is None else imatrix.path
-                self._quantizer.run(arguments_of(of_file, options, source.path, path, given))
-                made.append((self._plan.files[unit.part], GgufFile(path)))
+                self.quantizer.run(arguments_of(of_file, options, source.path, path, given))
+                made.append((self.plan.files[unit.part], GgufFile(path)))
                 advance(1)
         self._files[kind.name] = [file for _, file in made]
-        weights = BundleTensors(made, self._plan.description.recovered, ConvertedTensors)
+        weights = BundleTensors(made, self.plan.description.recovered, ConvertedTensors)
         for name in self._sources:
             one = next(file for _, file in made if name in file.tensors)
             self._made.setdefault((name, one.tensors[name].ggml_type.name), weights)
@@ -283,9 +278,9 @@ class Scan:
             for source in self._sources[name]
             if kind != _KEPT
         }
-        description = self._plan.description
+        description = self.plan.description
         tensors = _Exchanged(description.tensors, exchanged)
-        network: Computing = self._plan.family.reference(tensors, description)
+        network: Computing = self.plan.family.reference(tensors, description)
         return network
 
 
@@ -312,23 +307,23 @@ class _Exchanged:
 
 def choose_mixture(
     sensitivities: Sequence[Sensitivity],
-    weights: Mapping[str, int],
     *,
     target_bits: float | None = None,
     max_kl: float | None = None,
 ) -> Mixture:
     """The mixture with the least divergence for a size, or the smallest within `max_kl` nats."""
-    steps: dict[str, list[Sensitivity]] = {}
     by_tensor: dict[str, list[Sensitivity]] = defaultdict(list)
     for one in sensitivities:
         by_tensor[one.tensor].append(one)
-    for name, found in by_tensor.items():
-        kept = Sensitivity(name, _KEPT, 16.0, 2 * weights[name], 0.0)
-        steps[name] = _hull([*found, kept])
+    weights = {name: round(8 * one.n_bytes / one.bits) for name, (one, *_) in by_tensor.items()}
+    steps = {
+        name: _hull([*found, Sensitivity(name, _KEPT, 16.0, 2 * weights[name], 0.0)])
+        for name, found in by_tensor.items()
+    }
     at = dict.fromkeys(steps, 0)
     n_bytes = sum(hull[0].n_bytes for hull in steps.values())
     kl = sum(hull[0].kl for hull in steps.values())
-    n_weights = sum(weights[name] for name in steps)
+    n_weights = sum(weights.values())
     budget = float("inf") if target_bits is None else target_bits * n_weights / 8
     if n_bytes > budget:
         raise InputError(
@@ -351,13 +346,11 @@ def choose_mixture(
     return Mixture(kinds, 8 * n_bytes / n_weights, max(kl, 0.0))
 
 
-def mixture_within(
-    scan: Scan, sensitivities: Sequence[Sensitivity], weights: Mapping[str, int], max_kl: float
-) -> Mixture:
+def mixture_within(scan: Scan, sensitivities: Sequence[Sensitivity], max_kl: float) -> Mixture:
     """The smallest mixture whose divergence, computed and not only summed up, is within a limit."""
     aim = _ROOM * max_kl
     for _ in range(_TRIES):
-        mixture = choose_mixture(sensitivities, weights, max_kl=aim)
+        mixture = choose_mixture(sensitivities, max_kl=aim)
         found = scan.divergence(mixture.kinds)
         if found <= _ROOM * max_kl:
             return replace(mixture, predicted_kl=found)

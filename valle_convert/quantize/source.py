@@ -14,17 +14,18 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
-from valle_convert.errors import EnvironmentFault, InputError
+from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
 from valle_convert.families.family import AnyFamily, Choices, Unit
-from valle_convert.files import describe_os_error, sha256_of, valid_utf8
+from valle_convert.files import os_faults, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
     ALIGNMENT_KEY,
@@ -38,6 +39,7 @@ from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.progress import Progress, silent
+from valle_convert.threads import in_background
 from valle_convert.verify.run import plan_like
 from valle_convert.verify.structure import check_source
 
@@ -56,15 +58,10 @@ class Scratch:
 
     def new(self) -> tuple[BinaryIO, Path]:
         """An empty file, and a path by which this process and its children can open it."""
-        try:
+        with os_faults(f"No file can be made in {self._folder}"):
             file = self._files.enter_context(
                 tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the stack closes it
             )
-        except OSError as error:
-            raise EnvironmentFault(
-                f"No file can be made in {self._folder}: {describe_os_error(error)}; "
-                "choose another folder."
-            ) from error
         return file, Path(f"/dev/fd/{file.fileno()}")
 
     def close(self) -> None:
@@ -81,20 +78,11 @@ class Source:
     name: str
     header: GgufFile
     given: Path  # the file whose digest is recorded: the user's, or `path`
-    is_complete: bool = True  # whether the weights are in the file; until then it has a header only
-    _digest: Future[str] | None = None
-
-    def begin_digest(self) -> None:
-        """Start to compute the digest of the complete file."""
-        self.is_complete = True
-        pool = ThreadPoolExecutor(max_workers=1)
-        self._digest = pool.submit(sha256_of, self.given)
-        pool.shutdown(wait=False)
+    digest: Future[str] | None = None  # of `given`, if it is computed in the background
 
     @property
     def sha256(self) -> str:
-        """Of the complete file."""
-        return sha256_of(self.given) if self._digest is None else self._digest.result()
+        return sha256_of(self.given) if self.digest is None else self.digest.result()
 
     @property
     def stem(self) -> str:
@@ -131,7 +119,8 @@ class SourceBundle:
 
     @property
     def is_complete(self) -> bool:
-        return not self.is_converted_here or self.main.is_complete
+        """Whether the weights are in the files; those of a checkpoint begin as headers."""
+        return not self.is_converted_here or self._is_done
 
     @property
     def n_bytes(self) -> int:
@@ -152,7 +141,7 @@ class SourceBundle:
         """Convert the checkpoint, if it is one, and start to compute the digests."""
         if self._is_done:
             return
-        try:
+        with os_faults(f"The conversion of {self.name} cannot be written"):
             if self.is_converted_here and self.reference is not None:
                 for part, file in self._files.items():
                     write_plan_to(self.reference.files[part], file, progress=progress)
@@ -166,20 +155,22 @@ class SourceBundle:
             for unit, source in self.units.items():
                 if unit.first is not None:
                     _join(self.bundle, unit, source.path)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"The conversion of {self.name} cannot be written: {describe_os_error(error)}; "
-                "free some space or write elsewhere."
-            ) from error
         for source in self.units.values():
-            source.begin_digest()
+            source.digest = in_background(partial(sha256_of, source.given))
         self._is_done = True
 
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
     """The files to quantize, with their checkpoint if it is given."""
     if not is_gguf(path):
-        return convert_in_scratch(plan(_own_checkpoint(path, checkpoint)), scratch)
+        if checkpoint is None:
+            checkpoint = read_checkpoint(path)
+        elif path != checkpoint.given and not checkpoint.path.samefile(path):
+            raise InputError(
+                f"{path} is a checkpoint, with which its files are compared; leave out "
+                f"--checkpoint {checkpoint.given or checkpoint.path}."
+            )
+        return convert_in_scratch(plan(checkpoint), scratch)
     bundle = open_checked(path)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize.")
@@ -225,7 +216,7 @@ def convert_in_scratch(conversion: Plan, scratch: Scratch) -> SourceBundle:
     units = {}
     for unit in conversion.family.units([*files]):
         source = _unit_source(bundle, unit, scratch)
-        source.name, source.is_complete = names[unit.part], False
+        source.name = names[unit.part]
         units[unit] = source
     return SourceBundle(name, bundle, units, conversion, True, opened)
 
@@ -239,16 +230,11 @@ def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:
     opened, path = scratch.new()
     if unit.first is not None:
         _join(bundle, unit, path, empty=True)
-        return Source(path, name, GgufFile(path), file.path, is_complete=False)
-    try:
+        return Source(path, name, GgufFile(path), file.path)
+    with os_faults(f"{name} cannot be copied to be aligned to {ALIGNMENT} bytes"):
         keys = [key for key in keys_of_file(file) if key.name != ALIGNMENT_KEY]
         write_tensors(opened, keys, [*file.tensors.values()])
         opened.flush()
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{name} cannot be copied to be aligned to {ALIGNMENT} bytes: "
-            f"{describe_os_error(error)}; free some space or write elsewhere."
-        ) from error
     return Source(path, name, GgufFile(path), file.path)
 
 
@@ -299,14 +285,3 @@ def write_tensors(
         out.truncate(len(header) + padded(last.offset + last.n_bytes))
         return
     write_entries(out, header, entries, (one.data for one in tensors))
-
-
-def _own_checkpoint(source: Path, given: Checkpoint | None) -> Checkpoint:
-    if given is None:
-        return read_checkpoint(source)
-    if source != given.given and not given.path.samefile(source):
-        raise InputError(
-            f"{source} is a checkpoint, with which its files are compared; leave out --checkpoint "
-            f"{given.given or given.path}."
-        )
-    return given

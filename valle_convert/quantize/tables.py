@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
-from valle_convert.quantize.listening import Table, differences_of, means_of, places_of
+from valle_convert.quantize.listening import Table, means_of, places_of
 from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
 
@@ -167,7 +167,7 @@ def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
     recordings = listening.recordings
     everything = [("recordings", recordings), *files] if recordings is not None else files
     yield "What is said", means_of(everything)
-    yield "What is said: difference to F16", differences_of(everything, listening.baseline)
+    yield "What is said: difference to F16", means_of(everything, listening.baseline)
     for measure in MEASURES.values():
         if len(listening.baseline.places(measure)) > 2:
             place = "head" if measure is NLL else "way of speaking"

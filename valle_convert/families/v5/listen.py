@@ -11,6 +11,7 @@ import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.recorded import Recorded
+from valle_convert.audio.voice import PROMPT_SECONDS
 from valle_convert.decode.speech import decode_speech
 from valle_convert.errors import InputError
 from valle_convert.families.v5.recordings import say_all
@@ -43,7 +44,6 @@ def read_sentences(
     tokenize: Tokenize,
     voice: Path | None,
     codec: AudioCodec,
-    prompt_seconds: float,
 ) -> list[Sentence]:
     """Texts, one a line, as sentences without recordings."""
     data = read_small_file(path, "list of sentences", _MAX_SENTENCES_BYTES, pipe=True)
@@ -57,7 +57,7 @@ def read_sentences(
     said = say_all([Recorded(Path(where), text) for where, text in texts.items()], model, tokenize)
     prompt = None
     if voice is not None:
-        prompt, _ = Recordings(model, codec).prompt(voice, prompt_seconds, str(voice))
+        prompt, _ = Recordings(model, codec).prompt(voice, PROMPT_SECONDS, str(voice))
     nothing = np.zeros((0, model.config.n_levels), np.int64)
     return [
         Sentence(
@@ -74,12 +74,10 @@ def speak_references(
     network: Network,
     sentences: Sequence[Sentence],
     frame_rate: float,
-    seed: int,
-    ar_temperature: float,
     progress: Progress,
 ) -> list[Sentence]:
     """The sentences with a network's own speech as recordings."""
-    way = ways_of(network.model, ar_temperature)[-1]
+    way = ways_of(network.model)[-1]
     found = []
     with progress("speaking the references", len(sentences), "sentences") as advance:
         for n, sentence in enumerate(sentences):
@@ -87,13 +85,13 @@ def speak_references(
                 network,
                 sentence.condition,
                 way.options(_EXPECTED_SECONDS),
-                np.random.default_rng((seed, len(sentences), n)),
+                np.random.default_rng((0, len(sentences), n)),
                 frame_rate,
             ).codes
             if not len(codes):
                 raise InputError(
                     f"The F16 file says nothing for {sentence.text!r}, so there is nothing to "
-                    "compare other files with; give another --seed or leave the sentence out."
+                    "compare other files with; leave the sentence out."
                 )
             found.append(replace(sentence, codes=codes))
             advance(1)
