@@ -8,6 +8,7 @@ rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import LARGEST_WEIGHT
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
+from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
 
 # Types whose elements are numpy's own.
 _NUMBERS: Mapping[GgmlType, np.dtype[Any]] = {
@@ -92,10 +93,22 @@ def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> N
         )
 
 
+@cache
+def _every_half() -> NDArray[np.float32]:
+    """All float16 numbers; looking them up takes a third of the time that numpy converts in."""
+    return np.arange(1 << 16, dtype="<u2").view("<f2").astype(np.float32)
+
+
 def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
     """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself."""
     # Overflow in a damaged file gives infinity or NaN, which the caller judges.
     with np.errstate(all="ignore"):
+        if ggml_type == F16:
+            return np.take(_every_half(), data.view("<u2"), mode="wrap")
+        if ggml_type == Q8_0:
+            blocks = data.reshape(*data.shape[:-1], -1, Q8_0.block_bytes)
+            numbers = blocks[..., 2:].view(np.int8) * decode(blocks[..., :2].copy(), F16)
+            return numbers.reshape(*data.shape[:-1], -1)
         if ggml_type in _NUMBERS:
             return data.view(_NUMBERS[ggml_type]).astype(np.float32)
         if ggml_type in _FEW_BITS:
