@@ -83,7 +83,7 @@ test-all: check llama-tools ## The slow tests too: a million strings, the produc
 fuzz: $(STAMP) ## Hostile inputs for every reader, for MINUTES (5); findings in build/fuzz
 	$(BIN)/python -m fuzz --minutes $(MINUTES)
 
-bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 4 GB of disk
+bench: $(STAMP) llama-tools ## Measure speed and memory; takes minutes and 5 GB of disk
 	$(BIN)/python benchmarks/run.py
 
 fixtures: $(STAMP) ## Make the generated files again

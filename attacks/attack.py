@@ -21,7 +21,7 @@ Made = Callable[[Path, Path], Path]
 class Attack:
     tries: str  # what it tries, in words
     make: Made
-    #: A pattern of the refusal; empty if the file is read, and only nothing of it runs.
+    #: A pattern of the refusal; empty if the file is read, and nothing in it may run.
     says: str
     commands: tuple[str, ...] = CHECKPOINT  # what reads it
 

@@ -27,7 +27,7 @@ from attacks.attack import (
 )
 from fuzz import formats, seeds
 
-#: A pattern of what is said of a call.
+#: The pattern of the message about a call.
 _RUNS = "could run code, since it asks for posix.system"
 
 
@@ -69,7 +69,7 @@ def _config(name: str, value: bytes) -> Made:
 
 
 def _saved(_canary: Path, *, is_zip: bool = False, **more: Any) -> bytes:  # noqa: ANN401
-    """A valid checkpoint with more entries, as torch.save writes it, by default of old."""
+    """A valid checkpoint with more entries, in the old format of torch.save or the new one."""
     import torch
 
     state = torch.load(io.BytesIO(seeds.checkpoint(".pth")), weights_only=True)

@@ -253,7 +253,7 @@ class Run:
         return max(ends, default=0)
 
     def for_seconds(self, seconds: float, slice_seconds: float = 60.0) -> Iterator[Count]:
-        """Give every target the same time, in turns; each count is logged when it is."""
+        """Give every target the same time, in turns; log each count when it is done."""
         turns = max(1, round(seconds / (slice_seconds * len(self.targets))))
         for _ in range(turns):
             for target in self.targets.values():

@@ -114,7 +114,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def after(n: int) -> Callbacks:
-    """Says stop at the question after the n-th."""
+    """Asks to stop when it is asked for the (n+1)th time."""
     left = iter(range(n))
     return Callbacks(should_stop=lambda: next(left, None) is None)
 
@@ -129,7 +129,7 @@ def run_program(
 
 
 def executable(path: Path, text: str = "") -> Path:
-    """A shell script that may be started."""
+    """An executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)

@@ -48,7 +48,7 @@ _ABILITIES = {
 
 
 def needs() -> dict[str, tuple[str, ...]]:
-    """What commands need beyond the required packages: LLAMA, extras.
+    """What commands need beyond the required packages: llama.cpp (`LLAMA`) and extras.
 
     Without llama-quantize, `quantize` uses the same routine of the library.
     """

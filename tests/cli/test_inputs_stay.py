@@ -1,4 +1,4 @@
-"""What a command reads, or others wrote, is never replaced by what it writes."""
+"""A command never overwrites its inputs, or files that others wrote."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A command line that cannot be done is refused in a sentence, and nothing is written."""
+"""A command line that cannot be carried out is refused in one sentence, and nothing is written."""
 
 import shlex
 from pathlib import Path

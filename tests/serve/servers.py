@@ -90,7 +90,7 @@ def wait_until_idle(client: httpx2.Client) -> None:
 
 
 def takes_no_more(address: str) -> bool:
-    """Whether a server that ends has closed its door: refused, or cut off at any point."""
+    """Whether a stopping server accepts no more connections: refused, or cut off at any point."""
     try:
         httpx2.get(f"{address}/health")
     except (httpx2.ConnectError, httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):

@@ -27,7 +27,7 @@ if IO.exists():
 
 
 def n_read() -> int:
-    """Bytes that this process read from anything, but for what is mapped."""
+    """Bytes that this process has read, except through mappings."""
     return int(IO.read_text(encoding="ascii").split()[1])  # rchar
 
 

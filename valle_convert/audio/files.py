@@ -211,7 +211,7 @@ class AudioWriter:
     samples exceed full scale, it is made quieter as a whole, just enough. A stream (a pipe, a
     device, standard output) receives every piece at once, as wav of unknown length; there, a piece
     above full scale lowers the volume from then on. Nothing is clipped, and the result has the
-    `gain`. Samples have 16 bits.
+    `gain`. Samples of wav and flac have 16 bits.
 
     Args:
         path: the file; not touched before the first piece.

@@ -288,7 +288,7 @@ class HubTree:
         if isinstance(error, absent) or (status == 404 and place is None):
             return InputError(
                 f"{url} does not exist at {where.revision or 'main'}, or is not visible to you; "
-                "check both names, or set HF_TOKEN if it is private."
+                "check the name and the revision, or set HF_TOKEN if it is private."
             )
         advice = "check HF_TOKEN (hf auth whoami)" if status in (401, 403) else "try later"
         said = error.server_message or error.response.reason_phrase

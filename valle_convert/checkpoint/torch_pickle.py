@@ -156,7 +156,7 @@ def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(
         type(one) is int and 0 <= one < 1 << 62 for one in values
     ):
-        raise ValueError("a size of a tensor that is not a whole number below 2 to the 62nd")
+        raise ValueError("a tensor size that is not a whole number below 2^62")
     return tuple(values)
 
 

@@ -25,8 +25,8 @@ def export(
     """Convert a GGUF file back to a checkpoint.
 
     DIR/fp32.sft, the training project's own name for an export of any number format, has the
-    checkpoint's weights, config and vocabulary, bit for bit, without tensors for training only. A
-    quantized GGUF gives its dequantized weights.
+    checkpoint's weights, config and vocabulary, bit for bit, except tensors that only training
+    uses. A quantized GGUF gives its dequantized weights.
     """
     from valle_convert.families.bundle import open_files
 

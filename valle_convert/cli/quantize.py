@@ -73,8 +73,9 @@ def quantize(
     ),
     quantizer: QuantizerOptions,
     imatrix: str = opt(
-        "Importance matrix: a file; or a folder of utterances, to make one for all types; auto "
-        "makes one from random codes for the types that need one. Making one needs the checkpoint.",
+        "Importance matrix: a GGUF file; or a folder of utterances, to make one for all types; "
+        "auto makes one from random codes for the types that need one. Making one needs the "
+        "checkpoint.",
         "auto|FILE|DIR|none",
         MODEL,
         default="auto",

@@ -46,7 +46,7 @@ def scan(
     ),
     quantizer: QuantizerOptions,
     imatrix: Path | None = opt(
-        "An importance matrix for quantizing.", "FILE", MODEL, dir_okay=False
+        "An importance matrix (GGUF) for quantizing.", "FILE", MODEL, dir_okay=False
     ),
     dataset: DataOptions,
     json_: bool = JSON,

@@ -65,8 +65,8 @@ def demask(
                 masked = rng.random(codes.shape) < VC_MASK_P
                 shown = np.where(hidden & ~masked, source, shown)
             full, null = (predict(one, shown) for one in (condition, condition.null()))
-            # The original project computes a strength that grows with t, but then uses the full
-            # one in every step, too.
+            # The original project computes a strength that grows with t, but also uses the full one
+            # in every step.
             logits = guide(full, null, strength, options.guidance_rescale)
             left = filtered(logits, options.sampling)
             drawn = draw(left, options.sampling.temperature * (1.0 - time), rng)

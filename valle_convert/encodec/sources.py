@@ -155,7 +155,7 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
-        notes=("a .th file has no sample rate or padding; EnCodec's published ones are assumed",),
+        notes=("a .th file has no sample rate, padding or sizes of layers; EnCodec's are assumed",),
     )
 
 

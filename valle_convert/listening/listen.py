@@ -126,7 +126,7 @@ class Way:
         return f"{self.mode} {'sampled' if self.temperature else 'greedy'}"
 
     def options(self, seconds: float) -> DecodeOptions:
-        """Options for a sentence whose recording takes so long."""
+        """Options for a sentence whose recording has this length."""
         sampling = SamplingOptions(self.temperature)
         return DecodeOptions(self.mode, sampling, max_seconds=_MOST * seconds + 1)
 
@@ -150,7 +150,7 @@ class Listened:
 
     #: By measure and place: a head, a way of speaking, or `EVERYWHERE`.
     tallies: Mapping[str, Mapping[str, Tally]]
-    #: What was said of the first sentences, by way of speaking; None for nothing.
+    #: The audio of the first sentences, for each way of speaking; None where nothing was said.
     clips: Mapping[str, tuple[Audio | None, ...]] = field(default_factory=dict)
 
     def places(self, measure: Measure) -> list[str]:

@@ -1,6 +1,6 @@
 """A random model of llama.cpp's `mpt` architecture in one layer, small enough to make on the spot.
 
-It proves that GELU can compute ReLU before a real file needs it.
+It proves that GELU can compute ReLU before a real file needs it. Tests use it with attention, too.
 """
 
 from __future__ import annotations

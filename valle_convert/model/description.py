@@ -133,7 +133,7 @@ class Description(Generic[M]):
     assumed: tuple[str, ...] = ()
     #: Source tensors that are written in another form, by name.
     recovered: Mapping[str, Recovered] = field(default_factory=lambda: MappingProxyType({}))
-    salt: str = ""  # distinguishes sets of files that are made of one checkpoint
+    salt: str = ""  # distinguishes sets of files that are made from one checkpoint
 
     def blocks(self) -> tuple[RowBlock, ...]:
         return tuple(block for one in self.contents.values() for block in one.rows)

@@ -117,7 +117,7 @@ def _verdict_class(report: EvaluationReport) -> str:
 
 
 def _samples(report: EvaluationReport) -> Iterator[tuple[str, Audio, list[Any]]]:
-    """By sentence: its name, the recording, and by way of speaking the sound of each file."""
+    """By sentence: its name, the recording, and for each way of speaking the sound of each file."""
     listening = report.listening
     if listening is None:
         return

@@ -44,7 +44,7 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
 
@@ -139,13 +139,11 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
 def read_imatrix(path: Path) -> ImatrixFile:
     """Read an importance matrix file, ours or llama-imatrix's."""
     check_input_file(path, "importance matrix")
-    file = GgufFile(path)
-    keys = file.keys
-    if keys.get("general.type") != "imatrix":
+    if not is_gguf(path) or (file := GgufFile(path)).keys.get("general.type") != "imatrix":
         raise InputError(
-            f"{path} is a GGUF file, but not an importance matrix (general.type is "
-            f"{keys.get('general.type')!r}); make one with `valle-convert imatrix`."
+            f"{path} is not an importance matrix in GGUF; make one with `valle-convert imatrix`."
         )
+    keys = file.keys
     entries: dict[str, Entry] = {}
     for name in file.tensors:
         matrix = name.removesuffix(_SUM)

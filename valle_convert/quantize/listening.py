@@ -105,7 +105,7 @@ def _interval(estimate: Estimate) -> dict[str, float]:
 
 
 def means_of(files: Files, base: Listened | None = None) -> Table:
-    """A row a file, a column a measure: the mean, or its difference to that of `base`."""
+    """One row per file, one column per measure: the mean, or its difference from `base`."""
     measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
     titles = (f"{one.title}, {one.unit}" if one.unit else one.title for one in measures)
 

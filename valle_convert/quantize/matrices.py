@@ -103,7 +103,7 @@ class Matrices:
         return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
 
     def _stay(self, options: FolderOptions) -> bool:
-        """Whether the folder's matrices were made of the same inputs, and are kept."""
+        """Whether the folder's matrices were made from the same inputs, and are kept."""
         reference, calibration = self.source.reference, self.calibration
         if not (self.is_kept and options.resume and reference and calibration):
             return False

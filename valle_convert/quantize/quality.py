@@ -142,7 +142,7 @@ def measure_greedy(family: AnyFamily, network: Computing, expected: Expected) ->
 
 
 def compare_rows(expected: Logits, found: Logits) -> NDArray[np.float64]:
-    """Of each prediction: divergence, whether the best code is the same, error, energy; [4, n]."""
+    """For each prediction: divergence, whether the best code is the same, error, energy; [4, n]."""
     return np.stack(
         [
             kl_divergence(expected, found),

@@ -167,7 +167,7 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
             checkpoint = read_checkpoint(path)
         elif path != checkpoint.given and not checkpoint.path.samefile(path):
             raise InputError(
-                f"{path} is a checkpoint, with which its files are compared; leave out "
+                f"{path} is a checkpoint, and files made from it are compared with it; leave out "
                 f"--checkpoint {checkpoint.given or checkpoint.path}."
             )
         return convert_in_scratch(plan(checkpoint), scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -66,7 +67,8 @@ def parse_request(
         body = msgspec.json.decode(data, type=_Body)
     except msgspec.ValidationError as error:
         words, _, place = str(error).partition(" - at `$.")
-        field = place.partition(".")[0].rstrip("`") or None
+        named = re.match(r"\w+", place) or re.search(r"(?<=required field `)\w+", words)
+        field = named and named[0]
         message = f"{field or 'The request'}: {words}."
         raise Refusal(400, message, "invalid_value", field) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
