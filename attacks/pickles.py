@@ -339,7 +339,7 @@ PICKLES: Mapping[str, Attack] = {
     "storage-huge": Attack(
         "data of 2 to the 62nd elements",
         _storage(b"\x8a\x08" + bytes(7) + b"\x40"),
-        "below 2 to the 62nd",
+        r"below 2\^62",
     ),
     "storage-negative": Attack(
         "data of a negative size", _storage(b"J\xff\xff\xff\xff"), "not a whole number"

@@ -222,7 +222,7 @@ GGUF: Mapping[str, tuple[str, str, Callable[[list[bytes]], object]]] = {
     ),
     "gguf-unaligned": (
         "data that is not aligned",
-        "not a multiple of the alignment",
+        "begins at 1 and leaves a hole",
         _at(_TABLE, 5, _u64(1)),
     ),
     "gguf-alignment-0": (

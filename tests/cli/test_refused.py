@@ -25,6 +25,7 @@ OPTIONS = [
     ("inspect SET --lora x.sft", "--lora"),
     ("inspect FOLDER --lora x.sft", "--lora"),
     ("verify GGUF --tokenizer x.json", "--tokenizer"),
+    *((f"verify CHECKPOINT GGUF --gpu-layers {n}", "--gpu-layers") for n in (-2, 1 << 32, "ten")),
     ("verify GGUF --lora x.sft", "--lora"),
     ("verify CHECKPOINT GGUF --biases CHECKPOINT", "--biases"),
     ("verify OLD GGUF --lora x.sft", "--lora"),

@@ -80,7 +80,7 @@ def test_every_kind_of_file_and_both_namings_are_read(
 ) -> None:
     codec = open_encodec(save(folder, rename(golden_tensors())))
     assert_is_golden(codec)
-    assert ("rate or padding" in "".join(codec.notes)) == (save is in_metas_file)
+    assert ("rate, padding" in "".join(codec.notes)) == (save is in_metas_file)
 
 
 @pytest.mark.parametrize("name", ["encodec.th", "pytorch_model.bin"])

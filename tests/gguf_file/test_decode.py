@@ -64,6 +64,8 @@ def test_llama_cpp_makes_the_same_numbers_of_the_same_bytes(
     np.testing.assert_array_equal(found, expected)
     # A vector is a row without its matrix.
     np.testing.assert_array_equal(decode(raw[5], kind), expected[5])
+    if kind in (*PLAIN_DTYPES, Q8_0):
+        assert decode(raw[:0], kind).shape == (0, 3 * kind.block)
 
 
 @pytest.mark.parametrize("kind", [*PLAIN_DTYPES, Q8_0], ids=lambda kind: kind.name)

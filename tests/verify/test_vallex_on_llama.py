@@ -219,9 +219,18 @@ def test_the_files_stay_as_they_are_and_no_descriptor_is_left(golden_set: Conver
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_a_level_of_another_graph_is_refused(golden_set: Converted, tmp_path: Path) -> None:
-    """Since the first level's describes that of all."""
+@pytest.mark.parametrize(
+    ("part", "key", "value", "words"),
+    [
+        # The first level's graph is that of all.
+        (4, "mpt.attention.layer_norm_epsilon", 1e-3, r"-nar-3.gguf describes another model"),
+        (1, "valle.format_version", 99, r"-nar.gguf has format version 99"),
+    ],
+)
+def test_a_part_that_does_not_go_with_the_others_is_refused(
+    part: int, key: str, value: object, words: str, golden_set: Converted, tmp_path: Path
+) -> None:
     paths = copied(golden_set("f16"), tmp_path).paths
-    set_key(GgufFile(paths[4], allow_part=True), "mpt.attention.layer_norm_epsilon", 1e-3)
-    with pytest.raises(InputError, match=r"-nar-3.gguf describes another model"):
+    set_key(GgufFile(paths[part], allow_part=True), key, value)
+    with pytest.raises(InputError, match=words):
         open_bundle(paths[0])

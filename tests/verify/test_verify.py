@@ -135,18 +135,26 @@ def test_one_wrong_bit_in_any_tensor_is_found(
         file.path.write_bytes(right)
 
 
+@pytest.mark.parametrize(
+    ("start", "damage"),
+    [
+        pytest.param(2, np.random.default_rng(0).bytes(32), id="noise"),
+        pytest.param(0, np.float16(np.inf).tobytes(), id="infinite scale"),
+        pytest.param(0, np.float16(np.nan).tobytes(), id="NaN"),
+    ],
+)
 @pytest.mark.parametrize(("name", "row"), ONE_GOLDEN)
-def test_noise_in_a_quantized_tensor_is_found(
-    name: str, row: Row, tmp_path: Path, converted: Convert
+def test_damage_in_a_quantized_tensor_is_found(
+    name: str, row: Row, start: int, damage: bytes, tmp_path: Path, converted: Convert
 ) -> None:
     bundle = copied(converted(name, "q8_0"), tmp_path)
     plan = plan_conversion(golden_checkpoint(name), Choices("f16"))
     assert failed(verify_gguf(plan, bundle.path, levels=["tensors"])) == []
     tensor = bundle.main.tensors["blk.1.ffn_up.weight"]
     raw = bytearray(bundle.path.read_bytes())
-    # One block of 34 bytes in a thousand turned into noise.
-    at = tensor.start + 34 * 100
-    raw[at + 2 : at + 34] = np.random.default_rng(0).bytes(32)
+    # In one block of 34 bytes in a thousand.
+    at = tensor.start + 34 * 100 + start
+    raw[at : at + len(damage)] = damage
     bundle.path.write_bytes(raw)
     report = verify_gguf(plan, bundle.path, levels=["tensors"])
     assert failed(report) == [f"{row.main}tensor blk.1.ffn_up.weight"]

@@ -81,7 +81,7 @@ class _Numbers(msgspec.Struct):
         said = {
             "rank": config.get("rank", config.get("r")),
             "alpha": config.get("lora_alpha", config.get("alpha")),
-            "rvq_levels": config.get("rvq_levels") or (),
+            "rvq_levels": () if config.get("rvq_levels") is None else config["rvq_levels"],
         }
         try:
             return msgspec.convert(said, cls)

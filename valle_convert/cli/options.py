@@ -136,7 +136,10 @@ THREADS = opt("Threads for llama.cpp. Default: one per usable core.", "N", MODEL
 
 
 def _n_layers(text: str) -> int:
-    return -1 if text == "all" else int(text)
+    n = -1 if text == "all" else int(text)
+    if not -1 <= n < 1 << 31:
+        raise ValueError
+    return n
 
 
 GPU_LAYERS = opt(

@@ -169,11 +169,11 @@ def write_cpp_file(
     """Write the file, or nothing. Memory holds one tensor at a time."""
     header, tensors = plan_cpp_file(codec, out_type)
     size = tensors[-1].offset + tensors[-1].n_bytes
-    check_free_space(path, size)
     with (
         atomic_output(path, force=force, sources=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
+        check_free_space(path, size)
         file.write(header.pack())
         for tensor in tensors:
             name = tensor.name.encode()

@@ -123,7 +123,6 @@ def write_gguf_codec(
     keys, tensors = plan_gguf_codec(codec, out_type, license_=license_, url=url)
     header = pack_header(keys, tensors)
     size = len(header) + sum(padded(tensor.n_bytes) for tensor in tensors)
-    check_free_space(path, size)
 
     def data(tensor: TensorEntry) -> NDArray[Any]:
         is_half = tensor.ggml_type == F16
@@ -134,6 +133,7 @@ def write_gguf_codec(
         atomic_output(path, force=force, sources=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
+        check_free_space(path, size)
         write_entries(file, header, tensors, map(data, tensors), advance)
     notes = list(codec.notes)
     if not any(key.name == "general.license" for key in keys):

@@ -106,9 +106,11 @@ def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
         if ggml_type == F16:
             return np.take(_every_half(), data.view("<u2"), mode="wrap")
         if ggml_type == Q8_0:
-            blocks = data.reshape(*data.shape[:-1], -1, Q8_0.block_bytes)
+            *rows, n_bytes = data.shape
+            n = n_bytes // Q8_0.block_bytes
+            blocks = data.reshape(*rows, n, Q8_0.block_bytes)
             numbers = blocks[..., 2:].view(np.int8) * decode(blocks[..., :2].copy(), F16)
-            return numbers.reshape(*data.shape[:-1], -1)
+            return numbers.reshape(*rows, n * Q8_0.block)
         if ggml_type in _NUMBERS:
             return data.view(_NUMBERS[ggml_type]).astype(np.float32)
         if ggml_type in _FEW_BITS:

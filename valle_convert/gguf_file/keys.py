@@ -164,7 +164,7 @@ class KeyReader:
     def finish(self, path: Path) -> None:
         if self.faults:
             raise InputError(
-                f"{path}: its keys are inconsistent: {listing(self.faults, separator='; ')}. "
+                f"{path} is inconsistent: {listing(self.faults, separator='; ')}. "
                 "Convert the checkpoint again."
             )
 

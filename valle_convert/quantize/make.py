@@ -10,6 +10,7 @@ the same type; the noise of the others is what their type makes.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -73,24 +74,30 @@ def make_bundle(
         for copied, file in source.copied.items():
             with file.path.open("rb") as original:
                 shutil.copyfileobj(original, targets[copied])
-    units = {unit.part: one for unit, one in plan.units.items()}
-    return tuple(
-        _entry(plan.kind, path, source.bundle.files[part], units.get(part))
-        for part, path in plan.paths.items()
-    )
+        units = {unit.part: one for unit, one in plan.units.items()}
+        # Before the files have their names: a file that has one is in a manifest soon.
+        return tuple(
+            _entry(plan.kind, path, targets[part], source.bundle.files[part], units.get(part))
+            for part, path in plan.paths.items()
+        )
 
 
-def _entry(kind: FileType, path: Path, original: GgufFile, plan: FilePlan | None) -> ManifestFile:
-    """The manifest's entry of a file, which was made by a plan, or copied."""
+def _entry(
+    kind: FileType, path: Path, file: BinaryIO, original: GgufFile, plan: FilePlan | None
+) -> ManifestFile:
+    """The manifest's entry of a written file, which was made by a plan, or copied."""
+    n_bytes = file.tell()
+    header = GgufFile(path, file, allow_part=True)
+    file.seek(0)
     with ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(sha256_of, path)
-        tensors = tensor_digests(GgufFile(path, allow_part=True))
+        whole = pool.submit(hashlib.file_digest, file, "sha256")  # type: ignore[arg-type]
+        tensors = tensor_digests(header)
     copier = {"name": "valle-convert", "version": __version__}
     return ManifestFile(
         name=path.name,
         kind=kind.name,
-        n_bytes=path.stat().st_size,
-        sha256=whole.result(),
+        n_bytes=n_bytes,
+        sha256=whole.result().hexdigest(),
         source_sha256=plan.source.sha256 if plan else sha256_of(original.path),
         tool=plan.tool if plan else copier,
         arguments=plan.arguments if plan else ("copy",),

@@ -60,8 +60,8 @@ class _Tally:
     def add(self, weights: NDArray[Any], found: NDArray[np.float32]) -> None:
         """Add rows [n, columns]: expected ones and those of the file."""
         largest = np.abs(weights).max(axis=-1, keepdims=True)
-        if not 1e-12 < largest.max() < 1e12:  # squares of float32 would overflow or vanish
-            weights = weights.astype(np.float64)
+        if not 1e-12 < largest.max() < 1e12 or not np.abs(found).max() < 1e12:
+            weights = weights.astype(np.float64)  # squares of float32 would overflow or vanish
         signed = found - weights
         error = np.abs(signed)
         self.signal += float(np.vdot(weights, weights))
@@ -88,7 +88,9 @@ class _Tally:
         """Signal to noise; infinite without noise."""
         if self.noise == 0.0:
             return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        if not self.signal or not math.isfinite(self.signal + self.noise):
+            return -math.inf
+        return 10 * math.log10(self.signal / self.noise)
 
     def fault(self, least: float, most: float) -> str | None:
         """The fault, if there is one; NaN is a fault."""

@@ -188,6 +188,7 @@ def parts_of(ar: GgufFile) -> tuple[str, ...]:
 def read_model(files: Mapping[str, GgufFile]) -> VallexModel:
     """The model in the files, with everything checked that llama.cpp relies on."""
     ar, body, *levels = files.values()
+    KeyReader.of_converted(body.keys, body.path)
     of_ar = _read_net("ar", ar, ar)
     model = _model_of(ar, of_ar, _read_net("nar", levels[0], body))
     for file in levels:
