@@ -116,10 +116,10 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
         making = MakeOptions(
             tuple(kinds), imatrix=str(imatrix or "none"), tensor_types=tensor_types, threads=1
         )
-        talk = RunLog(talk=lambda text: print(text, flush=True))
-        quantize(MODEL, folder / name, making, checkpoint=checkpoint, log=talk)
+        log = RunLog(message=lambda text: print(text, flush=True))
+        quantize(MODEL, folder / name, making, checkpoint=checkpoint, log=log)
         given = Given((folder / name,), checkpoint=checkpoint)
-        return evaluate(given, Gates(), measuring, log=talk)
+        return evaluate(given, Gates(), measuring, log=log)
 
     measuring = MeasureOptions(folder / "data", n, threads=1)
 

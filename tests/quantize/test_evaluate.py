@@ -300,7 +300,7 @@ def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
 
     files = Given((evaluated,), checkpoint=read_checkpoint(checkpoint_256))
     with pytest.raises(StopError):
-        evaluate(files, Gates(), MeasureOptions(n_utterances=2), log=RunLog(talk=stop))
+        evaluate(files, Gates(), MeasureOptions(n_utterances=2), log=RunLog(message=stop))
     assert set(outcomes(evaluated).values()) == {None}
     assert all(one.predictions for one in measurements_in(evaluated))
 

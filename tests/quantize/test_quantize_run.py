@@ -303,7 +303,7 @@ def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(
     ):
         given = MakeOptions(parse_types(types), **others)  # type: ignore[arg-type]
         checkpoint = read_checkpoint(golden_set.checkpoint)
-        log = RunLog(talk=said.append)
+        log = RunLog(message=said.append)
         with pytest.raises(InputError, match=words):
             quantize(checkpoint.path, tmp_path / "out", given, checkpoint=checkpoint, log=log)
     assert said == []

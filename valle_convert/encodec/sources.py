@@ -182,9 +182,9 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
     }
     spec = spec_from_config(config, str(path))
     # The published bandwidths for which there are enough codebooks.
-    paid = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= spec.n_codebooks)
+    held = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= spec.n_codebooks)
     everything = spec.n_codebooks * spec.frame_rate * math.log2(size) / 1000
-    return replace(spec, target_bandwidths=paid or (everything,))
+    return replace(spec, target_bandwidths=held or (everything,))
 
 
 def _count_codebooks(names: Iterable[str]) -> int:

@@ -174,7 +174,7 @@ class _Run:
         if predictions is None or not self.is_known(model):
             predictions = measurer.predictions(bundle, name)
         else:
-            measurer.log.talk(f"kept the measurements of {name}")
+            measurer.log.message(f"kept the measurements of {name}")
         is_audible = measurer.audience is not None and predictions.measured is not None
         if is_audible and (speech is None or speech.key != measurer.speech_key):
             speech = measurer.speech(bundle, name)

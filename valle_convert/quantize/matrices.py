@@ -89,9 +89,9 @@ class Matrices:
         if reference is None or calibration is None:
             raise AssertionError("a placeholder is planned only if the real one can be made")
         if self._stay(options):
-            log.talk(f"kept {' and '.join(path.name for path in self.paths.values())}")
+            log.message(f"kept {' and '.join(path.name for path in self.paths.values())}")
             return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
-        log.talk(f"importance matrix of {calibration.description}")
+        log.message(f"importance matrix of {calibration.description}")
         if not self.is_kept:
             made = collect_imatrices(reference, calibration, progress=log.progress)
             return {

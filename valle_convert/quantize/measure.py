@@ -106,7 +106,7 @@ class Measurer:
             measured, note = self._measure(bundle, name, expected)
         if measured is not None:
             total = measured.quality[ALL]
-            self.log.talk(
+            self.log.message(
                 f"measured {name}: KL mean {total.kl_mean:.2e}, top-1 agreement "
                 f"{total.best_code:.2%}"
             )
@@ -114,7 +114,7 @@ class Measurer:
         left = self.n_files - 1
         if self._n_measured == 1 and left:
             needed = duration((time.perf_counter() - start) * left)
-            self.log.talk(f"{plural(left, 'file')} to go: about {needed}")
+            self.log.message(f"{plural(left, 'file')} to go: about {needed}")
         return Predictions(
             compared=compared,
             measured=measured,
@@ -145,7 +145,7 @@ class Measurer:
     @cached_property
     def _completed(self) -> SourceBundle:
         if not self.source.is_complete:
-            self.log.talk(f"converting {self.source.name} to compare with")
+            self.log.message(f"converting {self.source.name} to compare with")
         self.source.complete(self.log.progress)
         return self.source
 
@@ -208,7 +208,7 @@ class Measurer:
         )
         if self.options.save_reference is not None:
             save_reference(self.options.save_reference, expected, compared)
-            self.log.talk(f"wrote {self.options.save_reference}")
+            self.log.message(f"wrote {self.options.save_reference}")
         return expected, compared
 
     @cached_property
@@ -245,7 +245,7 @@ class Measurer:
         verifying = 0 if self.source.reference is None else _VERIFYING
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", without listening"
-        self.log.talk(
+        self.log.message(
             f"measuring {plural(n_files, 'file')} takes about {duration(left)}{listening}; fewer "
             "--utterances take less"
         )

@@ -77,5 +77,5 @@ class RunLog:
     """The outputs of a run: progress, messages, and the log of each run of llama-quantize."""
 
     progress: Progress = silent
-    talk: Callable[[str], object] = lambda _text: None
+    message: Callable[[str], object] = lambda _text: None
     keep_log: Callable[[list[str]], object] = lambda _lines: None

@@ -188,7 +188,7 @@ def quantize(
             return report
         _check_space(source, plans, folder or out.parent)
         if not source.is_complete:
-            log.talk(f"converting {path.name} first")
+            log.message(f"converting {path.name} first")
         source.complete(log.progress)
         if lacks_matrix:
             real = matrices.make(existing, scratch, log)
@@ -242,10 +242,10 @@ def _make_or_keep(
     n_others = len(plan.paths) - 1
     others = f" and {plural(n_others, 'file')} beside it" if n_others else ""
     if plan.kept:
-        log.talk(f"kept {name}{others}: source, type, tool and options are the same")
+        log.message(f"kept {name}{others}: source, type, tool and options are the same")
     else:
         if plan.reason:
-            log.talk(f"making {name} again: {plan.reason}")
+            log.message(f"making {name} again: {plan.reason}")
         entries = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
         listed |= {entry.name: entry for entry in entries}
     files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
@@ -267,7 +267,7 @@ def _make_or_keep(
         ]
         made = msgspec.structs.replace(made, fallbacks=tuple(fallbacks))
     if not plan.kept:
-        log.talk(
+        log.message(
             f"wrote {plan.path}{others}: {made.n_bytes:,} bytes, {made.bits_per_weight:.2f} bits "
             f"a weight, {made.seconds:.1f} s"
         )
