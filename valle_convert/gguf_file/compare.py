@@ -162,18 +162,16 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         if note:
             continue
         try:
-            x: NDArray[Any] = decode(raw_a, a.ggml_type).ravel()
-            y: NDArray[Any] = x if same else decode(raw_b, b.ggml_type).ravel()
+            x = squarable(decode(raw_a, a.ggml_type).ravel())
+            y = x if same else squarable(decode(raw_b, b.ggml_type).ravel())
         except InputError as fault:
             note = str(fault)
             continue
-        signal += _sum_of_squares(x)
+        signal += float(np.vdot(x, x))
         if not same:
-            with np.errstate(over="ignore", invalid="ignore"):  # infinite - infinite
-                error = y - x
-                if not math.isfinite(_peak(error)):
-                    error = y.astype(np.float64) - x
-            noise += _sum_of_squares(error)
+            with np.errstate(invalid="ignore"):  # infinite - infinite
+                error = squarable(y - x)
+            noise += float(np.vdot(error, error))
             largest = max(largest, _peak(error))
     if not math.isfinite(signal + noise):
         note = "not all numbers are finite"
@@ -190,11 +188,9 @@ def _peak(x: NDArray[Any]) -> float:
     return max(float(x.max()), -float(x.min()))
 
 
-def _sum_of_squares(x: NDArray[Any]) -> float:
-    """In float64, which is slower, only where squares of float32 could overflow or vanish."""
-    if not 1e-15 < _peak(x) < 1e15:
-        x = x.astype(np.float64)
-    return float(np.vdot(x, x))
+def squarable(x: NDArray[Any]) -> NDArray[Any]:
+    """Numbers whose squares neither overflow nor vanish: as float64, which is slower, if needed."""
+    return x if 1e-12 < _peak(x) < 1e12 else x.astype(np.float64)
 
 
 def _pieces(tensor: TensorInfo) -> Iterator[NDArray[np.uint8]]:

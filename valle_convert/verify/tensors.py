@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
+from valle_convert.gguf_file.compare import squarable
 from valle_convert.gguf_file.encode import DECIBELS_BELOW, decode, encode, least_decibels, roundings
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
@@ -59,10 +60,9 @@ class _Tally:
 
     def add(self, weights: NDArray[Any], found: NDArray[np.float32]) -> None:
         """Add rows [n, columns]: expected ones and those of the file."""
+        weights = squarable(weights)
         largest = np.abs(weights).max(axis=-1, keepdims=True)
-        if not 1e-12 < largest.max() < 1e12 or not np.abs(found).max() < 1e12:
-            weights = weights.astype(np.float64)  # squares of float32 would overflow or vanish
-        signed = found - weights
+        signed = squarable(squarable(found) - weights)
         error = np.abs(signed)
         self.signal += float(np.vdot(weights, weights))
         self.noise += float(np.vdot(signed, signed))
