@@ -1,7 +1,7 @@
-"""Numbers of every type, as the installed llama.cpp itself makes them of the same bytes."""
+"""Numbers of every type are those of llama.cpp's table of types, with its library and without."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from valle_convert.gguf_file.encode import can_decode, decode, encode
 from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
+from valle_convert.llama import numbers
 from valle_convert.llama.library import find_library
 
 
@@ -42,14 +43,25 @@ def traits_of() -> Callable[[GgmlType], Traits]:
     return traits
 
 
+@pytest.fixture(params=["with llama.cpp", "without"])
+def has_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    if request.param == "without":
+        monkeypatch.setattr(numbers, "find_library", lambda: None)
+    numbers._routine.cache_clear()
+    yield request.param == "with llama.cpp"
+    numbers._routine.cache_clear()
+
+
 @pytest.mark.parametrize("kind", GGML_TYPES.values(), ids=GGML_TYPES.keys())
 def test_llama_cpp_makes_the_same_numbers_of_the_same_bytes(
-    kind: GgmlType, traits_of: Callable[[GgmlType], Traits]
+    kind: GgmlType, traits_of: Callable[[GgmlType], Traits], has_library: bool
 ) -> None:
     traits = traits_of(kind)
     assert (traits.type_name or b"").decode().upper() == kind.name
     assert (traits.blck_size, traits.type_size) == (kind.block, kind.block_bytes)
-    assert can_decode(kind)
+    assert can_decode(kind) == (has_library or kind.name not in ("Q1_0", "Q2_0"))
+    if not can_decode(kind):
+        return
     if not traits.to_float:
         assert kind.block == 1
         return

@@ -162,16 +162,18 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         if note:
             continue
         try:
-            x = squarable(decode(raw_a, a.ggml_type).ravel())
-            y = x if same else squarable(decode(raw_b, b.ggml_type).ravel())
+            x = decode(raw_a, a.ggml_type).ravel()
+            y = x if same else decode(raw_b, b.ggml_type).ravel()
         except InputError as fault:
             note = str(fault)
             continue
-        signal += float(np.vdot(x, x))
+        signal += inner(x, x)
         if not same:
-            with np.errstate(invalid="ignore"):  # infinite - infinite
-                error = squarable(y - x)
-            noise += float(np.vdot(error, error))
+            with np.errstate(all="ignore"):  # infinite - infinite
+                error = y - x
+                if math.isinf(_peak(error)):  # beyond float32
+                    error = y.astype(np.float64) - x
+            noise += inner(error, error)
             largest = max(largest, _peak(error))
     if not math.isfinite(signal + noise):
         note = "not all numbers are finite"
@@ -188,9 +190,12 @@ def _peak(x: NDArray[Any]) -> float:
     return max(float(x.max()), -float(x.min()))
 
 
-def squarable(x: NDArray[Any]) -> NDArray[Any]:
-    """Numbers whose squares neither overflow nor vanish: as float64, which is slower, if needed."""
-    return x if 1e-12 < _peak(x) < 1e12 else x.astype(np.float64)
+def inner(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """The inner product; in float64, which is slower, where float32 overflows or vanishes."""
+    product = float(np.vdot(x, y))
+    if 1e-24 < abs(product) < math.inf:
+        return product
+    return float(np.vdot(x.astype(np.float64), y.astype(np.float64)))
 
 
 def _pieces(tensor: TensorInfo) -> Iterator[NDArray[np.uint8]]:

@@ -8,7 +8,6 @@ rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,18 +15,13 @@ from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import LARGEST_WEIGHT
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
+from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
 # Types whose elements are numpy's own.
 _NUMBERS: Mapping[GgmlType, np.dtype[Any]] = {
     **PLAIN_DTYPES,
     **{GGML_TYPES[f"I{8 * n}"]: np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
     GGML_TYPES["F64"]: np.dtype("<f8"),
-}
-# Types that the gguf package does not read: bits of a code, and how far apart codes are.
-_FEW_BITS: Mapping[GgmlType, tuple[int, int]] = {
-    GGML_TYPES["Q1_0"]: (1, 2),
-    GGML_TYPES["Q2_0"]: (2, 1),
 }
 # The bits of the largest number allowed, without the sign; infinity and NaN are larger.
 _LARGEST_BITS: Mapping[GgmlType, np.unsignedinteger[Any]] = {
@@ -37,12 +31,23 @@ _LARGEST_BITS: Mapping[GgmlType, np.unsignedinteger[Any]] = {
 }
 
 
-def encode(rows: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
-    """Rows [n, columns] or [columns] as a contiguous array whose bytes are those of the file."""
+def encode(
+    rows: NDArray[Any], ggml_type: GgmlType, name: str, *, by_numpy: bool = False
+) -> NDArray[Any]:
+    """Rows [n, columns] or [columns] as a contiguous array whose bytes are those of the file.
+
+    With `by_numpy`, float16 is numpy's rounding and not ggml's: a second opinion, but slower.
+    """
     if ggml_type in PLAIN_DTYPES:
-        # A value beyond float16 becomes infinite, which is checked right below.
-        with np.errstate(over="ignore"):
-            encoded = np.ascontiguousarray(rows, PLAIN_DTYPES[ggml_type])
+        encoded = None
+        if ggml_type == F16 and rows.dtype == np.float32 and not by_numpy:
+            from valle_convert.llama.numbers import rounded_by_ggml
+
+            encoded = rounded_by_ggml(rows)
+        if encoded is None:
+            # A value beyond float16 becomes infinite, which is checked right below.
+            with np.errstate(over="ignore"):
+                encoded = np.ascontiguousarray(rows, PLAIN_DTYPES[ggml_type])
         _check_size(encoded, ggml_type, rows, name)
         return encoded
     values = np.ascontiguousarray(rows, np.float32)
@@ -93,37 +98,36 @@ def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> N
         )
 
 
-@cache
-def _every_half() -> NDArray[np.float32]:
-    """All float16 numbers as float32; a lookup takes a third of the time of a conversion."""
-    return np.arange(1 << 16, dtype="<u2").view("<f2").astype(np.float32)
-
-
 def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
-    """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself."""
-    # Overflow in a damaged file gives infinity or NaN, which the caller judges.
-    with np.errstate(all="ignore"):
-        if ggml_type == F16:
-            return np.take(_every_half(), data.view("<u2"), mode="wrap")
-        if ggml_type == Q8_0:
-            *rows, n_bytes = data.shape
-            n = n_bytes // Q8_0.block_bytes
-            blocks = data.reshape(*rows, n, Q8_0.block_bytes)
-            numbers = blocks[..., 2:].view(np.int8) * decode(blocks[..., :2].copy(), F16)
-            return numbers.reshape(*rows, n * Q8_0.block)
-        if ggml_type in _NUMBERS:
-            return data.view(_NUMBERS[ggml_type]).astype(np.float32)
-        if ggml_type in _FEW_BITS:
-            return _decode_few_bits(data, ggml_type)
-        from gguf import GGMLQuantizationType, quants
+    """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself.
 
-        try:
-            kind = GGMLQuantizationType(ggml_type.number)
+    By ggml where llama.cpp is installed, else by numpy and the gguf package.
+    """
+    if ggml_type in _NUMBERS and ggml_type != F16:
+        with np.errstate(all="ignore"):  # overflow in a damaged file, which the caller judges
+            return data.view(_NUMBERS[ggml_type]).astype(np.float32)
+    from valle_convert.llama.numbers import decoded_by_ggml
+
+    columns = data.shape[-1] * data.itemsize // ggml_type.block_bytes * ggml_type.block
+    decoded = np.empty((*data.shape[:-1], columns), np.float32)
+    is_done = decoded_by_ggml(data, ggml_type.name, decoded)
+    return decoded if is_done else _decode_without_ggml(data, ggml_type)
+
+
+def _decode_without_ggml(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
+    if ggml_type == F16:
+        return data.view(_NUMBERS[F16]).astype(np.float32)
+    from gguf import GGMLQuantizationType, quants
+
+    try:
+        kind = GGMLQuantizationType(ggml_type.number)
+        with np.errstate(all="ignore"):
             values: NDArray[np.float32] = quants.dequantize(data, kind)
-        except (ValueError, NotImplementedError):  # a type that it does not know, or only names
-            raise InputError(
-                f"the gguf package cannot read numbers of the type {ggml_type.name}"
-            ) from None
+    except (ValueError, NotImplementedError):  # a type that it does not know, or only names
+        raise InputError(
+            f"the gguf package cannot read numbers of the type {ggml_type.name}, and llama.cpp is "
+            "not installed"
+        ) from None
     return values
 
 
@@ -161,21 +165,6 @@ def can_decode(ggml_type: GgmlType) -> bool:
     except InputError:
         return False
     return True
-
-
-def _decode_few_bits(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
-    """Blocks of a float16 scale and 16 bytes of codes, the lowest bits first.
-
-    One bit means -1 or 1 times the scale, two bits -1, 0, 1 or 2 times (ggml-quants.c).
-    """
-    n_bits, step = _FEW_BITS[ggml_type]
-    blocks = data.reshape(*data.shape[:-1], -1, ggml_type.block_bytes)
-    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
-    shifts = np.arange(0, 8, n_bits, dtype=np.uint8)
-    codes = blocks[..., 2:, np.newaxis] >> shifts & np.uint8((1 << n_bits) - 1)
-    levels = codes.reshape(*blocks.shape[:-1], -1).astype(np.float32) * step - 1
-    values: NDArray[np.float32] = (scales * levels).reshape(*data.shape[:-1], -1)
-    return values
 
 
 def _check_size(encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str) -> None:

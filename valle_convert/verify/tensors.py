@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.compare import squarable
+from valle_convert.gguf_file.compare import inner
 from valle_convert.gguf_file.encode import DECIBELS_BELOW, decode, encode, least_decibels, roundings
 from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.types import F16, GGML_TYPES, PLAIN_DTYPES, GgmlType
+from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, GgmlType
 from valle_convert.gguf_file.write import source_rows, stored_blocks
 from valle_convert.llama.cpu import usable_cores
-from valle_convert.llama.half import rounded_by_ggml
 from valle_convert.model.description import RowBlock
 from valle_convert.network.weights import rounded_types
 from valle_convert.verify.report import Check
@@ -58,15 +57,14 @@ class _Tally:
     max_error: float = 0.0
     max_relative: float = 0.0  # error over the largest weight of its row
 
-    def add(self, weights: NDArray[Any], found: NDArray[np.float32]) -> None:
+    def add(self, weights: NDArray[np.float32], found: NDArray[np.float32]) -> None:
         """Add rows [n, columns]: expected ones and those of the file."""
-        weights = squarable(weights)
         largest = np.abs(weights).max(axis=-1, keepdims=True)
-        signed = squarable(squarable(found) - weights)
+        signed = found - weights
         error = np.abs(signed)
-        self.signal += float(np.vdot(weights, weights))
-        self.noise += float(np.vdot(signed, signed))
-        self.product += float(np.vdot(signed, weights))
+        self.signal += inner(weights, weights)
+        self.noise += inner(signed, signed)
+        self.product += inner(signed, weights)
         relative = float((error / np.maximum(largest, np.finfo(np.float32).tiny)).max())
         # Written so that NaN stays.
         if not relative <= self.max_relative:
@@ -164,7 +162,7 @@ def _count_different(
         rounded = rounded or source.dtype != PLAIN_DTYPES[found.ggml_type]
         if between is not None:
             source = encode(source, GGML_TYPES[between], span.source)  # noqa: PLW2901
-        expected = _rounded(source, found.ggml_type, span.source)
+        expected = encode(source, found.ggml_type, span.source, by_numpy=True)
         actual = np.ascontiguousarray(data).view(expected.dtype).reshape(expected.shape)
         bits = f"u{expected.dtype.itemsize}"
         n = int(np.count_nonzero(expected.view(bits) != actual.view(bits)))
@@ -172,14 +170,6 @@ def _count_different(
             where = f"{span.label} (from {span.source})"
         n_different += n
     return n_different, where, rounded
-
-
-def _rounded(source: NDArray[Any], ggml_type: GgmlType, name: str) -> NDArray[Any]:
-    if ggml_type == F16 and source.dtype == np.float32:
-        by_ggml = rounded_by_ggml(source)
-        if by_ggml is not None and np.isfinite(by_ggml).all():
-            return by_ggml
-    return encode(source, ggml_type, name)  # which rejects what the type cannot hold
 
 
 def _check_moved(

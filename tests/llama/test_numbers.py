@@ -1,10 +1,12 @@
-"""ggml rounds to float16 as numpy does, which the comparison of tensors relies on."""
+"""ggml rounds to float16 as numpy does, so the bytes of a file do not depend on who rounded."""
 
 import numpy as np
 import pytest
 
-from valle_convert.llama import half
-from valle_convert.llama.half import rounded_by_ggml
+from valle_convert.errors import InputError
+from valle_convert.gguf_file.encode import encode
+from valle_convert.gguf_file.types import F16
+from valle_convert.llama.numbers import rounded_by_ggml
 
 
 def test_every_float16_and_every_tie_between_two_is_rounded_as_by_numpy() -> None:
@@ -20,10 +22,10 @@ def test_every_float16_and_every_tie_between_two_is_rounded_as_by_numpy() -> Non
     np.testing.assert_array_equal(rounded.view(np.uint16), expected.view(np.uint16))
 
 
-def test_without_the_library_there_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(half, "find_library", lambda: None)
-    half._routine.cache_clear()
-    try:
-        assert rounded_by_ggml(np.zeros(3, np.float32)) is None
-    finally:
-        half._routine.cache_clear()
+@pytest.mark.parametrize("by_numpy", [False, True])
+@pytest.mark.parametrize("value", [65_520.0, -7e4, np.inf, np.nan])
+def test_a_number_that_float16_cannot_hold_is_rejected(value: float, by_numpy: bool) -> None:
+    rows = np.zeros((2, 32), np.float32)
+    rows[1, 7] = value
+    with pytest.raises(InputError, match=f"tensor w holds {abs(value):g}|holds {value:g}"):
+        encode(rows, F16, "w", by_numpy=by_numpy)
