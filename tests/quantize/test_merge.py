@@ -127,6 +127,23 @@ def test_what_was_not_made_in_one_way_is_refused_and_nothing_is_left(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (("--name-files", "convention"), "general.basename"),
+        (("--quantized-by", "me"), "general.quantized_by"),
+        (("--base-model", "me/base"), "general.base_model.0.repo_url"),
+    ],
+)
+def test_files_of_another_identity_are_refused(
+    options: tuple[str, str], key: str, cli: Cli, made: Path, checkpoint_256: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    run = ("quantize", checkpoint_256, other, "--types", "Q5_0", "--threads", 1)
+    assert cli(*run, *options).code == 0
+    assert f"differ in the key {key}" in error_of(cli("merge", made, other, tmp_path / "o"), 2)
+
+
 def test_other_checkpoints_and_other_bytes_are_refused(
     cli: Cli, evaluated: Path, tmp_path: Path
 ) -> None:
@@ -147,9 +164,15 @@ def test_other_checkpoints_and_other_bytes_are_refused(
 def test_a_merge_that_fails_at_its_end_leaves_what_was_there(
     cli: Cli, evaluated_256: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "out" / "SHA256SUMS").mkdir(parents=True)
-    error_of(cli("merge", evaluated_256, tmp_path / "out"), 2)
-    assert [one.name for one in (tmp_path / "out").glob("*.gguf")] == []
+    out = tmp_path / "out"
+    for name in ("SHA256SUMS", "manifest.json", "wide-Q8_0.measurements.json"):
+        (out / name).mkdir(parents=True)
+        error_of(cli("merge", evaluated_256, out), 2)
+        assert [one.name for one in out.iterdir()] == [name]
+        (out / name).rmdir()
+    stray = out / "wide-Q6_K.gguf"
+    shutil.copy(evaluated_256 / "wide-Q8_0.gguf", stray)
+    assert "no manifest lists: wide-Q6_K.gguf" in cli("merge", evaluated_256, out).err
     mine = tmp_path / "mine" / "wide-Q8_0.gguf"
     mine.parent.mkdir()
     mine.write_bytes(b"mine")

@@ -20,6 +20,8 @@ _FAMILY = "VALL-E"
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z._]+")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB = "https://huggingface.co"
+#: Keys that tell with which identity a file was made.
+IDENTITY_KEYS = ("general.basename", "general.quantized_by", "general.base_model.0.repo_url")
 
 
 def check_repository(name: str, words: str) -> None:

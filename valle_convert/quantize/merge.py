@@ -30,9 +30,11 @@ from valle_convert.files import (
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
+from valle_convert.quantize.folder import unlisted_in
+from valle_convert.quantize.identity import IDENTITY_KEYS
 from valle_convert.quantize.limits import Gates
-from valle_convert.quantize.manifest import MANIFEST, ManifestFile, write_manifest
-from valle_convert.quantize.measurements import write_measurements
+from valle_convert.quantize.manifest import MANIFEST, SUMS, ManifestFile, write_manifest
+from valle_convert.quantize.measurements import path_of, write_measurements
 from valle_convert.quantize.release import read_release
 from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 
@@ -45,6 +47,7 @@ class Merged:
 
     files: tuple[ManifestFile, ...]
     report: EvaluationReport | None
+    notes: tuple[str, ...] = ()
 
 
 def merge(
@@ -85,7 +88,7 @@ def merge(
         made_folder(out),
         protected(places.values()),
         locked_folder(out),
-        _placed(places, files, out, force=force),
+        _placed(places, files, [out / name for name in models], out, force=force),
     ):
         placed = [replace(one, bundle=open_files(out / name)) for name, one in models.items()]
         placed.sort(key=lambda one: (-one.bundle.n_bytes, one.path.name))
@@ -95,7 +98,7 @@ def merge(
             write_measurements(one.path, one.measurements)
         write_manifest(out, files.values())
     report = report_of(placed, valid_utf8(command)) if is_measured else None
-    return Merged(tuple(files.values()), report)
+    return Merged(tuple(files.values()), report, tuple(unlisted_in(out, files)))
 
 
 def check_together(models: Sequence[Evaluated]) -> None:
@@ -117,7 +120,10 @@ def _only(text: str, other: str) -> str:
 
 def _ways(model: Evaluated) -> Iterator[tuple[str, str]]:
     """How a model was made and measured, each with words for it."""
-    yield "the checkpoint", str(model.bundle.main.keys.get(SOURCE_SHA256_KEY))
+    keys = model.bundle.main.keys
+    yield "the checkpoint", str(keys.get(SOURCE_SHA256_KEY))
+    for name in IDENTITY_KEYS:
+        yield f"the key {name}", str(keys.get(name))
     for part, file in model.files.items():
         yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
         yield f"the options of {part}", _options_of(file, type_of(model.bundle))
@@ -157,9 +163,16 @@ def _check_measured(models: Sequence[Evaluated], gates: Gates | None, *, has_rep
 
 @contextmanager
 def _placed(
-    places: Mapping[str, Path], files: Mapping[str, ManifestFile], out: Path, *, force: bool
+    places: Mapping[str, Path],
+    files: Mapping[str, ManifestFile],
+    models: Sequence[Path],
+    out: Path,
+    *,
+    force: bool,
 ) -> Iterator[None]:
-    """Place every file that is not there yet, and remove it again if the rest fails."""
+    """Place every file that is not there yet; if the rest fails, remove what has come."""
+    later = [out / MANIFEST, out / SUMS, *map(path_of, models)]
+    check_outputs(later, force=True)
     left = []
     for name, path in places.items():
         target = out / name
@@ -168,7 +181,7 @@ def _placed(
         check_outputs([target], force=force)
         left.append((path, target))
     check_free_space(out / MANIFEST, sum(files[path.name].n_bytes for path, _ in left))
-    new = [target for _, target in left if not target.exists()]
+    new = [one for one in (*later, *(target for _, target in left)) if not one.exists()]
     try:
         for path, target in left:
             _link(path, target, force=force)
