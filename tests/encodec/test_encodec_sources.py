@@ -125,7 +125,7 @@ def test_a_model_on_the_hub_is_of_one_commit_and_then_in_the_cache(
     assert {path.rpartition("/")[2] for path in asked} == set(files)
     assert sum(commit in path for path in asked) >= len(files) - 1
     before = len(empty_hub.requests)
-    assert_is_golden(open_encodec("someone/codec"))
+    assert_is_golden(open_encodec("hf:someone/codec"))
     assert len(empty_hub.requests) == before
     empty_hub.add("someone/other", {"README.md": b"nothing"})
     with pytest.raises(InputError, match=r"has no file or folder config\.json"):

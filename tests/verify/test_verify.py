@@ -218,9 +218,11 @@ def test_the_command_ends_with_1_and_names_the_worst_case(
     assert result.out.splitlines()[-1].startswith("FAILED: ")
     assert "the worst is" in result.out
     assert "| **FAIL** |" in report.read_text()
-    as_json = cli("verify", right, wrong.path, "--level", "structure", "--json")
+    copy = tmp_path / "report.json"
+    as_json = cli("verify", right, wrong.path, "--level", "structure", "--json", "--report", copy)
     assert as_json.code == 1
     assert json.loads(as_json.out)["passed"] is False
+    assert copy.read_text() == as_json.out
 
 
 def test_a_lora_is_verified_with_the_same_options(

@@ -66,7 +66,9 @@ def verify(
         None,
     ),
     options: VerifyOptions,
-    report: Path | None = opt("Also write the report as Markdown.", "FILE", OUTPUT),
+    report: Path | None = opt(
+        "Also write the report: as JSON to a .json, else as Markdown.", "FILE", OUTPUT
+    ),
     json_: bool = JSON,
     force: bool = FORCE,
 ) -> None:
@@ -87,6 +89,7 @@ def verify(
     from valle_convert.checkpoint.folder import is_on_hub
     from valle_convert.files import check_input_file, check_outputs, write_text_atomically
     from valle_convert.gguf_file.read import is_gguf, parsed
+    from valle_convert.strict_json import to_json_text
     from valle_convert.verify.codec_file import is_codec_file
     from valle_convert.verify.whole import verify_whole
 
@@ -112,7 +115,9 @@ def verify(
     else:
         _show(result)
     if report is not None:  # last: the disk may be full by now
-        write_text_atomically(report, result.to_markdown(), force=force)
+        as_json = report.suffix.lower() == ".json"
+        text = to_json_text(result.to_json()) + "\n" if as_json else result.to_markdown()
+        write_text_atomically(report, text, force=force)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 

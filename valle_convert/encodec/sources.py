@@ -94,14 +94,15 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
-    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source))
+    name = str(source).removeprefix(HUB_PREFIX)
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if not on_hub or path.suffix in (".gguf", ".bin", ".th"):
         raise InputError(
             f"There is no codec {source}; expected a folder with config.json and weights, a .th, "
             f".bin or .gguf file, or a name on the hub such as {ENCODEC_24KHZ}."
         )
-    opened = _open_folder(_on_hub(str(source)), PurePosixPath("."), str(source))
-    return replace(opened, url=f"https://huggingface.co/{source}")
+    opened = _open_folder(_on_hub(name), PurePosixPath("."), name)
+    return replace(opened, url=f"https://huggingface.co/{name}")
 
 
 def _on_hub(name: str) -> Tree:
