@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support import PROJECT
 
-from valle_convert.families import FOLDERS
+from valle_convert.families import FOLDERS, families
 
 PACKAGE = PROJECT / "valle_convert"
 
@@ -37,7 +37,8 @@ SHELVES = (
 )
 #: Names that every command has.
 ROLES = {"register", "main"}
-FAMILY_WORD = re.compile("|".join(FOLDERS), re.IGNORECASE)
+TITLES = {family.title for family in families()} - {"VALL-E"}
+FAMILY_WORD = re.compile("|".join([*FOLDERS, *TITLES]), re.IGNORECASE)
 #: In the name of a file: `-v5.0-`.
 VERSION = re.compile(r"v\d+\.\d")
 

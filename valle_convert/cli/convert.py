@@ -69,9 +69,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint to GGUF. The command name may be omitted.
 
-    VALL-E of versions 5 and 6 becomes one `gemma` model; everything specific to VALL-E is in
-    valle.* keys. Version 7 becomes OUT.gguf and OUT-audio.gguf. VALL-E X becomes nine `mpt` files:
-    OUT.gguf (the AR), OUT-nar.gguf, and OUT-nar-1.gguf to OUT-nar-7.gguf.
+    OUT.gguf is a model that stock llama.cpp loads; everything specific to VALL-E is in valle.*
+    keys. A model of several networks becomes several files: OUT-audio.gguf, or OUT-nar.gguf and
+    OUT-nar-1.gguf to OUT-nar-7.gguf, appear beside it.
 
     A failed conversion leaves no files. If the result fails its checks, it is kept and the exit
     code is 1.

@@ -21,7 +21,7 @@ def imatrix(
 
     Runs every mode of the model, in PyTorch, over the utterances, and writes the mean square of
     each input column of each matrix in llama.cpp's own format. A model of several networks gets a
-    file for each: a VALL-E X OUT.gguf for its AR and OUT-nar.gguf for its NAR.
+    file for each: OUT.gguf for its AR, and OUT-nar.gguf for its NAR.
     """
     from valle_convert.families.bundle import plan
     from valle_convert.files import check_outputs

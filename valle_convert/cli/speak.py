@@ -51,7 +51,7 @@ class RequestOptions:
     )
     voice: Path | None = opt(
         "The voice to speak in: a recording (wav, flac, ogg, mp3), saved codes (.npz), or a voice "
-        "file of VALL-E X's own project. Default: the model chooses.",
+        "file of the model's own project. Default: the model chooses.",
         "FILE",
         VOICE,
     )

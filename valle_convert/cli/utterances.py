@@ -65,7 +65,7 @@ def utterances(
     """Turn recordings and transcripts into utterances.
 
     `evaluate`, `imatrix` and `scan` take them with --data. Nothing is written unless all recordings
-    and texts are usable. Models of version 7 and VALL-E X are not supported.
+    and texts are usable.
     """
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_input_file

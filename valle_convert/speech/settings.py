@@ -23,7 +23,7 @@ _APART = frozenset({"language", "voice_text", "seed", "temperature"})
 
 HELP = {
     "mode": "`auto` uses `nar-len` if the model predicts durations",
-    "max_seconds": "longest sentence; by default 12, or 16 frames per symbol for VALL-E X",
+    "max_seconds": "longest sentence; the default depends on the model",
     "prompt_seconds": "how much of the voice is used; a shorter voice is repeated",
     "context_history": "number of previous sentences to condition on",
     "duration_padding": "factor for predicted durations (`nar-len`)",
@@ -36,7 +36,7 @@ HELP = {
     "top_no": "drop logits more than n standard deviations below the highest; 0 keeps all",
     "repetition_penalty": "penalty on codes that were already generated (`ar`); 1 is off",
     "repetition_decay": "exponent of the distance to the earlier code, as a factor of the penalty",
-    "length_penalty": "above 0: longer speech (`ar`); by default 0, or 1 for VALL-E X",
+    "length_penalty": "above 0: longer speech (`ar`); the default depends on the model",
     "best_of": "draw n candidates and keep the most likely one",
     "accent": "accent for the whole text: `en`, `zh` or `ja`",
     "nar_temperature": "temperature of the levels above 0; 0 takes the most likely code",
