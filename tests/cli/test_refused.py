@@ -290,13 +290,3 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_measured(
     assert "is not an adapter for" in error_of(cli(*run, adapters[CHECKPOINT]), 2)
     assert not source.with_suffix(".measurements.json").exists()
     assert cli(*run, adapters[other]).code == 0
-
-
-def test_a_tensor_type_for_nothing_is_told(converted: Convert, tmp_path: Path, cli: Cli) -> None:
-    run = ("quantize", converted("ar-nar-len", "f16"), tmp_path / "o.gguf", "Q8_0")
-    patterns = "--tensor-type zzz=Q8_0 --tensor-type ffn_up=Q5_0 --tensor-type norm=Q8_0"
-    result = cli(*run, *patterns.split())
-    assert result.code == 0, result
-    assert "the tensor type zzz=q8_0 matches no tensor" in result.err
-    assert "the tensor type norm=q8_0 changes no tensor" in result.err
-    assert "ffn_up=q5_0 " not in result.err
