@@ -17,10 +17,10 @@ from valle_convert.cli.options import (
     ReadOptions,
     arg,
     flag,
+    local_gguf,
     opt,
     refuse_idle,
 )
-from valle_convert.cli.remote import local_gguf
 
 _LISTENING = "Listening"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,11 +121,10 @@ def command_line() -> str:
 
 
 def _show(result: EvaluationReport) -> None:
-    from valle_convert.quantize.tables import fitting, heard, summary
+    from valle_convert.quantize.tables import answer, heard, summary
 
-    # A pipe gets all columns, a terminal the first ones that fit.
-    width = shutil.get_terminal_size().columns
-    header, rows = fitting(result, width) if sys.stdout.isatty() else summary(result)
+    # A pipe gets all columns, a terminal the first ones.
+    header, rows = answer(result) if sys.stdout.isatty() else summary(result)
     console.data_table(rows, header=header)
     for title, (columns, cells) in list(heard(result))[:1]:  # a report has all of them
         console.log(f"{title}:\n{console.table(cells, header=columns)}")

@@ -19,9 +19,9 @@ from valle_convert.cli.options import (
     QuantizerOptions,
     arg,
     flag,
+    local_gguf,
     opt,
 )
-from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 
 if TYPE_CHECKING:

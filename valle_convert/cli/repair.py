@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from valle_convert.cli.convert import VERIFY, VerifyChoice, carry_out
-from valle_convert.cli.options import BIASES, FORCE, JSON, MODEL, TOKENIZER, arg, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import BIASES, FORCE, JSON, MODEL, TOKENIZER, arg, local_gguf, opt
 
 
 def repair(

@@ -13,9 +13,9 @@ from valle_convert.cli.options import (
     DataOptions,
     QuantizerOptions,
     arg,
+    local_gguf,
     opt,
 )
-from valle_convert.cli.remote import local_gguf
 
 _CHOICE = "Choice"
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import GGUF, JSON, arg, check_utf8, flag, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import GGUF, JSON, arg, check_utf8, flag, local_gguf, opt
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 from valle_convert.wording import plural
 

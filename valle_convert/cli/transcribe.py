@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, GGUF, GPU_LAYERS, JSON, THREADS, arg, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import CODEC, GGUF, GPU_LAYERS, JSON, THREADS, arg, local_gguf, opt
 
 if TYPE_CHECKING:
     from valle_convert.speech.results import Heard

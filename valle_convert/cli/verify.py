@@ -21,10 +21,10 @@ from valle_convert.cli.options import (
     ReadOptions,
     arg,
     flag,
+    local_gguf,
     opt,
     refuse_idle,
 )
-from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import InputError
 from valle_convert.wording import plural
 

@@ -19,7 +19,7 @@ import msgspec
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.families.bundle import Bundle, part_of, paths_of, plan
+from valle_convert.families.bundle import Bundle, paths_of, plan
 from valle_convert.files import (
     check_free_space,
     check_outputs,
@@ -30,13 +30,12 @@ from valle_convert.files import (
     valid_utf8,
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
-from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.folder import unlisted_in
+from valle_convert.quantize.folder import converted_models_in, unlisted_in
 from valle_convert.quantize.limits import Gates, identity_of
+from valle_convert.quantize.listening import Audience
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -186,17 +185,6 @@ class _Run:
             silent = msgspec.structs.replace(result.measurements, speech=None)
             return replace(result, measurements=silent)
         return result
-
-
-def converted_models_in(folder: Path) -> Iterator[Path]:
-    """The converted models of a folder by their main files: those of its manifest, else all."""
-    paths = sorted(folder.glob("*.gguf"))
-    if (folder / MANIFEST).is_file():
-        paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
-    for path in paths:
-        file = GgufFile(path, allow_part=True)
-        if is_converted(file.keys) and not part_of(file):
-            yield path
 
 
 def _open(given: Given) -> Iterator[Bundle]:

@@ -33,8 +33,8 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import LISTENING
 from valle_convert.llama.context import EXACT, Settings
-from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
+from valle_convert.quantize.listening import Audience
 from valle_convert.quantize.make import unread_types
 from valle_convert.quantize.manifest import Sha256
 from valle_convert.quantize.measurements import (

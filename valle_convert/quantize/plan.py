@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import NONE, MakeOptions
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import FileType, matches
+from valle_convert.quantize.types import FileType, ggml_type, matches
 from valle_convert.wording import plural
 
 PREFIX = "valle.quantize."
@@ -41,11 +41,9 @@ TENSOR_LINE = re.compile(
     r"^\[ *(?P<i>\d+)/ *(?P<n>\d+)\] +(?P<name>\S+) +- +\[[^\]]*\], +type = +(?P<old>\w+), "
     r"(?:size|converting).*?(?:\((?P<new>\w+)\))?$"
 )
-_FALLBACK_LINE = re.compile(
-    r"^warning: (?P<name>\S+) +- ncols +(?P<columns>\d+) not divisible by +\d+ "
-    r"\(required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<given>\w+)"
-)
 _NEEDS_IMATRIX = "will require an imatrix"
+#: llama-quantize leaves tensors of other names as they are.
+MADE_NAMES = "weight"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,6 @@ class FilePlan:
     #: In the order of the file, with their new types; offsets are not set. None if the log of the
     #: dry run was not understood.
     tensors: tuple[TensorEntry, ...] | None = None
-    fallbacks: tuple[Fallback, ...] = ()  # the tensors that the type cannot hold, as far as known
     needs_imatrix: bool = False  # whether it cannot be made without an importance matrix
 
     @property
@@ -100,6 +97,16 @@ class FilePlan:
         options = replace(self.options, threads=0)
         shown = arguments_of(self.kind, options, name, target, imatrix)
         return (PROGRAM, *map(valid_utf8, shown))
+
+    def fallbacks(self, tensors: Sequence[TensorEntry]) -> Iterator[Fallback]:
+        """The tensors that cannot hold the wanted type, and got another one."""
+        for one in tensors:
+            chosen = (item for item in self.options.tensor_types if matches(item, one.name))
+            item = next(chosen, None)
+            wanted = ggml_type(item.rpartition("=")[2]) if item else self.kind.base
+            is_made = len(one.shape) == 2 and one.name.endswith(MADE_NAMES)
+            if is_made and wanted is not None and one.shape[-1] % wanted.block:
+                yield Fallback(one.name, one.shape[-1], wanted.name, one.ggml_type.name)
 
     @property
     def n_bytes(self) -> int | None:
@@ -165,7 +172,6 @@ def plan_file(
         imatrix,
         tool_version=quantizer.version_in(log),
         tensors=tensors,
-        fallbacks=fallbacks_of(log, source, kind, options, tensors or ()),
         needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
     )
 
@@ -196,7 +202,9 @@ class BundlePlan:
 
     @property
     def fallbacks(self) -> tuple[Fallback, ...]:
-        return tuple(one for unit in self.units.values() for one in unit.fallbacks)
+        return tuple(
+            one for unit in self.units.values() for one in unit.fallbacks(unit.tensors or ())
+        )
 
     @property
     def imatrices(self) -> tuple[ImatrixInput, ...]:
@@ -319,35 +327,3 @@ def _check_source(source: Source, kind: FileType, options: MakeOptions) -> None:
             f"{quantized[0].name} of type {quantized[0].ggml_type.name}), and its errors would "
             "add up; give the F16, BF16 or F32 file, or --allow-requantize."
         )
-
-
-def fallbacks_of(
-    log: Sequence[str],
-    source: Source,
-    kind: FileType,
-    options: MakeOptions,
-    tensors: Sequence[TensorEntry],
-) -> tuple[Fallback, ...]:
-    """The tensors that got another type: llama.cpp's warnings, and its silent fallback.
-
-    If the head is the token embedding and its rows do not divide, llama.cpp silently uses Q8_0
-    instead of Q6_K or the type itself.
-    """
-    warned = [match for match in map(_FALLBACK_LINE.match, log) if match]
-    found = {
-        one["name"]: Fallback(
-            one["name"], int(one["columns"]), one["wanted"].upper(), one["given"].upper()
-        )
-        for one in warned
-    }
-    for tensor in tensors:
-        name, columns, base = tensor.name, tensor.shape[-1], kind.base
-        if (
-            base is not None
-            and name not in found
-            and tensor.ggml_type != source.header.tensors[name].ggml_type
-            and columns % base.block
-            and not any(matches(item, name) for item in options.tensor_types)
-        ):
-            found[name] = Fallback(name, columns, base.name, tensor.ggml_type.name)
-    return tuple(found[tensor.name] for tensor in tensors if tensor.name in found)

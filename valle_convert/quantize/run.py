@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from valle_convert.quantize.plan import (
     BundlePlan,
     Fallback,
     describe_fallbacks,
-    fallbacks_of,
     file_name,
     plan_bundles,
 )
@@ -250,22 +250,17 @@ def _make_or_keep(
         listed |= {entry.name: entry for entry in entries}
     files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
     tensors = {unit: tuple(files[unit.part].tensors.values()) for unit in plan.units}
+    found = (unit.fallbacks(tensors[one]) for one, unit in plan.units.items())
     made = msgspec.structs.replace(
         MadeFile.planned(plan),
         status="kept" if plan.kept else "made",
         n_bytes=sum(entry.n_bytes for entry in entries),
         **weights_of([tensor for one in tensors.values() for tensor in one]),
+        fallbacks=tuple(chain.from_iterable(found)),
         sha256=entries[0].sha256,
         faults=faults_of(source, files),
         seconds=time.perf_counter() - start,
     )
-    if plan.n_bytes is None:
-        fallbacks = [
-            fallback
-            for unit, one in plan.units.items()
-            for fallback in fallbacks_of((), one.source, plan.kind, one.options, tensors[unit])
-        ]
-        made = msgspec.structs.replace(made, fallbacks=tuple(fallbacks))
     if not plan.kept:
         log.message(
             f"wrote {plan.path}{others}: {made.n_bytes:,} bytes, {made.bits_per_weight:.2f} bits "
@@ -278,7 +273,7 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
     files = [plan for one in plans for plan in one.units.values()]
     names = {name for one in source.units.values() for name in one.header.tensors}
-    fallen = {one.tensor for plan in files for one in plan.fallbacks}
+    fallen = {one.tensor for plan in plans for one in plan.fallbacks}
     types = {(one.name, one.ggml_type.name) for plan in files for one in plan.tensors or ()}
     for given in dict.fromkeys(one for plan in files for one in plan.options.tensor_types):
         matched = {name for name in names if matches(given, name)}

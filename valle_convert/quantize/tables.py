@@ -12,7 +12,7 @@ from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
-#: By importance: name, key of `_values`, format, meaning. A narrow terminal shows the first ones.
+#: By importance: name, key of `_values`, format, meaning.
 COLUMNS = (
     ("type", "kind", "", "of the file, as llama-quantize spells it"),
     (
@@ -61,8 +61,8 @@ COLUMNS = (
     ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
     ("KL max", "kl_max", ".2e", "divergence of the worst prediction"),
 )
-#: These first columns decide which file to take, and these always fit a terminal.
-_N_ANSWER, _N_LEAST = 6, 3
+#: These first columns decide which file to take.
+_N_ANSWER = 6
 
 
 def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
@@ -109,18 +109,8 @@ def summary(report: EvaluationReport) -> Table:
     ]
 
 
-def fitting(report: EvaluationReport, width: int) -> Table:
-    """The summary's first columns, as many as fit a terminal."""
-    header, rows = summary(report)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    n = len(header)
-    while n > _N_LEAST and sum(widths[:n]) + 2 * (n - 1) > width:
-        n -= 1
-    return header[:n], [row[:n] for row in rows]
-
-
 def answer(report: EvaluationReport) -> Table:
-    """The columns that decide which file to take."""
+    """The columns that decide which file to take; they fit a terminal."""
     header, rows = summary(report)
     n = sum(column[0] in header for column in COLUMNS[:_N_ANSWER])
     return header[:n], [row[:n] for row in rows]
