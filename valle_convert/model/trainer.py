@@ -15,8 +15,7 @@ from typing import Any
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.plain_values import whole
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.model.collector import Collector, count_numbered
-from valle_convert.model.description import BackboneTensor
+from valle_convert.model.description import BackboneTensor, Collector, count_numbered
 from valle_convert.model.spec import (
     LANGUAGES,
     TASKS,
