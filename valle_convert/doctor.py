@@ -5,8 +5,6 @@ In: the machine. Out: a frozen `DoctorReport`; nothing is printed or raised. tor
 a child process.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """The contents of a checkpoint, a GGUF file or a codec, as one frozen summary."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

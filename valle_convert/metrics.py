@@ -3,8 +3,6 @@
 All functions take logits [rows, classes] of the same shape; `reference` is the truth.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -14,8 +14,6 @@
 Heavy packages are imported inside the commands, so that `--help` is instant.
 """
 
-from __future__ import annotations
-
 __all__ = ["main"]
 
 

@@ -1,7 +1,5 @@
 """`valle-convert compare`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer

@@ -1,7 +1,5 @@
 """`valle-convert export GGUF DIR`: a converted file back to a checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """`valle-convert lora BASE LORA OUT.gguf`: convert a LoRA to a GGUF adapter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

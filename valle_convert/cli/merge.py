@@ -1,7 +1,5 @@
 """`valle-convert merge`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli import console

@@ -1,7 +1,5 @@
 """`valle-convert repair OLD.gguf NEW.gguf`: fix a file made by llama.cpp's LLaMA converter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli.convert import VERIFY, VerifyChoice, carry_out

@@ -1,7 +1,5 @@
 """Files that are either complete or absent."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

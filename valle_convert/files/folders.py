@@ -1,7 +1,5 @@
 """Folders for outputs, locks on them, and remains of killed runs."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -1,7 +1,5 @@
 """Input files, checked before they are opened; SHA-256 of files, each hashed once a process."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

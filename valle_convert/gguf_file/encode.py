@@ -5,8 +5,6 @@ package's. NaN, infinity, numbers too large for float16, and numbers too large f
 rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any

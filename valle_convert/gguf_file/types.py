@@ -1,7 +1,5 @@
 """The types of GGUF files: one table for tensor elements, one for the values of keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ a piece is written. The header, written first with placeholders of the same leng
 at the end. Peak memory is three pieces, plus the mapped source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,10 +2,8 @@
 
 A family fills a `Description`; `gguf_file.plan.lay_out` turns each part's contents into the plan of
 a GGUF file. Every source tensor is a row block, a backbone tensor or a bias, is recovered from
-another tensor, or is listed as dropped with the reason; `Collector` reports all faults in one error.
+another tensor, or is listed as dropped with the reason; `Collector` reports all faults at once.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping

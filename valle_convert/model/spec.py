@@ -9,10 +9,8 @@ token embedding of the converted file:
     n_rows           (rows that the tokenizer adds follow here)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +46,7 @@ class Codec:
     sample_rate: int  # in Hz; 0 if unknown
     frame_rate: float  # frames (one code a level) per second; 0 if unknown
 
-    def is_like(self, other: Codec) -> bool:
+    def is_like(self, other: Self) -> bool:
         """Whether its codes are the other's, according to name and rates."""
         rates = (self.name, self.sample_rate, round(self.frame_rate, 1))
         return rates == (other.name, other.sample_rate, round(other.frame_rate, 1))

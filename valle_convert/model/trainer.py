@@ -3,8 +3,6 @@
 Their config, read strictly; their backbone, a LLaMA with a GELU gate; their names for rows.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -16,5 +16,3 @@ scan          `scan`: the sensitivity of each matrix, and a type for each
 report, tables, plots, forms, render  the result for programs and for people
 merge, publish  folders of files: joined, and sent to the hub with a model card
 """
-
-from __future__ import annotations

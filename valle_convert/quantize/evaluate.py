@@ -7,8 +7,6 @@ judge     by the limits; the verdict is stored too
 prune     remove files of the same source that were not evaluated, once everything passed
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing

@@ -1,7 +1,5 @@
 """A folder of quantized files and its manifest: which files a run keeps, and the models in it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The HTML page needs no other file: plots are SVG, sound and spectrograms are bas
 the recommended file and the verdict.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -5,8 +5,6 @@ all types or by type, or the report of an earlier run. `verify` answers another 
 file is right at all.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

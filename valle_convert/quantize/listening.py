@@ -5,13 +5,11 @@ The sentences are the given utterances (`--data`), or texts (`--sentences`). For
 speaks the recordings that all files are compared with, with a seed used for nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.audio.files import Audio
@@ -42,7 +40,6 @@ from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.options import ListenOptions, MeasureOptions
 from valle_convert.quantize.source import SourceBundle
-from valle_convert.speech.phonemes import phoneme_tokenizer
 from valle_convert.wording import plural
 
 Files = Sequence[tuple[str, Listened]]
@@ -192,7 +189,7 @@ class Audience:
         examples: Examples,
         measuring: MeasureOptions,
         listening: ListenOptions,
-    ) -> Audience:
+    ) -> Self:
         require("soundfile", "Sound for recognizers and reports")
         model = source.model
         listen = source.family.ability("listen")
@@ -209,6 +206,8 @@ class Audience:
             sentences = listen.given_sentences(examples)
             references = examples.description
         else:
+            from valle_convert.speech.phonemes import phoneme_tokenizer
+
             with ExitStack() as opened:
                 tokenize, _ = phoneme_tokenizer(source.main.header, opened)
                 sentences = listen.read_sentences(texts, model, tokenize, listening.voice, codec)

@@ -8,8 +8,6 @@ A file is compared with its source: keys, tokenizer and shapes are equal, and so
 the same type; the noise of the others is what their type makes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@
 Neither holds times or paths, so two runs give the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Sequence

@@ -5,15 +5,13 @@ reference, the data, the options. With the same file and key, nothing is measure
 files of many runs make one report. A verdict is valid for the bytes that were judged.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -110,7 +108,7 @@ class SpeechMeasured:
     listened: Listened
     listening: Listening
 
-    def without_sound(self) -> SpeechMeasured:
+    def without_sound(self) -> Self:
         """The stored part; the sound is in the report of the run that listened."""
         one = self.listening
         repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))

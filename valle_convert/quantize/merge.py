@@ -6,8 +6,6 @@ place   files (hard links if the file system has them), measurements, then the m
 judge   one report of all files
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,8 +2,6 @@
 listening. Each is passed only to the code that reads it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -6,15 +6,13 @@ is the input's with added keys. If a version of llama.cpp has another log, there
 the file is made nevertheless, and its own header shows the types.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
@@ -214,7 +212,7 @@ class BundlePlan:
     def lacks_imatrix(self) -> bool:
         return any(not one.is_made for one in self.imatrices)
 
-    def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
+    def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> Self:
         """The plan with real matrices, by part, instead of placeholders."""
         if not self.imatrices:
             return self

@@ -9,8 +9,6 @@ Only the files of the manifest, the manifest itself, SHA256SUMS and the card are
 repository has to exist.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

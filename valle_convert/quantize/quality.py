@@ -8,8 +8,6 @@ quantized, on the same llama.cpp. Its logits are computed once and kept (a few m
     speed     milliseconds of one AR step and one NAR pass
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain

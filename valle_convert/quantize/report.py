@@ -3,8 +3,6 @@
 tables.py shows the report in columns, forms.py writes it as Markdown and HTML.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -6,15 +6,13 @@ folder    which files of earlier runs are kept
 make      one type after the other; the manifest is correct after each
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -67,7 +65,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     note: str = ""
 
     @classmethod
-    def planned(cls, plan: BundlePlan) -> MadeFile:
+    def planned(cls, plan: BundlePlan) -> Self:
         """The entry of files before they are made."""
         n_files = len(plan.paths)
         return cls(

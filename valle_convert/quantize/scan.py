@@ -8,8 +8,6 @@ trying mixtures: starting from the smallest type everywhere, the upgrade that sa
 divergence per byte comes first (the lower convex hull of each matrix, merged).
 """
 
-from __future__ import annotations
-
 import heapq
 import re
 import tempfile

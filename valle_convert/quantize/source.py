@@ -9,8 +9,6 @@ Temporary files are unnamed (`Scratch`), so the system removes them with the pro
 ends.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Sequence

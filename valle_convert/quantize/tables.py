@@ -1,7 +1,5 @@
 """The tables of an evaluation's report: columns, their meaning, and the files as rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 

@@ -15,8 +15,6 @@ The logits may differ from the checkpoint's by the expected cost of the file's n
 rounding or noise, measured on the same network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

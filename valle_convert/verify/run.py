@@ -1,7 +1,5 @@
 """`verify`: open both sides, run the requested levels, and collect one report."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Does the file describe itself as the checkpoint does, and does llama.cpp agree?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType

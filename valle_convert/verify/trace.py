@@ -5,8 +5,6 @@ pass, and each part of a layer. The references give the same, and `References.ju
 limits, as for logits.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack

@@ -4,8 +4,6 @@
 against their manifest.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time
