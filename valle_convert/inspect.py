@@ -35,8 +35,6 @@ from valle_convert.wording import plural
 
 @dataclass(frozen=True)
 class RowsOf:
-    """The rows of a table or a head in the token embedding, and their source."""
-
     kind: str
     name: str
     first_row: int

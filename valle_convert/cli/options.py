@@ -29,7 +29,6 @@ MEASURING = "Measuring"
 
 
 def arg(metavar: str, help_: str = "", default: object = ...) -> Any:  # noqa: ANN401
-    """An argument; required unless there is a default."""
     return typer.Argument(default, metavar=metavar, help=help_)
 
 

@@ -60,7 +60,6 @@ def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> No
 
 
 def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
-    """Note what an interrupted run wrote, for the last line of the program."""
     kept = []
     if written is not None:
         kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
@@ -168,7 +167,6 @@ class SpeechProgress:
 
     @contextmanager
     def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show progress of the current sentence."""
         with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
             if label != "frames":
                 yield advance
@@ -195,7 +193,6 @@ class SpeechProgress:
         return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
 
     def finished(self, piece: Piece) -> None:
-        """Pass on the audio of a sentence, and log it."""
         if self._sink is not None and piece.audio is not None:
             self._sink.add(piece.audio)
         name = self._name

@@ -50,7 +50,6 @@ class VerifyOptions(ReadOptions):
     gpu_layers: int = GPU_LAYERS
 
     def refuse(self, reason: str, *names: str) -> None:
-        """Refuse options that have no effect on this kind of comparison."""
         given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
         given["--level"] = None if self.level == "all" else self.level
         refuse_idle(reason, {name: given[name] for name in names})

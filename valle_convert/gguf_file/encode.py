@@ -177,7 +177,6 @@ def _decode_few_bits(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.floa
 
 
 def _check_size(encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str) -> None:
-    """Reject numbers that are not finite, or too large."""
     largest = _LARGEST_BITS[ggml_type]
     bits = encoded.view(largest.dtype)
     # As integers: as fast as isfinite on float32, and faster on 16-bit types.

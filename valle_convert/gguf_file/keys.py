@@ -223,7 +223,6 @@ class KeyReader:
         )
 
     def ranges(self, kind: str, n_token_rows: int) -> list[tuple[str, int, int]]:
-        """The rows of tables or heads: name, first row, number of rows."""
         names = self.words(f"valle.{kind}.names")
         columns: list[list[int]] = []
         for column in ("first_rows", "row_counts"):

@@ -42,8 +42,6 @@ class PlannedTensor(TensorEntry):
 
 @dataclass(frozen=True)
 class FileKeys:
-    """A family's part of one file."""
-
     architecture: str
     graph: Iterable[Key] = ()
     vocabulary: Iterable[Key] = ()

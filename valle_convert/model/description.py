@@ -50,7 +50,6 @@ class RowBlocks(list[RowBlock]):
         return tuple(Head(one.label[5:], one.first_row, one.n_rows) for one in blocks)
 
     def add(self, label: str, source: str, n_rows: int) -> None:
-        """Add rows behind the others."""
         self.append(RowBlock(label, source, self.n_rows, n_rows))
 
 
@@ -83,8 +82,6 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of one file."""
-
     rows: tuple[RowBlock, ...] = ()  # the blocks of the token embedding, in row order, without gaps
     backbone: tuple[BackboneTensor, ...] = ()
     biases: tuple[BiasBlock, ...] = ()  # the heads' biases, in head order; empty if there are none
@@ -123,8 +120,6 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Description(Generic[M]):
-    """A checkpoint, understood."""
-
     model: M
     tensors: TensorSource  # the checkpoint's, and those computed from them
     contents: Mapping[str, Contents]  # of each file by its part's name, the main part first
@@ -150,11 +145,9 @@ class ComputedTensors:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Every tensor, those of the file first."""
         return MappingProxyType(self._specs)
 
     def add(self, spec: TensorSpec, recipe: Callable[[], NDArray[Any]]) -> str:
-        """Add a computed tensor; returns its name."""
         self._specs[spec.name] = spec
         self._recipes[spec.name] = recipe
         return spec.name

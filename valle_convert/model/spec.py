@@ -40,8 +40,6 @@ LENGTH_STOP = 10
 
 @dataclass(frozen=True)
 class Codec:
-    """The audio codec whose codes the model speaks."""
-
     name: str
     sample_rate: int  # in Hz; 0 if unknown
     frame_rate: float  # frames (one code a level) per second; 0 if unknown
@@ -175,14 +173,12 @@ class RowMap:
         return max(ends + [head.first_row + head.n_rows for head in self.heads], default=0)
 
     def table(self, name: str) -> Table:
-        """The table of that name; KeyError if there is none."""
         for table in self.tables:
             if table.name == name:
                 return table
         raise KeyError(name)
 
     def head(self, name: str) -> Head:
-        """The head of that name; KeyError if there is none."""
         for head in self.heads:
             if head.name == name:
                 return head
@@ -209,7 +205,6 @@ class GemmaModel(RowMap, Generic[C]):
 
     @property
     def n_levels(self) -> int:
-        """Codebooks of a frame of audio."""
         return self.config.n_levels
 
     @property

@@ -56,7 +56,6 @@ def to_html(report: EvaluationReport) -> str:
 
 
 def _values(report: EvaluationReport) -> dict[str, Any]:
-    """What all templates show."""
     return {
         "report": report,
         "answer": tables.answer(report),

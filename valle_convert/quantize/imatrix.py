@@ -112,7 +112,6 @@ class ImatrixInput:
 
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
-        """Read and hash a file; its name is the path's."""
         return cls(path, valid_utf8(path.name), read_imatrix(path), sha256_of(path))
 
 
@@ -271,7 +270,6 @@ def _origin(checkpoint: Checkpoint, examples: Examples) -> tuple[Key, ...]:
 
 
 def made_of(path: Path, checkpoint: Checkpoint, examples: Examples, part: str = "") -> bool:
-    """Whether a file is the importance matrix of this checkpoint over these examples."""
     try:
         keys = GgufFile(path).keys
     except InputError:

@@ -108,8 +108,6 @@ class Earlier(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Gates:
-    """All limits of the user."""
-
     #: By name, then by type; the empty type stands for all others.
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     earlier: Earlier | None = None  # a run that must not be better
@@ -199,7 +197,6 @@ def parse_limits(text: str, limit: str) -> dict[str, float]:
 
 
 def read_earlier(path: Path) -> Earlier:
-    """What the JSON report of an earlier run measured."""
     report = read_struct(path, "report", Earlier)
     measured = [one.quality for one in report.files if one.quality is not None]
     if not measured or any(ALL not in one for one in measured):

@@ -154,7 +154,6 @@ def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
 
 
 def check_types(plan: FilePlan, header: GgufFile) -> None:
-    """Compare the result with the dry run."""
     if plan.tensors is None:
         return
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}

@@ -35,8 +35,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class TensorDigest(msgspec.Struct, frozen=True, rename={"kind": "type"}):
-    """A tensor of a file, and the SHA-256 of its data."""
-
     name: str
     kind: str
     shape: tuple[int, ...]
@@ -111,7 +109,6 @@ def write_manifest(folder: Path, files: Iterable[ManifestFile]) -> None:
 
 
 def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
-    """Read a manifest; it is untrusted."""
     files = read_struct(path, "manifest", _Manifest).files
     if len({file.name for file in files}) != len(files):
         raise InputError(f"{path} names a file twice.")
@@ -171,7 +168,6 @@ def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
 
 
 def tensor_digests(file: GgufFile) -> tuple[TensorDigest, ...]:
-    """The digest of each tensor of a file, in the order of the data."""
     return tuple(
         TensorDigest(
             tensor.name,

@@ -32,8 +32,6 @@ N_RANDOM = 32
 
 @dataclass(frozen=True)
 class Matrices:
-    """The importance matrices by part."""
-
     source: SourceBundle
     given: Mapping[str, ImatrixInput]  # matrices that were read from files, if any
     calibration: Examples | None  # the utterances to make matrices from; None if that is impossible

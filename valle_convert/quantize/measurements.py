@@ -38,8 +38,6 @@ Outcome = Literal["passed", "failed", "not judged"]
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """The result of `verify`."""
-
     outcome: Literal["passed", "failed", "not verified"]
     verdict: str
 
@@ -97,7 +95,6 @@ class Predictions(msgspec.Struct, frozen=True):
 
     @property
     def is_finite(self) -> bool:
-        """Whether JSON can hold it."""
         found = self.measured
         return found is None or math.isfinite(found.quality[ALL].kl_mean + found.quality[ALL].nmse)
 

@@ -101,7 +101,6 @@ def _draw_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:  # no
 
 
 def plot_size(rows: Sequence[FileReport]) -> Figure:
-    """Size against divergence, a point a file."""
     figure, axes = _figure(4.4)
     points: list[tuple[float, float]] = []
     for row in rows:

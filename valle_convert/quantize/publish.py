@@ -156,7 +156,6 @@ def _texts(keys: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _size_label(model: Evaluated) -> str:
-    """The number of weights, such as 229M."""
     from gguf.utility import model_weight_count_rounded_notation
 
     tensors = [one for file in model.bundle.files.values() for one in file.tensors.values()]

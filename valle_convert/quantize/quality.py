@@ -83,7 +83,6 @@ class Expected:
 def run_reference(
     family: AnyFamily, network: Computing, name: str, examples: Iterable[Any], advance: Advance
 ) -> Expected:
-    """Run the reference over the examples; `advance` is called after each."""
     cases: list[tuple[Case[Any], Logits]] = []
     given: list[Any] = []
     spoken: list[NDArray[Any]] = []

@@ -200,7 +200,6 @@ class EvaluationReport:
 
     @cached_property
     def baseline(self) -> FileReport:
-        """The F16 file that sizes and speeds are compared with."""
         return FileReport(**vars(self.compared.baseline), is_baseline=True)
 
     @property
@@ -310,12 +309,10 @@ class Evaluated:
 
     @property
     def main(self) -> ManifestFile:
-        """The file that programs are given."""
         return next(iter(self.files.values()))
 
     @cached_property
     def report(self) -> FileReport:
-        """The file's keys, measurements, and verdict."""
         found, keys = self.measurements, self.bundle.main.keys
         predictions, speech = found.predictions, found.speech
         made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]

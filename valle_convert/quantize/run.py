@@ -49,8 +49,6 @@ _NAMES = {"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"}
 
 
 class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
-    """The files of one type."""
-
     name: str
     kind: str
     status: str  # "planned" (dry run), "made" or "kept" (by --resume)
@@ -66,7 +64,6 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
     @classmethod
     def planned(cls, plan: BundlePlan) -> Self:
-        """The entry of files before they are made."""
         n_files = len(plan.paths)
         return cls(
             name=valid_utf8(plan.path.name),
@@ -291,7 +288,6 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
 
 
 def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path) -> None:
-    """Check the space for the outputs and for temporary files."""
     new = [plan for plan in plans if not plan.kept]
     sizes = [source.n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)

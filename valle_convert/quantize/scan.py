@@ -99,8 +99,6 @@ class Mixture:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """The result of a scan, and the chosen types, if any."""
-
     source: str
     utterances: str
     sensitivities: tuple[Sensitivity, ...]

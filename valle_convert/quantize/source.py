@@ -89,8 +89,6 @@ class Source:
 
 @dataclass(eq=False)
 class SourceBundle:
-    """The files to quantize."""
-
     name: str
     bundle: Bundle  # the files; those of a checkpoint have no names
     units: dict[Unit, Source]  # the files for llama-quantize, by part, the main one first

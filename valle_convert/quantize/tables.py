@@ -115,7 +115,6 @@ def answer(report: EvaluationReport) -> Table:
 
 
 def details(report: EvaluationReport) -> Table:
-    """The other columns of the summary."""
     (header, rows), n = summary(report), len(answer(report)[0])
     return header[:1] + header[n:], [row[:1] + row[n:] for row in rows]
 

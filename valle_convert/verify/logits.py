@@ -120,7 +120,6 @@ class Deviation:
 
     @property
     def limit(self) -> str:
-        """The limits in words, with their origin."""
         if self.problem:
             return ""
         return (
@@ -141,7 +140,6 @@ class References:
 
     @cached_property
     def cost(self) -> float:
-        """What the file's types should cost, as an NMSE."""
         return nmse(self.meant, self.degraded)
 
     def judge(self, found: Logits, usual_cost: float = 0.0) -> Deviation:

@@ -142,8 +142,6 @@ def main_type(bundle: Bundle) -> str:
 
 @dataclass
 class _Run:
-    """Runs every level except `structure`."""
-
     plan: Plan
     bundle: Bundle
     n_texts: int

@@ -54,7 +54,6 @@ QUANTIZE_PREFIX = "valle.quantize."
 
 
 def check_structure(plan: Plan, bundle: Bundle, with_llama: bool) -> Iterator[Check]:
-    """Keys, tensors, provenance, and llama.cpp's own counts."""
     yield _check_model(plan, bundle)
     if list(plan.files) != list(bundle.files):
         words = f"{plural(len(bundle.files), 'file')}, expected {len(plan.files)}"
