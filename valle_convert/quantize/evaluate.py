@@ -158,12 +158,7 @@ class _Run:
 
     def is_known(self, model: Evaluated) -> bool:
         found = model.measurements.predictions
-        if found is None or found.compared.inputs != self.measurer.inputs:
-            return False
-        # The version of gguf is not among the inputs: a newer one may read what this one could not.
-        if found.verified is None:
-            return found.measured is not None
-        return found.verified.outcome != "not verified"
+        return found is not None and found.compared.inputs == self.measurer.inputs
 
     def finish(self, model: Evaluated) -> Evaluated:
         measurer, bundle, known = self.measurer, model.bundle, model.measurements

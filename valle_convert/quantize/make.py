@@ -196,12 +196,6 @@ def faults_of(source: SourceBundle, made: Mapping[str, GgufFile]) -> tuple[str, 
     return (*found[:_SHOWN], *([f"{more} more"] if more > 0 else []))
 
 
-def unread_types(made: Mapping[str, GgufFile]) -> list[str]:
-    """The types of tensors that only llama.cpp can read yet."""
-    kinds = {tensor.ggml_type for file in made.values() for tensor in file.tensors.values()}
-    return sorted(kind.name for kind in kinds if not can_decode(kind))
-
-
 def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:
     for name in before.keys:
         if name in (*DIGEST_KEYS, FILE_TYPE_KEY) or name.startswith(_OWN):

@@ -38,7 +38,7 @@ Outcome = Literal["passed", "failed", "not judged"]
 
 
 class Verified(msgspec.Struct, frozen=True):
-    outcome: Literal["passed", "failed", "not verified"]
+    outcome: Literal["passed", "failed"]
     verdict: str
 
 
@@ -85,13 +85,12 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Predictions(msgspec.Struct, frozen=True):
-    """What was measured of the predictions, and whether the file is right; `note` says why not."""
+    """What was measured of the predictions, unless the file is damaged, and whether it is right."""
 
     compared: Compared
     measured: Measured | None
     verified: Verified | None
     tensors: tuple[TensorReport, ...]
-    note: str
 
     @property
     def is_finite(self) -> bool:

@@ -92,7 +92,7 @@ def _verdict(row: FileReport) -> str:
         return WRONG
     if row.failures:
         return BEYOND
-    if row.open_questions:
+    if row.open_question:
         return "not measured"
     words = ["right"] if row.verified else []
     words += ["within limits"] if row.limits else []
