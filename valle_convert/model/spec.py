@@ -173,16 +173,10 @@ class RowMap:
         return max(ends + [head.first_row + head.n_rows for head in self.heads], default=0)
 
     def table(self, name: str) -> Table:
-        for table in self.tables:
-            if table.name == name:
-                return table
-        raise KeyError(name)
+        return {one.name: one for one in self.tables}[name]
 
     def head(self, name: str) -> Head:
-        for head in self.heads:
-            if head.name == name:
-                return head
-        raise KeyError(name)
+        return {one.name: one for one in self.heads}[name]
 
     def has_table(self, name: str) -> bool:
         return any(table.name == name for table in self.tables)

@@ -49,13 +49,7 @@ from valle_convert.quantize.measurements import (
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import (
-    Evaluated,
-    EvaluationReport,
-    judged,
-    report_of,
-    type_of,
-)
+from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,

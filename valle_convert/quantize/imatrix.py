@@ -38,12 +38,7 @@ from valle_convert.files import (
     sha256_of,
     valid_utf8,
 )
-from valle_convert.gguf_file.header import (
-    Key,
-    pack_header,
-    tensor_entries,
-    write_entries,
-)
+from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent

@@ -113,8 +113,7 @@ def _use_of(report: FileReport) -> str:
     if report.is_wrong:
         return "nothing: it failed its checks"
     if report.failures:
-        limits = [one.partition(" (")[0] for one in report.failures]
-        return f"nothing: {markdown_words('; '.join(limits))}"
+        return f"nothing: {markdown_words('; '.join(report.failures))}"
     if report.kind in PLAIN_TYPES:
         return "quantizing and training further; the reference"
     return "not measured" if report.kl is None else nearness(report.kl)[1]
