@@ -9,7 +9,7 @@ prune     remove files of the same source that were not evaluated, once everythi
 
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,10 +96,10 @@ def evaluate(
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
         bundles = list({one.path: one for one in _open(given)}.values())
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
-        scratch = held.enter_context(closing(Scratch(place)))
+        scratch = held.enter_context(Scratch(place))
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
-            check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
+            check_free_space(place / f"the conversion of {source.name}", source.bundle.n_bytes)
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )

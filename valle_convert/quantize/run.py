@@ -9,7 +9,7 @@ make      one type after the other; the manifest is correct after each
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -157,7 +157,7 @@ def quantize(
     with protected(_inputs_of(path, checkpoint, options)), ExitStack() as held:
         if folder is None:
             check_outputs([out], force=existing.force)
-        scratch = held.enter_context(closing(Scratch(place)))
+        scratch = held.enter_context(Scratch(place))
         source = open_source(path, checkpoint, scratch)
         if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
@@ -289,9 +289,10 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
 
 def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path) -> None:
     new = [plan for plan in plans if not plan.kept]
-    sizes = [source.n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
+    n_bytes = source.bundle.n_bytes
+    sizes = [n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)
     if not source.is_complete:
-        needed += source.n_bytes
+        needed += n_bytes
     name = f"{source.name} in {len(sizes)} types" if len(sizes) != 1 else "the file"
     check_free_space(folder / name, needed)

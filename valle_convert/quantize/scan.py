@@ -13,7 +13,6 @@ import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ def scan(
     log = log or RunLog()
     kinds = tuple(map(ggml_type, aim.types or SCANNED))
     quantizer = find_quantizer(making.tool)
-    with closing(Scratch(Path(tempfile.gettempdir()))) as scratch:
+    with Scratch(Path(tempfile.gettempdir())) as scratch:
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
