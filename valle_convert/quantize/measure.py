@@ -5,8 +5,6 @@ baseline   the F16 files, for sizes and speeds
 files      quality, speed, speech and the verdict of `verify`
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import math
@@ -15,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,10 +27,11 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.files import atomic_output, sha256_of, valid_utf8
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.listening.listen import LISTENING
+from valle_convert.listening.listen import LISTENING, ListeningTest
 from valle_convert.llama.context import EXACT, Settings
+from valle_convert.network.protocol import Computing
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.listening import Audience
+from valle_convert.quantize.listening import Audience, Listening
 from valle_convert.quantize.manifest import Sha256
 from valle_convert.quantize.measurements import (
     Baseline,
@@ -45,17 +44,11 @@ from valle_convert.quantize.measurements import (
 )
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.quality import ALL, Expected, measure, run_reference
+from valle_convert.quantize.quality import ALL, Expected, Measured, measure, run_reference
 from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.wording import duration, plural
-
-if TYPE_CHECKING:
-    from valle_convert.listening.listen import ListeningTest
-    from valle_convert.network.protocol import Computing
-    from valle_convert.quantize.listening import Listening
-    from valle_convert.quantize.quality import Measured
 
 #: Time of an utterance on llama.cpp and of verifying a file, in utterances of the reference;
 #: measured on small models, within a factor of two.

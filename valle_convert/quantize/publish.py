@@ -18,7 +18,7 @@ from typing import Any
 from valle_convert import __version__
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import sha256_of
+from valle_convert.files import check_outputs, sha256_of, write_text_atomically
 from valle_convert.gguf_file.keys import (
     SOURCE_ASSUMED_KEY,
     SOURCE_LORA_KEY,
@@ -90,6 +90,22 @@ def card_of(
             "listed": folder.listed,
         },
     )
+
+
+def write_card(folder: Release, *said: str | None, force: bool) -> Path:
+    """Write the card, `said` as in `card_of`; one that was edited is replaced with `force` only."""
+    text, path = card_of(folder, *said), folder.path / CARD
+    inputs = [one for name, one in files_of(folder).items() if name != CARD]
+    check_outputs([path], force=True, inputs=inputs)
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if old not in (None, text) and not force:
+        raise InputError(
+            f"{path} is another card. Give --force to replace it, or keep it and publish the "
+            "folder with `hf upload`."
+        )
+    if old != text:
+        write_text_atomically(path, text, force=True)
+    return path
 
 
 def _source_of(model: Evaluated) -> list[Any]:
