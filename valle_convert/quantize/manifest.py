@@ -121,7 +121,7 @@ def read_struct(path: Path, what: str, kind: type[S]) -> S:
     try:
         return msgspec.json.Decoder(kind, dec_hook=_array).decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not a {what} of this program: {error!s:.100}.") from error
+        raise InputError(f"{path} is not a {what} of this program, or is damaged.") from error
 
 
 def write_struct(path: Path, value: msgspec.Struct) -> None:
