@@ -125,8 +125,6 @@ def _verify_model(
     *,
     force: bool,
 ) -> Report:
-    from valle_convert.families import family_of
-    from valle_convert.families.bundle import paths_of as paths_of_parts
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
@@ -141,10 +139,9 @@ def _verify_model(
     else:
         options.refuse("checkpoints have their biases", "--biases")
         opened = merged.read(path)
-    # Shards, and the other files of a set, are known now.
-    parts = family_of(opened).describe(opened, Choices(codec=options.codec_name)).contents
-    read = [*opened.inputs, *paths_of_parts(gguf, parts).values()]
-    check_outputs({"--report": report}, inputs=read, force=force)
+    # Shards are known now; the other files of a set are named after the main one.
+    others = [one for one in gguf.parent.glob("*") if one.name.startswith(f"{gguf.stem}-")]
+    check_outputs({"--report": report}, inputs=[*opened.inputs, *others], force=force)
     return verify_path(
         opened,
         file,
