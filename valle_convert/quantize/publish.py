@@ -61,9 +61,7 @@ def card_of(
             f"{folder.path}` again."
         )
     measured = found[0]
-    n_weights = sum(
-        one.n_elements for file in bundle.files.values() for one in file.tensors.values()
-    )
+    tensors = [one for file in bundle.files.values() for one in file.tensors.values()]
     tools = {f"{one.main.tool.get('name')} {one.main.tool.get('version')}" for one in models}
     verified = [one.verified.outcome for one in reports if one.verified]
     return render(
