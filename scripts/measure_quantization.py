@@ -208,10 +208,8 @@ def _kind(tensor: str) -> str:
 
 
 def _cells(file: FileReport | None) -> tuple[str, str]:
-    if file is None:
+    if file is None or file.measured is None:
         return "", ""
-    if file.measured is None:
-        return file.note, ""
     total: Quality = file.measured.quality[ALL]
     return f"{total.kl_mean:.2e}", f"{total.best_code:.1%}"
 

@@ -5,8 +5,6 @@ In: the machine. Out: a frozen `DoctorReport`; nothing is printed or raised. tor
 a child process.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from collections import defaultdict
@@ -107,8 +105,6 @@ class LlamaReport:
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """One of llama.cpp's programs: where it is, or why it was not found."""
-
     name: str
     found: Program | None
     problem: str | None
@@ -189,7 +185,6 @@ def packages_of(
 
 
 def examine_llama(probe: Callable[[], ProbeResult]) -> LlamaReport:
-    """Find the library, run its self-test, and load it into this process."""
     path = find_library()
     version = _installed_version("llama-cpp-python")
     try:

@@ -1,7 +1,5 @@
 """Packages that not everybody needs: imported where they are used, explained where missing."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

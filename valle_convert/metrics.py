@@ -3,8 +3,6 @@
 All functions take logits [rows, classes] of the same shape; `reference` is the truth.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +28,6 @@ def kl_divergence(reference: Logits, found: Logits) -> NDArray[np.float64]:
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
-    """Logarithm of the softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result

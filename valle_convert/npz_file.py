@@ -1,7 +1,5 @@
 """numpy's archives of arrays (`.npz`), read as what they are: files of strangers."""
 
-from __future__ import annotations
-
 import lzma
 import tokenize
 import zipfile

@@ -1,7 +1,5 @@
 """Work in other threads, and how the threads of torch and llama.cpp wait for each other."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """How counts, durations and tables are written."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,5 @@
 """What tests of quantizing share: a file made alone, other programs, and looks at a folder."""
 
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> Manifes
     unit, source = Unit("model"), plan.source
     bundle = Bundle(FAMILY, {"model": source.header})
     whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
-    with closing(Scratch(target.parent)) as scratch:
+    with Scratch(target.parent) as scratch:
         given = SourceBundle(source.name, bundle, {unit: source})
         (entry,) = make_bundle(whole, given, scratch=scratch, log=log)
     return entry

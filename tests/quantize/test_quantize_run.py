@@ -172,7 +172,7 @@ def test_resume_with_force_makes_a_model_again_that_would_be_another_one_and_say
         "words": ["--quantized-by", "another"],
     }
     source = family.another(tmp_path / "other") if change == "source" else family.source
-    reason = {"bytes": "bytes differ", "option": "other options", "tool": "by llama-quantize"}
+    reason = {"bytes": "bytes differ", "option": "other options", "tool": "by another tool"}
     reason["words"] = "its general.quantized_by differs"
     path = family.files(folder, "Q4_0")[-1]
     if change == "bytes":

@@ -14,10 +14,6 @@
 Heavy packages are imported inside the commands, so that `--help` is instant.
 """
 
-from __future__ import annotations
-
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the program and exit with a documented code."""

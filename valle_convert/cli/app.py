@@ -7,8 +7,6 @@ Exit codes: 0 done; 1 a check failed; 2 bad input or usage; 3 the machine cannot
 130 interrupted.
 """
 
-from __future__ import annotations
-
 import difflib
 import errno
 import faulthandler

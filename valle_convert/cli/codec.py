@@ -1,7 +1,5 @@
 """`valle-convert codec CODEC OUT`: convert EnCodec to one file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,14 +1,11 @@
 """`valle-convert compare`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JSON, arg, flag
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import JSON, arg, flag, local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK
 
 

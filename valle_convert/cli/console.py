@@ -1,7 +1,5 @@
 """The one place that prints: results go to stdout, logs and progress to stderr."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

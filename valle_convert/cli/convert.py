@@ -24,8 +24,6 @@ from valle_convert.cli.options import (
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from valle_convert.families.bundle import Plan
     from valle_convert.gguf_file.plan import PlannedFile
     from valle_convert.verify.report import Report
@@ -78,39 +76,30 @@ def convert(
     """
     from valle_convert.api import plan_conversion
     from valle_convert.families.family import Choices
-    from valle_convert.files import check_outputs
+    from valle_convert.files import check_outputs, protected
     from valle_convert.gguf_file.metadata import GeneralMetadata
 
     if out is None and not dry_run:
         raise typer.BadParameter(
             "give the file to write, or --dry-run to see the plan.", param_hint="OUT.gguf"
         )
-    inputs = [checkpoint, *reading.files, tokenizer, metadata]
-    if out is not None and not dry_run:
-        check_outputs({"OUT.gguf": out}, inputs=inputs, force=force)
-    opened = reading.read(checkpoint)
-    general = GeneralMetadata.read(metadata, name)
-    plan = plan_conversion(opened, Choices(outtype, tokenizer, codec_name, general))
-    if out is None or dry_run:
-        _show_plan(plan, out or Path("OUT.gguf"), as_json=json_)
-    else:
-        carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)
+    with protected([checkpoint, *reading.files, tokenizer, metadata]):
+        if out is not None and not dry_run:
+            check_outputs({"OUT.gguf": out}, force=force)
+        opened = reading.read(checkpoint)
+        general = GeneralMetadata.read(metadata, name)
+        plan = plan_conversion(opened, Choices(outtype, tokenizer, codec_name, general))
+        if out is None or dry_run:
+            _show_plan(plan, out or Path("OUT.gguf"), as_json=json_)
+        else:
+            carry_out(plan, out, verify, force=force, as_json=json_)
 
 
 def carry_out(
-    plan: Plan,
-    out: Path,
-    verify: VerifyChoice | None,
-    *,
-    inputs: Sequence[Path | None],
-    force: bool,
-    as_json: bool,
+    plan: Plan, out: Path, verify: VerifyChoice | None, *, force: bool, as_json: bool
 ) -> None:
     from valle_convert.api import write_gguf
-    from valle_convert.files import check_outputs
 
-    names = {f"OUT.gguf ({path.name})": path for path in plan.at(out)}
-    check_outputs(names, inputs=[*plan.inputs, *inputs], force=force)
     _log_choices(plan)
     start = time.perf_counter()
     sizes = write_gguf(plan, out, force=force, progress=console.progress_bar)
@@ -221,7 +210,7 @@ def _plan_json(plan: Plan, out: Path) -> dict[str, Any]:
             "sha256": plan.tokenizer.file.sha256,
         },
         "files": {path.name: _file_json(file) for path, file in plan.at(out).items()},
-        "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],
+        "dropped": list(map(vars, plan.description.dropped)),
         "notes": list(plan.description.notes),
     }
 
@@ -233,15 +222,7 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
     return {
         "header_bytes": header_bytes,
         "bytes": header_bytes + plan.data_bytes,
-        "keys": [
-            {
-                "name": key.name,
-                "type": key.type,
-                "value": None if key.deferred else key.value,
-                "known_when_written": key.deferred,
-            }
-            for key in plan.keys
-        ],
+        "keys": [{**vars(key), "value": None if key.deferred else key.value} for key in plan.keys],
         "tensors": [
             {
                 "name": tensor.name,
@@ -249,15 +230,7 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
                 "shape": list(tensor.shape),
                 "offset": tensor.offset,
                 "bytes": tensor.n_bytes,
-                "spans": [
-                    {
-                        "label": span.label,
-                        "source": span.source,
-                        "first_row": span.first_row,
-                        "rows": span.n_rows,
-                    }
-                    for span in tensor.spans
-                ],
+                "spans": list(map(vars, tensor.spans)),
             }
             for tensor in plan.tensors
         ],

@@ -1,11 +1,9 @@
 """`valle-convert evaluate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli import console
-from valle_convert.cli.judging import LimitOptions, ReportOptions, command_line
+from valle_convert.cli.judging import LimitOptions, ReportOptions
 from valle_convert.cli.options import (
     CODEC,
     GPU_LAYERS,
@@ -17,10 +15,10 @@ from valle_convert.cli.options import (
     ReadOptions,
     arg,
     flag,
+    local_gguf,
     opt,
     refuse_idle,
 )
-from valle_convert.cli.remote import local_gguf
 
 _LISTENING = "Listening"
 
@@ -118,7 +116,6 @@ def evaluate(
         ListenOptions(sentences, voice, codec=codec, asr=asr) if listen else None,
         prunes=prune,
         reports=output.report or [],
-        command=command_line(),
         log=RunLog(console.progress_bar, console.log),
     )
     output.finish(result)

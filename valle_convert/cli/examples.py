@@ -1,7 +1,5 @@
 """Examples at the end of each command's `--help`."""
 
-from __future__ import annotations
-
 from inspect import cleandoc
 
 _EXAMPLES = {

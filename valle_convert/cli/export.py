@@ -1,13 +1,10 @@
 """`valle-convert export GGUF DIR`: a converted file back to a checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import FORCE, GGUF, JSON, OUTPUT, arg, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import FORCE, GGUF, JSON, OUTPUT, arg, local_gguf, opt
 
 
 def export(

@@ -1,7 +1,5 @@
 """`valle-convert imatrix`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli import console

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +98,11 @@ class ReportOptions:
 
     def finish(self, result: EvaluationReport) -> None:
         """Print a result, write its reports, and exit with its code unless that is 0."""
+        from valle_convert.files import valid_utf8
         from valle_convert.quantize.forms import write_report
 
+        command = shlex.join(["valle-convert", *sys.argv[1:]])
+        result = replace(result, command=valid_utf8(command))
         if self.json_:
             console.data_json(result.to_json())
         else:
@@ -116,17 +118,11 @@ class ReportOptions:
             raise typer.Exit(code)
 
 
-def command_line() -> str:
-    """What the user ran, for reports."""
-    return shlex.join(["valle-convert", *sys.argv[1:]])
-
-
 def _show(result: EvaluationReport) -> None:
-    from valle_convert.quantize.tables import fitting, heard, summary
+    from valle_convert.quantize.tables import answer, heard, summary
 
-    # A pipe gets all columns, a terminal the first ones that fit.
-    width = shutil.get_terminal_size().columns
-    header, rows = fitting(result, width) if sys.stdout.isatty() else summary(result)
+    # A pipe gets all columns, a terminal the first ones.
+    header, rows = answer(result) if sys.stdout.isatty() else summary(result)
     console.data_table(rows, header=header)
     for title, (columns, cells) in list(heard(result))[:1]:  # a report has all of them
         console.log(f"{title}:\n{console.table(cells, header=columns)}")

@@ -1,13 +1,10 @@
 """`valle-convert lora BASE LORA OUT.gguf`: convert a LoRA to a GGUF adapter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CONFIG, FORCE, JSON, OUTPUT, arg, opt, refuse_idle
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import CONFIG, FORCE, JSON, OUTPUT, arg, local_gguf, opt, refuse_idle
 from valle_convert.wording import plural
 
 

@@ -29,7 +29,6 @@ MEASURING = "Measuring"
 
 
 def arg(metavar: str, help_: str = "", default: object = ...) -> Any:  # noqa: ANN401
-    """An argument; required unless there is a default."""
     return typer.Argument(default, metavar=metavar, help=help_)
 
 
@@ -219,6 +218,22 @@ class DataOptions:
         MEASURING,
         min=1,
     )
+
+
+def local_gguf(path: Path, *, or_checkpoint: bool = False) -> Path:
+    """The path of a GGUF file; one on the hub is downloaded with all its parts."""
+    from valle_convert.checkpoint.folder import is_on_hub
+
+    if not is_on_hub(path) or (or_checkpoint and path.suffix != ".gguf"):
+        return path
+    if path.suffix != ".gguf":
+        raise InputError(
+            f"{path} is not a GGUF file (hf:OWNER/REPO:NAME.gguf, or a local one). Convert it "
+            f"first: valle-convert {path} OUT.gguf."
+        )
+    from valle_convert.families.bundle import fetched
+
+    return fetched(path)
 
 
 def refuse_idle(reason: str, given: Mapping[str, object]) -> None:

@@ -1,19 +1,13 @@
 """`valle-convert publish DIR [OWNER/NAME]`: a folder of quantized files for the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import FORCE, JSON, arg, flag, opt
-from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+from valle_convert.errors import EXIT_FAILED_CHECK
 from valle_convert.wording import listing, plural
-
-if TYPE_CHECKING:
-    from valle_convert.quantize.release import Release
 
 
 def publish(
@@ -44,9 +38,9 @@ def publish(
     `evaluate`, a recommendation, how the files were made and verified, how to run them, and
     checksums. After the commit, the hub's digests are compared with the local files.
     """
+    from valle_convert.quantize.folder import read_release
     from valle_convert.quantize.identity import Identity, check_repository
-    from valle_convert.quantize.publish import publish_folder
-    from valle_convert.quantize.release import read_release
+    from valle_convert.quantize.publish import publish_folder, write_card
 
     Identity(base_model=base_model)
     if repository is not None:
@@ -58,7 +52,8 @@ def publish(
             f"{listing(failed, 2)} failed the last `evaluate`; remove the file, or give --force."
         )
         raise typer.Exit(EXIT_FAILED_CHECK)
-    card = _write_card(read, folder, (repository, license_, base_model), force=force)
+    card = write_card(read, repository, license_, base_model, force=force)
+    console.log(f"wrote {card}")
     result = None
     if repository is not None and not dry_run:
         result = publish_folder(read, repository, message=message)
@@ -75,25 +70,3 @@ def publish(
                 "files": dict(result.files) if result else {},
             }
         )
-
-
-def _write_card(
-    read: Release, folder: Path, said: tuple[str | None, str | None, str | None], *, force: bool
-) -> Path:
-    """Write the card; one that was edited is replaced with `force` only."""
-    from valle_convert.files import check_outputs, write_text_atomically
-    from valle_convert.quantize.publish import CARD, card_of, files_of
-
-    text, path = card_of(read, *said), folder / CARD
-    inputs = [one for name, one in files_of(read).items() if name != CARD]
-    check_outputs([path], force=True, inputs=inputs)
-    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    if old is not None and old != text and not force:
-        raise InputError(
-            f"{path} is another card. Give --force to replace it, or keep it and publish the "
-            "folder with `hf upload`."
-        )
-    if old != text:
-        write_text_atomically(path, text, force=True)
-    console.log(f"wrote {path}")
-    return path

@@ -1,11 +1,9 @@
 """`valle-convert quantize` and `check-manifest`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import typer
 
@@ -19,13 +17,10 @@ from valle_convert.cli.options import (
     QuantizerOptions,
     arg,
     flag,
+    local_gguf,
     opt,
 )
-from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
-
-if TYPE_CHECKING:
-    from valle_convert.quantize.run import MakeReport
 
 _TYPES, _NAMES = "Types", "Names and metadata"
 
@@ -130,7 +125,14 @@ def quantize(
             checkpoint=quantizer.reference(source),
             log=RunLog(console.progress_bar, console.log, keep),
         )
-        _show(result, as_json=json_)
+        if json_:
+            console.data_json(result.to_json())
+        else:
+            header, rows = result.table()
+            console.data_table(rows, header=header)
+            for line in result.facts():
+                console.log(line)
+            console.data(result.verdict())
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
@@ -182,17 +184,6 @@ def _kept_log(
         finally:
             if log is not None and lines:
                 write_text_atomically(log, "\n".join([*lines, ""]), force=force)
-
-
-def _show(result: MakeReport, *, as_json: bool) -> None:
-    if as_json:
-        console.data_json(result.to_json())
-        return
-    header, rows = result.table()
-    console.data_table(rows, header=header)
-    for line in result.facts():
-        console.log(line)
-    console.data(result.verdict())
 
 
 def check_manifest(

@@ -1,12 +1,9 @@
 """`valle-convert repair OLD.gguf NEW.gguf`: fix a file made by llama.cpp's LLaMA converter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli.convert import VERIFY, VerifyChoice, carry_out
-from valle_convert.cli.options import BIASES, FORCE, JSON, MODEL, TOKENIZER, arg, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import BIASES, FORCE, JSON, MODEL, TOKENIZER, arg, local_gguf, opt
 
 
 def repair(
@@ -36,11 +33,11 @@ def repair(
     """
     from valle_convert.api import plan_repair
     from valle_convert.families.family import Choices
-    from valle_convert.files import check_outputs
+    from valle_convert.files import check_outputs, protected
 
-    inputs = [old, config, biases, tokenizer]
-    check_outputs({"NEW.gguf": out}, inputs=inputs, force=force)
-    plan = plan_repair(
-        local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
-    )
-    carry_out(plan, out, verify, inputs=inputs, force=force, as_json=json_)
+    with protected([old, config, biases, tokenizer]):
+        check_outputs({"NEW.gguf": out}, force=force)
+        plan = plan_repair(
+            local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
+        )
+        carry_out(plan, out, verify, force=force, as_json=json_)

@@ -4,8 +4,6 @@ A condition names parameters, by their Python names; one of them must be given, 
 with one of several: `"text task=vc|ns"`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

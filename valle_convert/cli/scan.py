@@ -1,7 +1,5 @@
 """`valle-convert scan`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli import console
@@ -13,9 +11,9 @@ from valle_convert.cli.options import (
     DataOptions,
     QuantizerOptions,
     arg,
+    local_gguf,
     opt,
 )
-from valle_convert.cli.remote import local_gguf
 
 _CHOICE = "Choice"
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import GGUF, VOICE, flag, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import GGUF, VOICE, flag, local_gguf, opt
 from valle_convert.cli.speaking import DecodingOptions, EngineOptions
 
 if TYPE_CHECKING:

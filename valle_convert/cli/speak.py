@@ -23,12 +23,11 @@ from valle_convert.cli.options import (
     VOICE,
     arg,
     flag,
+    local_gguf,
     opt,
 )
-from valle_convert.cli.remote import local_gguf
 from valle_convert.cli.speaking import DecodingOptions, EngineOptions
-from valle_convert.cli.spoken import Report
-from valle_convert.cli.watch import SpeechProgress, stop_on_interrupt
+from valle_convert.cli.spoken import Report, SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, InputError
 
 if TYPE_CHECKING:

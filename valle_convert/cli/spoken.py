@@ -1,18 +1,25 @@
-"""The result of `speak`, on stderr and as JSON."""
+"""Progress and result of `speak`, on stderr and as JSON; how Ctrl-C stops it."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console, interrupt
-from valle_convert.wording import plural
+from valle_convert.progress import Advance
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
-    from valle_convert.audio import WrittenAudio
-    from valle_convert.speech.results import Spoken
+    from valle_convert.audio import AudioWriter, WrittenAudio
+    from valle_convert.speech.results import Piece, Spoken
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,9 @@ class Report:
 
 def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
     if not spoken.is_whole:
-        _note_kept(spoken, written, codes)
+        kept = [f"{written.path} ({written.seconds:.1f} s of audio)"] if written else []
+        kept += [f"{codes} ({plural(len(spoken.codes), 'frame')})"] if codes else []
+        interrupt.keep(*kept)
     console.notes(spoken.notices)
     if written is not None:
         _log_written(written)
@@ -52,16 +61,6 @@ def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> No
         console.log(f"{factor:.2f} s of computing per second of audio; seed {spoken.seed}")
 
 
-def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
-    """Note what an interrupted run wrote, for the last line of the program."""
-    kept = []
-    if written is not None:
-        kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
-    if codes is not None:
-        kept.append(f"{codes} ({plural(len(spoken.codes), 'frame')})")
-    interrupt.keep(*kept)
-
-
 def _log_written(written: WrittenAudio) -> None:
     console.log(f"wrote {written.path}: {written.seconds:.1f} s of audio")
     if written.gain < 1:
@@ -70,8 +69,13 @@ def _log_written(written: WrittenAudio) -> None:
 
 
 def _to_json(report: Report) -> dict[str, Any]:
-    written, spoken = _written_json(report.written), report.spoken
-    load = round(report.load_seconds, 4)
+    audio, spoken, load = report.written, report.spoken, round(report.load_seconds, 4)
+    written = {
+        "file": str(audio.path) if audio else None,
+        "seconds": round(audio.seconds, 4) if audio else None,
+        "peak": audio.peak if audio else None,
+        "gain": audio.gain if audio else None,
+    }
     if spoken is None:
         return {**written, "timings": {"load": load, "codec": round(report.codec_seconds, 4)}}
     factor = spoken.real_time_factor
@@ -103,10 +107,99 @@ def _timings(seconds: object) -> dict[str, float]:
     return {stage: round(value, 4) for stage, value in vars(seconds).items()}
 
 
-def _written_json(written: WrittenAudio | None) -> dict[str, Any]:
-    return {
-        "file": str(written.path) if written else None,
-        "seconds": round(written.seconds, 4) if written else None,
-        "peak": written.peak if written else None,
-        "gain": written.gain if written else None,
-    }
+@contextmanager
+def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
+    """Yield `should_stop` for decoders; with `keep`, the first Ctrl-C makes it true.
+
+    A second Ctrl-C aborts as usual.
+    """
+    if not keep:
+        yield lambda: False
+        return
+    stopped = False
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        del signum, frame
+        stopped = True
+        restore()
+        # Not through a stream, which the signal may have interrupted in the middle of a line.
+        os.write(2, b"stopping; press Ctrl-C again to abort\n")
+
+    for one in before:
+        signal.signal(one, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        restore()
+
+
+class SpeechProgress:
+    """A `progress.Progress` on stderr that also logs sentences and passes on their audio."""
+
+    def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:
+        self._frame_rate, self._sink = frame_rate, sink
+        self._n_done, self._lengths = 0, [1]
+        self._began = time.perf_counter()
+
+    def begins(self, phonemes: Sequence[str]) -> None:
+        """Log the number of sentences, after all of the text became phonemes."""
+        self._lengths = [max(1, len(one)) for one in phonemes]
+        if len(phonemes) > 1:
+            console.log(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
+            if label != "frames":
+                yield advance
+                return
+            done, begin = 0, time.perf_counter()
+            bar = getattr(advance, "__self__", None)
+
+            def advance_frames(n: int) -> None:
+                nonlocal done
+                done += n
+                advance(n)
+                if bar is not None:
+                    seconds = done / self._frame_rate
+                    factor = (time.perf_counter() - begin) / seconds
+                    bar.set_postfix_str(
+                        f"{seconds:.1f} s of audio, {factor:.2f} x real time", refresh=False
+                    )
+
+            yield advance_frames
+
+    @property
+    def _name(self) -> str:
+        n = len(self._lengths)
+        return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
+
+    def finished(self, piece: Piece) -> None:
+        if self._sink is not None and piece.audio is not None:
+            self._sink.add(piece.audio)
+        name = self._name
+        self._n_done += 1
+        frames, levels = piece.codes.shape
+        seconds = frames / self._frame_rate
+        factor = piece.seconds.total / seconds if seconds else math.inf
+        rest = self._left() + (f": {piece.text[:60]}" if piece.text else "")
+        console.log(
+            f"{name}: {plural(frames, 'frame')}, {plural(levels, 'level')}, {seconds:.1f} s of "
+            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){rest}"
+        )
+
+    def _left(self) -> str:
+        """Estimate of the time left, by phonemes."""
+        rest = sum(self._lengths[self._n_done :])
+        if not rest:
+            return ""
+        took = time.perf_counter() - self._began
+        left = took * rest / sum(self._lengths[: self._n_done])
+        return f", {duration(left)} left"

@@ -4,8 +4,6 @@ The reader of a pipe may exit, a redirected disk may be full, and a stream may b
 start. The work goes on; the first failure is kept and reported at the end.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

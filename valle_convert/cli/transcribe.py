@@ -1,17 +1,10 @@
 """`valle-convert transcribe GGUF SPEECH`."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, GGUF, GPU_LAYERS, JSON, THREADS, arg, opt
-from valle_convert.cli.remote import local_gguf
-
-if TYPE_CHECKING:
-    from valle_convert.speech.results import Heard
+from valle_convert.cli.options import CODEC, GGUF, GPU_LAYERS, JSON, THREADS, arg, local_gguf, opt
 
 
 def transcribe(
@@ -52,7 +45,21 @@ def transcribe(
         watch = Watch(progress=console.progress_bar)
         for path in speech:
             heard = hear(speaker, path, language, max_phonemes, watch=watch)
-            found.append({"file": str(path), **_heard_json(heard, loaded)})
+            found.append(
+                {
+                    "file": str(path),
+                    "phonemes": heard.phonemes,
+                    "ids": list(heard.ids),
+                    "language": heard.language,
+                    "end": heard.end,
+                    "notices": list(heard.notices),
+                    "timings": {
+                        "load": round(loaded, 4),
+                        "voice": round(heard.voice_seconds, 4),
+                        "decode": round(heard.decode_seconds, 4),
+                    },
+                }
+            )
             if not json_:
                 console.data(f"{path}\t{heard.phonemes}" if several else heard.phonemes)
             label = f"{path}: " if several else "note: "
@@ -62,15 +69,3 @@ def transcribe(
                 console.log(f"{label}cut off after {max_phonemes} phonemes (--max-phonemes)")
     if json_:
         console.data_json(found if several else found[0])
-
-
-def _heard_json(heard: Heard, loaded: float) -> dict[str, Any]:
-    seconds = {"load": loaded, "voice": heard.voice_seconds, "decode": heard.decode_seconds}
-    return {
-        "phonemes": heard.phonemes,
-        "ids": list(heard.ids),
-        "language": heard.language,
-        "end": heard.end,
-        "notices": list(heard.notices),
-        "timings": {stage: round(value, 4) for stage, value in seconds.items()},
-    }

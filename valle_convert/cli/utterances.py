@@ -18,9 +18,9 @@ from valle_convert.cli.options import (
     arg,
     check_utf8,
     flag,
+    local_gguf,
     opt,
 )
-from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import InputError
 from valle_convert.wording import plural
 

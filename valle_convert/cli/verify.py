@@ -21,10 +21,10 @@ from valle_convert.cli.options import (
     ReadOptions,
     arg,
     flag,
+    local_gguf,
     opt,
     refuse_idle,
 )
-from valle_convert.cli.remote import local_gguf
 from valle_convert.errors import InputError
 from valle_convert.wording import plural
 
@@ -50,7 +50,6 @@ class VerifyOptions(ReadOptions):
     gpu_layers: int = GPU_LAYERS
 
     def refuse(self, reason: str, *names: str) -> None:
-        """Refuse options that have no effect on this kind of comparison."""
         given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
         given["--level"] = None if self.level == "all" else self.level
         refuse_idle(reason, {name: given[name] for name in names})
@@ -131,8 +130,6 @@ def _verify_model(
     *,
     force: bool,
 ) -> Report:
-    from valle_convert.families import family_of
-    from valle_convert.families.bundle import paths_of as paths_of_parts
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
     from valle_convert.gguf_file.read import is_gguf
@@ -147,10 +144,9 @@ def _verify_model(
     else:
         options.refuse("checkpoints have their biases", "--biases")
         opened = merged.read(path)
-    # Shards, and the other files of a set, are known now.
-    parts = family_of(opened).describe(opened, Choices(codec=options.codec_name)).contents
-    read = [*opened.inputs, *paths_of_parts(gguf, parts).values()]
-    check_outputs({"--report": report}, inputs=read, force=force)
+    # Shards are known now; the other files of a set are named after the main one.
+    others = [one for one in gguf.parent.glob("*") if one.name.startswith(f"{gguf.stem}-")]
+    check_outputs({"--report": report}, inputs=[*opened.inputs, *others], force=force)
     return verify_path(
         opened,
         file,

@@ -1,12 +1,9 @@
 """`valle-convert voice RECORDING OUT.npz`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CODEC, FORCE, arg, opt
-from valle_convert.cli.remote import local_gguf
+from valle_convert.cli.options import CODEC, FORCE, arg, local_gguf, opt
 from valle_convert.wording import plural
 
 

@@ -10,9 +10,14 @@ Anything but a regular file is never replaced and, except for sound, not written
 link is followed.
 """
 
-from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text_atomically
-from valle_convert.files.digests import sha256_of
-from valle_convert.files.folders import locked_folder, made_folder, remove_stale
+from valle_convert.files.atomic import (
+    atomic_output,
+    atomic_outputs,
+    locked_folder,
+    made_folder,
+    remove_stale,
+    write_text_atomically,
+)
 from valle_convert.files.inputs import (
     ZIP_MAGIC,
     begins_with,
@@ -21,6 +26,7 @@ from valle_convert.files.inputs import (
     first_bytes,
     read_json_object,
     read_small_file,
+    sha256_of,
 )
 from valle_convert.files.paths import describe_os_error, os_fault, os_faults, stat_of, valid_utf8
 from valle_convert.files.targets import (

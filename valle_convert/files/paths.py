@@ -1,7 +1,5 @@
 """Facts about any path: what it leads to, and whose fault a system error is."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Outputs, checked before any work: whether they may be written, and what would be lost."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -3,5 +3,3 @@
 Description + tokenizer -> plan.plan_gguf -> GgufPlan -> write.write_plan -> file
 file -> read.GgufFile -> keys, tensors, rows
 """
-
-from __future__ import annotations

@@ -3,8 +3,6 @@
 Works on any two files, from their bytes; weights are read a few megabytes at a time.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping

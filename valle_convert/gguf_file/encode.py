@@ -5,8 +5,6 @@ package's. NaN, infinity, numbers too large for float16, and numbers too large f
 rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,7 +166,6 @@ def can_decode(ggml_type: GgmlType) -> bool:
 
 
 def _check_size(encoded: NDArray[Any], ggml_type: GgmlType, rows: NDArray[Any], name: str) -> None:
-    """Reject numbers that are not finite, or too large."""
     largest = _LARGEST_BITS[ggml_type]
     bits = encoded.view(largest.dtype)
     # As integers: as fast as isfinite on float32, and faster on 16-bit types.

@@ -11,8 +11,6 @@ elements. The gguf package writes the same bytes (a test compares) with a Python
 0.02 s for packing whole arrays. A conversion makes a header twice.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections import Counter

@@ -3,8 +3,6 @@
 docs/gguf-keys.md describes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -225,7 +223,6 @@ class KeyReader:
         )
 
     def ranges(self, kind: str, n_token_rows: int) -> list[tuple[str, int, int]]:
-        """The rows of tables or heads: name, first row, number of rows."""
         names = self.words(f"valle.{kind}.names")
         columns: list[list[int]] = []
         for column in ("first_rows", "row_counts"):

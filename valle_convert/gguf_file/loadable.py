@@ -5,8 +5,6 @@ file of the architecture `gemma` is checked before it is loaded. tests/gguf_file
 gives each case to llama.cpp in a child process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from valle_convert.gguf_file.keys import ARCHITECTURE, ARCHITECTURE_KEYS

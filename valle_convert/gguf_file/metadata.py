@@ -4,12 +4,10 @@ The user gives them in a JSON file with the names of the GGUF specification, wit
 `general.`; a name given on the command line overrides the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
@@ -59,7 +57,7 @@ class GeneralMetadata:
             raise InputError(f"{self.where}: {listing(faults, separator='; ')}.")
 
     @classmethod
-    def read(cls, path: Path | None, name: str | None = None) -> GeneralMetadata:
+    def read(cls, path: Path | None, name: str | None = None) -> Self:
         """The values of a JSON file and the model's name, if given."""
         values: dict[str, Any] = {}
         if path is not None:

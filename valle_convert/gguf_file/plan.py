@@ -4,8 +4,6 @@ A plan is made from names and shapes alone. It can be printed (`--dry-run`), com
 without weights; the writer streams it, and the verifier reads it backwards.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,8 +42,6 @@ class PlannedTensor(TensorEntry):
 
 @dataclass(frozen=True)
 class FileKeys:
-    """A family's part of one file."""
-
     architecture: str
     graph: Iterable[Key] = ()
     vocabulary: Iterable[Key] = ()

@@ -8,8 +8,6 @@ Stock llama.cpp and the gguf package read an accepted file alike. If one of them
 or read out of bounds, an `InputError` describes the fault.
 """
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The table of contents of a GGUF file, walked once and strictly, as spans of its bytes."""
 
-from __future__ import annotations
-
 import mmap
 import struct
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The types of GGUF files: one table for tensor elements, one for the values of keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +10,6 @@ import numpy as np
 
 @dataclass(frozen=True)
 class GgmlType:
-    """How llama.cpp stores the elements of a tensor."""
-
     name: str  # in capitals, as in the gguf package
     number: int
     block: int  # the number of elements stored together; rows must be a multiple of it

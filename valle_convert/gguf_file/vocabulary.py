@@ -1,7 +1,5 @@
 """The vocabulary of a model that reads phonemes, as keys of a GGUF file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ a piece is written. The header, written first with placeholders of the same leng
 at the end. Peak memory is three pieces, plus the mapped source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +95,6 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
 
 
 def _data(plan: PlannedFile) -> Iterator[memoryview]:
-    """All bytes after the header."""
     for tensor in plan.tensors:
         yield from map(_bytes_of, pieces(plan, tensor))
         yield memoryview(bytes(padded(tensor.n_bytes) - tensor.n_bytes))

@@ -2,11 +2,10 @@
 
 A family fills a `Description`; `gguf_file.plan.lay_out` turns each part's contents into the plan of
 a GGUF file. Every source tensor is a row block, a backbone tensor or a bias, is recovered from
-another tensor, or is listed as dropped with the reason.
+another tensor, or is listed as dropped with the reason; `Collector` reports all faults at once.
 """
 
-from __future__ import annotations
-
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,8 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from valle_convert.checkpoint.source import TensorSource, TensorSpec
+from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
+from valle_convert.errors import InputError
 from valle_convert.model.spec import Head, RowMap, Table
+from valle_convert.wording import listing
 
 M = TypeVar("M")
 
@@ -49,7 +50,6 @@ class RowBlocks(list[RowBlock]):
         return tuple(Head(one.label[5:], one.first_row, one.n_rows) for one in blocks)
 
     def add(self, label: str, source: str, n_rows: int) -> None:
-        """Add rows behind the others."""
         self.append(RowBlock(label, source, self.n_rows, n_rows))
 
 
@@ -82,8 +82,6 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of one file."""
-
     rows: tuple[RowBlock, ...] = ()  # the blocks of the token embedding, in row order, without gaps
     backbone: tuple[BackboneTensor, ...] = ()
     biases: tuple[BiasBlock, ...] = ()  # the heads' biases, in head order; empty if there are none
@@ -122,8 +120,6 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Description(Generic[M]):
-    """A checkpoint, understood."""
-
     model: M
     tensors: TensorSource  # the checkpoint's, and those computed from them
     contents: Mapping[str, Contents]  # of each file by its part's name, the main part first
@@ -149,11 +145,9 @@ class ComputedTensors:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Every tensor, those of the file first."""
         return MappingProxyType(self._specs)
 
     def add(self, spec: TensorSpec, recipe: Callable[[], NDArray[Any]]) -> str:
-        """Add a computed tensor; returns its name."""
         self._specs[spec.name] = spec
         self._recipes[spec.name] = recipe
         return spec.name
@@ -162,3 +156,79 @@ class ComputedTensors:
         """One tensor; computed ones are float32."""
         recipe = self._recipes.get(name)
         return self._source.read(name) if recipe is None else recipe()
+
+
+class Collector:
+    """Marks tensors as understood, and collects faults."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.specs = specs
+        self.faults: list[str] = []
+        self._of_other_types: list[str] = []
+        self._missing: list[str] = []
+        self._taken: set[str] = set()
+
+    def take(self, name: str, shape: tuple[int, ...]) -> None:
+        spec = self.specs.get(name)
+        if spec is None:
+            self._missing.append(f"{name} {list(shape)}")
+            return
+        if name in self._taken:
+            return
+        self._taken.add(name)
+        if spec.shape != shape:
+            self.faults.append(f"{name} is {list(spec.shape)}, expected {list(shape)}")
+        elif spec.dtype not in WEIGHT_DTYPES:
+            self._of_other_types.append(f"{name} ({spec.dtype_name})")
+
+    def rows_of(self, name: str) -> int:
+        """The first dimension of a tensor; 0 if there is none."""
+        spec = self.specs.get(name)
+        return spec.shape[0] if spec and spec.shape else 0
+
+    def compare(self, words: str, claimed: int, found: int) -> None:
+        """Require that the config and the weights agree on a number."""
+        if claimed != found:
+            self.faults.append(f"{words}: {claimed} by the config, {found} by the weights")
+
+    def agree(self, switch: str, said: bool | None, found: bool) -> None:
+        """Require that the config, if it has a switch, and the weights agree on it."""
+        if said not in (None, found):
+            self.faults.append(f"{switch} is {said} in the config, but {found} by the weights")
+
+    def finish(
+        self, complaint: str, advice: str, known: tuple[tuple[re.Pattern[str], str], ...]
+    ) -> list[Dropped]:
+        """List what is dropped, or report all faults at once."""
+        dropped: list[Dropped] = []
+        unexpected: list[str] = []
+        for name, spec in self.specs.items():
+            if name in self._taken:
+                continue
+            reason = next((why for pattern, why in known if pattern.fullmatch(name)), None)
+            if reason is None:
+                unexpected.append(f"{name} {list(spec.shape)}")
+            else:
+                dropped.append(Dropped(name, reason))
+        parts = [listing(self.faults, separator="; ")] if self.faults else []
+        parts += [
+            f"{words}: {listing(names)}"
+            for words, names in (
+                ("not float32, float16 or bfloat16", self._of_other_types),
+                ("missing", self._missing),
+                ("unexpected", unexpected),
+            )
+            if names
+        ]
+        if parts:
+            raise InputError(f"{complaint}: {listing(parts, separator='; ')}. {advice}")
+        return dropped
+
+
+def count_numbered(specs: Mapping[str, TensorSpec], template: str) -> int:
+    """One more than the highest number in a numbered name, so that a gap shows as missing."""
+    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d{1,9})"))
+    numbers = {int(found[1]) for name in specs if (found := pattern.fullmatch(name))}
+    # Layers are numbered without gaps, so every number is below the count of all tensors. Larger
+    # ones are ignored, or one hostile name would cause a search for a billion layers.
+    return max((number + 1 for number in numbers if number < len(specs)), default=0)

@@ -9,10 +9,8 @@ token embedding of the converted file:
     n_rows           (rows that the tokenizer adds follow here)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,13 +40,11 @@ LENGTH_STOP = 10
 
 @dataclass(frozen=True)
 class Codec:
-    """The audio codec whose codes the model speaks."""
-
     name: str
     sample_rate: int  # in Hz; 0 if unknown
     frame_rate: float  # frames (one code a level) per second; 0 if unknown
 
-    def is_like(self, other: Codec) -> bool:
+    def is_like(self, other: Self) -> bool:
         """Whether its codes are the other's, according to name and rates."""
         rates = (self.name, self.sample_rate, round(self.frame_rate, 1))
         return rates == (other.name, other.sample_rate, round(other.frame_rate, 1))
@@ -177,18 +173,10 @@ class RowMap:
         return max(ends + [head.first_row + head.n_rows for head in self.heads], default=0)
 
     def table(self, name: str) -> Table:
-        """The table of that name; KeyError if there is none."""
-        for table in self.tables:
-            if table.name == name:
-                return table
-        raise KeyError(name)
+        return {one.name: one for one in self.tables}[name]
 
     def head(self, name: str) -> Head:
-        """The head of that name; KeyError if there is none."""
-        for head in self.heads:
-            if head.name == name:
-                return head
-        raise KeyError(name)
+        return {one.name: one for one in self.heads}[name]
 
     def has_table(self, name: str) -> bool:
         return any(table.name == name for table in self.tables)
@@ -211,7 +199,6 @@ class GemmaModel(RowMap, Generic[C]):
 
     @property
     def n_levels(self) -> int:
-        """Codebooks of a frame of audio."""
         return self.config.n_levels
 
     @property

@@ -3,8 +3,6 @@
 Their config, read strictly; their backbone, a LLaMA with a GELU gate; their names for rows.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -15,8 +13,7 @@ from typing import Any
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.plain_values import whole
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.model.collector import Collector, count_numbered
-from valle_convert.model.description import BackboneTensor
+from valle_convert.model.description import BackboneTensor, Collector, count_numbered
 from valle_convert.model.spec import (
     LANGUAGES,
     TASKS,
@@ -157,7 +154,6 @@ class ConfigReader:
         return value
 
     def flag(self, key: str) -> bool:
-        """A switch, or its default."""
         value = self.switch(key)
         if not isinstance(value, bool):
             self.faults.append(f"experimental.{key} is {value!r}, expected true or false")
@@ -214,7 +210,6 @@ class ConfigReader:
         )
 
     def finish(self) -> None:
-        """Reject a config with faults."""
         if self.faults:
             raise InputError(
                 f"{self._where}: {listing(self.faults, separator='; ')}. "
@@ -258,7 +253,6 @@ class ConfigReader:
 
 
 def version_of(checkpoint: Checkpoint) -> int:
-    """The config's version."""
     if not any(key in _CONFIG_KEYS for key in checkpoint.config):
         raise InputError(
             f"{checkpoint.path} has no config, nor a config.yaml beside it; heads, positions and "
@@ -332,7 +326,6 @@ OUTPUT_NORM = "output_norm.weight"
 
 
 def backbone_tensors(config: GemmaConfig) -> tuple[BackboneTensor, ...]:
-    """The layers and the last norm."""
     dims = {
         "n_embd": config.n_embd,
         "n_embd_kv": config.n_embd_head * config.n_head_kv,

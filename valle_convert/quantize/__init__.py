@@ -5,16 +5,14 @@ tool, worker  llama-quantize, or the same routine in the library
 source        the files to quantize, and the checkpoint that they came from
 imatrix, matrices  importance matrices, from the PyTorch reference
 plan, make    files: predicted to the byte, made, and compared with their source
-manifest, folder  what lies in a folder: listed, checked, kept, removed
+manifest, folder  what lies in a folder: listed, checked, kept
 run           `quantize`: all of that
 examples      utterances to measure on
-quality, audience, listening, measure  how good and fast a file is, and what it says
+quality, listening, measure  how good and fast a file is, and what it says
 measurements  what was measured of a file, and the verdict, beside it
 limits        the loss that a user allows
 evaluate      `evaluate`: all of that
 scan          `scan`: the sensitivity of each matrix, and a type for each
 report, tables, plots, forms, render  the result for programs and for people
-release, merge, publish  folders of files: joined, and sent to the hub with a model card
+merge, publish  folders of files: joined, and sent to the hub with a model card
 """
-
-from __future__ import annotations

@@ -7,11 +7,9 @@ judge     by the limits; the verdict is stored too
 prune     remove files of the same source that were not evaluated, once everything passed
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import msgspec
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.families.bundle import Bundle, part_of, paths_of, plan
+from valle_convert.families.bundle import Bundle, paths_of, plan
 from valle_convert.files import (
     check_free_space,
     check_outputs,
@@ -29,14 +27,13 @@ from valle_convert.files import (
     sha256_of,
     valid_utf8,
 )
-from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
-from valle_convert.quantize.audience import Audience
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.folder import unlisted_in
+from valle_convert.quantize.folder import converted_models_in, unlisted_in
 from valle_convert.quantize.limits import Gates, identity_of
+from valle_convert.quantize.listening import Audience
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
@@ -52,13 +49,7 @@ from valle_convert.quantize.measurements import (
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
-from valle_convert.quantize.report import (
-    Evaluated,
-    EvaluationReport,
-    judged,
-    report_of,
-    type_of,
-)
+from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
@@ -94,7 +85,6 @@ def evaluate(
     *,
     prunes: bool = False,
     reports: Sequence[Path] = (),
-    command: str = "",
     log: RunLog | None = None,
 ) -> EvaluationReport:
     """Measure and judge files of one model; old `reports` are removed before it starts."""
@@ -105,10 +95,10 @@ def evaluate(
     with protected(_inputs_of(given, measuring, listening)), ExitStack() as held:
         bundles = list({one.path: one for one in _open(given)}.values())
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
-        scratch = held.enter_context(closing(Scratch(place)))
+        scratch = held.enter_context(Scratch(place))
         source = _source_of(given, bundles, scratch)
         if source.is_converted_here:
-            check_free_space(place / f"the conversion of {source.name}", source.n_bytes)
+            check_free_space(place / f"the conversion of {source.name}", source.bundle.n_bytes)
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
@@ -135,7 +125,7 @@ def evaluate(
             run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
         known = list(map(run.start, bundles))
         run.measurer.n_files = sum(not run.is_known(one) for one in known)
-        report = report_of(list(map(run.finish, known)), valid_utf8(command))
+        report = report_of(list(map(run.finish, known)))
         if prunes:
             report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
         return report
@@ -161,12 +151,7 @@ class _Run:
 
     def is_known(self, model: Evaluated) -> bool:
         found = model.measurements.predictions
-        if found is None or found.compared.inputs != self.measurer.inputs:
-            return False
-        # The version of gguf is not among the inputs: a newer one may read what this one could not.
-        if found.verified is None:
-            return found.measured is not None
-        return found.verified.outcome != "not verified"
+        return found is not None and found.compared.inputs == self.measurer.inputs
 
     def finish(self, model: Evaluated) -> Evaluated:
         measurer, bundle, known = self.measurer, model.bundle, model.measurements
@@ -186,17 +171,6 @@ class _Run:
             silent = msgspec.structs.replace(result.measurements, speech=None)
             return replace(result, measurements=silent)
         return result
-
-
-def converted_models_in(folder: Path) -> Iterator[Path]:
-    """The converted models of a folder by their main files: those of its manifest, else all."""
-    paths = sorted(folder.glob("*.gguf"))
-    if (folder / MANIFEST).is_file():
-        paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
-    for path in paths:
-        file = GgufFile(path, allow_part=True)
-        if is_converted(file.keys) and not part_of(file):
-            yield path
 
 
 def _open(given: Given) -> Iterator[Bundle]:
@@ -236,11 +210,7 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
 
 def _open_one(path: Path) -> Bundle:
     bundle = open_checked(path)
-    if not is_converted(bundle.main.keys):
-        raise InputError(
-            f"{path} is not a converted VALL-E checkpoint, so its quality cannot be measured; "
-            "convert it first."
-        )
+    _ = bundle.model  # raises if it is not converted
     return bundle
 
 

@@ -3,8 +3,6 @@
 Each family defines the contents of a given file (`Family.example_arrays`, docs/quantize.md).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

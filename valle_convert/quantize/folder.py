@@ -1,24 +1,29 @@
-"""A folder of quantized files before a run: what its manifest lists, and which files are kept."""
-
-from __future__ import annotations
+"""A folder of quantized files and its manifest: which files a run keeps, and the models in it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import open_files, part_of
 from valle_convert.files import check_outputs, sha256_of, valid_utf8
+from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.read import GgufFile
+from valle_convert.progress import Progress, silent
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
     ManifestFile,
+    check_manifest,
     read_manifest,
     unlisted_models,
 )
+from valle_convert.quantize.measurements import read_measurements
 from valle_convert.quantize.options import FolderOptions
 from valle_convert.quantize.plan import BundlePlan, FilePlan
+from valle_convert.quantize.report import Advice, Evaluated, advise
 from valle_convert.quantize.source import SourceBundle
+from valle_convert.wording import listing
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
@@ -93,36 +98,29 @@ def _difference(
     """Why an existing file is not what would be made, or copied; empty if it is."""
     if old is None:
         return "no manifest lists it"
-    if plan is not None and (reason := _made_otherwise(source, plan, old)):
-        return reason
+    facts: dict[str, tuple[object, object]] = {}
+    if source.is_complete:
+        new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
+        facts["from another source"] = old.source_sha256, new
+    if plan is not None:
+        facts["as another type"] = old.kind, plan.kind.name
+        facts["by another tool"] = old.tool, plan.tool
+        facts["with other options"] = old.arguments, plan.arguments
+        if plan.imatrix is None or plan.imatrix.is_made:
+            matrix = plan.imatrix.sha256 if plan.imatrix else None
+            facts["with another importance matrix"] = old.imatrix_sha256, matrix
+    if otherwise := [words for words, (was, new) in facts.items() if was != new]:
+        return f"it was made {otherwise[0]}"
     if not path.is_file() or path.stat().st_size != old.n_bytes:
         return "its size differs from the manifest"
     if sha256_of(path) != old.sha256:
         return "its bytes differ from the manifest"
     if plan is None:
-        is_new = source.is_complete and sha256_of(source.bundle.files[part].path) != old.sha256
-        return "it was made from another source" if is_new else ""
+        return ""
     keys = GgufFile(path, allow_part=True).keys
     wanted = plan.options.identity.keys(plan.source.header.keys)
     differing = [key.name for key in wanted if keys.get(key.name) != key.value]
     return f"its {differing[0]} differs" if differing else ""
-
-
-def _made_otherwise(source: SourceBundle, plan: FilePlan, old: ManifestFile) -> str:
-    """How the manifest's entry differs from the plan; empty if it does not."""
-    if old.kind != plan.kind.name:
-        return f"it has the type {old.kind}"
-    if source.is_complete and old.source_sha256 != plan.source.sha256:
-        return "it was made from another source"
-    if old.tool != plan.tool:
-        return f"it was made by {old.tool.get('name')} {old.tool.get('version')}"
-    if old.arguments != plan.arguments:
-        return f"it was made with other options ({' '.join(old.arguments)})"
-    imatrix = plan.imatrix
-    is_known = imatrix is None or imatrix.is_made
-    if is_known and old.imatrix_sha256 != (imatrix.sha256 if imatrix else None):
-        return "it was made with another importance matrix"
-    return ""
 
 
 def others_in(
@@ -143,3 +141,61 @@ def unlisted_in(folder: Path, listed: Iterable[str]) -> Iterator[str]:
     if unlisted := unlisted_models(folder, listed):
         names = valid_utf8(", ".join(unlisted))
         yield f"{valid_utf8(folder.name)} has files that no manifest lists: {names}"
+
+
+def converted_models_in(folder: Path) -> Iterator[Path]:
+    """The converted models of a folder by their main files: those of its manifest, else all."""
+    paths = sorted(folder.glob("*.gguf"))
+    if (folder / MANIFEST).is_file():
+        paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
+    for path in paths:
+        file = GgufFile(path, allow_part=True)
+        if is_converted(file.keys) and not part_of(file):
+            yield path
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder that is as its manifest says: the files by name, and the models by size."""
+
+    path: Path
+    files: Mapping[str, ManifestFile]
+    models: tuple[Evaluated, ...]
+
+    @property
+    def listed(self) -> tuple[ManifestFile, ...]:
+        """The files of the models, then others such as importance matrices."""
+        ours = [file for one in self.models for file in one.files.values()]
+        return (*ours, *(one for one in self.files.values() if not one.is_model))
+
+    def advice(self) -> Advice:
+        found = [one.measurements for one in self.models if one.measurements.predictions]
+        n_texts = [one.predictions.compared.n_texts for one in found if one.predictions]
+        n_texts += [one.speech.listening.n_texts for one in found if one.speech]
+        return advise([one.report for one in self.models], min(n_texts, default=0))
+
+    def best(self) -> Evaluated | None:
+        taken = self.advice().take
+        return next((one for one in self.models if one.report is taken), None)
+
+
+def read_release(path: Path, progress: Progress = silent) -> Release:
+    checked = check_manifest(path, progress=progress)
+    if not checked.passed:
+        first = checked.findings[0]
+        raise InputError(f"{path / first.name}: {first.problem.rstrip('.')}. Quantize again.")
+    listed = {one.name: one for one in checked.files}
+    models, idle = [], {one.name for one in listed.values() if one.is_model}
+    for main in converted_models_in(path):
+        bundle = open_files(main)
+        files = {part: listed[file.path.name] for part, file in bundle.files.items()}
+        models.append(Evaluated(bundle, read_measurements(bundle), files))
+        idle -= {one.name for one in files.values()}
+    if idle:
+        raise InputError(
+            f"{path}: no converted model has the file {listing(sorted(idle), 2)}. Quantize again."
+        )
+    if not models:
+        raise InputError(f"{path} has no converted model. Give a folder that `quantize` wrote.")
+    models.sort(key=lambda one: one.bundle.n_bytes)
+    return Release(path, listed, tuple(models))

@@ -4,8 +4,6 @@ The HTML page needs no other file: plots are SVG, sound and spectrograms are bas
 the recommended file and the verdict.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -58,7 +56,6 @@ def to_html(report: EvaluationReport) -> str:
 
 
 def _values(report: EvaluationReport) -> dict[str, Any]:
-    """What all templates show."""
     return {
         "report": report,
         "answer": tables.answer(report),

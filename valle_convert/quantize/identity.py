@@ -5,8 +5,6 @@ The GGUF naming convention has the base name, the number of weights, the version
 model and who quantized it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

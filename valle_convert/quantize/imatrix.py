@@ -38,12 +38,7 @@ from valle_convert.files import (
     sha256_of,
     valid_utf8,
 )
-from valle_convert.gguf_file.header import (
-    Key,
-    pack_header,
-    tensor_entries,
-    write_entries,
-)
+from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
 from valle_convert.gguf_file.read import GgufFile, is_gguf
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
@@ -112,7 +107,6 @@ class ImatrixInput:
 
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
-        """Read and hash a file; its name is the path's."""
         return cls(path, valid_utf8(path.name), read_imatrix(path), sha256_of(path))
 
 
@@ -271,7 +265,6 @@ def _origin(checkpoint: Checkpoint, examples: Examples) -> tuple[Key, ...]:
 
 
 def made_of(path: Path, checkpoint: Checkpoint, examples: Examples, part: str = "") -> bool:
-    """Whether a file is the importance matrix of this checkpoint over these examples."""
     try:
         keys = GgufFile(path).keys
     except InputError:

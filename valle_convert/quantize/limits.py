@@ -5,8 +5,6 @@ all types or by type, or the report of an earlier run. `verify` answers another 
 file is right at all.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,19 +71,10 @@ class Limits:
         if math.isnan(found.get("max_kl", 0)):
             given.setdefault("max_kl", math.inf)
         return tuple(
-            _WORDS[name][1].format(found[name], limit) + _worst_head(measured, name)
+            _WORDS[name][1].format(found[name], limit)
             for name, limit in given.items()
             if not (found[name] <= limit if name.startswith("max") else found[name] >= limit)
         )
-
-
-def _worst_head(measured: Measured | None, name: str) -> str:
-    if measured is None or name not in _ON_PREDICTIONS:
-        return ""
-    pick, key, form = (max, "kl_mean", ".2e") if name == "max_kl" else (min, "best_code", ".2%")
-    heads = {head: getattr(one, key) for head, one in measured.quality.items() if head != ALL}
-    worst = pick(heads, key=heads.__getitem__)
-    return f" (worst in {worst}: {heads[worst]:{form}})"
 
 
 class _EarlierFile(msgspec.Struct, frozen=True):
@@ -110,8 +99,6 @@ class Earlier(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Gates:
-    """All limits of the user."""
-
     #: By name, then by type; the empty type stands for all others.
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     earlier: Earlier | None = None  # a run that must not be better
@@ -201,7 +188,6 @@ def parse_limits(text: str, limit: str) -> dict[str, float]:
 
 
 def read_earlier(path: Path) -> Earlier:
-    """What the JSON report of an earlier run measured."""
     report = read_struct(path, "report", Earlier)
     measured = [one.quality for one in report.files if one.quality is not None]
     if not measured or any(ALL not in one for one in measured):

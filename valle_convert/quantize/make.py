@@ -8,13 +8,11 @@ A file is compared with its source: keys, tokenizer and shapes are equal, and so
 the same type; the noise of the others is what their type makes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +20,7 @@ import numpy as np
 
 from valle_convert import __version__
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import atomic_outputs, os_faults, sha256_of
+from valle_convert.files import atomic_outputs, sha256_of
 from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.encode import can_decode, least_decibels
 from valle_convert.gguf_file.header import write_entries
@@ -125,7 +123,7 @@ def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
     label = f"quantizing {plan.kind.name}"
     try:
         with (
-            _nameless(plan.imatrix) as imatrix,
+            plan.imatrix.path.open("rb") if plan.imatrix else nullcontext() as matrix,
             log.progress(label, sum(sizes.values()), "B") as advance,
         ):
 
@@ -135,28 +133,16 @@ def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
                 if match:
                     advance(sizes.get(match["name"], 0))
 
+            # Without the matrix's name: llama.cpp writes it into the file, cut after 127 bytes, and
+            # no reader accepts a string that is not UTF-8 or is cut inside a character.
+            imatrix = None if matrix is None else Path(f"/dev/fd/{matrix.fileno()}")
             arguments = arguments_of(plan.kind, plan.options, plan.source.path, work, imatrix)
             plan.quantizer.run(arguments, on_line=follow)
     finally:
         log.keep_log(lines)
 
 
-@contextmanager
-def _nameless(imatrix: ImatrixInput | None) -> Iterator[Path | None]:
-    """A path without the matrix's name. llama.cpp writes the name into the file, cut after 127
-    bytes, and no reader accepts the string if it is not UTF-8 or is cut inside a character.
-    """
-    if imatrix is None:
-        yield None
-        return
-    with os_faults(f"The importance matrix {imatrix.path} cannot be read"):
-        file = imatrix.path.open("rb")
-    with file:
-        yield Path(f"/dev/fd/{file.fileno()}")
-
-
 def check_types(plan: FilePlan, header: GgufFile) -> None:
-    """Compare the result with the dry run."""
     if plan.tensors is None:
         return
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}
@@ -197,12 +183,6 @@ def faults_of(source: SourceBundle, made: Mapping[str, GgufFile]) -> tuple[str, 
         found += [f"{label}{one}" for one in (*_keys(before, after), *_tensors(before, after))]
     more = len(found) - _SHOWN
     return (*found[:_SHOWN], *([f"{more} more"] if more > 0 else []))
-
-
-def unread_types(made: Mapping[str, GgufFile]) -> list[str]:
-    """The types of tensors that only llama.cpp can read yet."""
-    kinds = {tensor.ggml_type for file in made.values() for tensor in file.tensors.values()}
-    return sorted(kind.name for kind in kinds if not can_decode(kind))
 
 
 def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:

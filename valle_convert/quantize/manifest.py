@@ -6,8 +6,6 @@
 Neither holds times or paths, so two runs give the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -37,8 +35,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class TensorDigest(msgspec.Struct, frozen=True, rename={"kind": "type"}):
-    """A tensor of a file, and the SHA-256 of its data."""
-
     name: str
     kind: str
     shape: tuple[int, ...]
@@ -113,7 +109,6 @@ def write_manifest(folder: Path, files: Iterable[ManifestFile]) -> None:
 
 
 def read_manifest(path: Path) -> tuple[ManifestFile, ...]:
-    """Read a manifest; it is untrusted."""
     files = read_struct(path, "manifest", _Manifest).files
     if len({file.name for file in files}) != len(files):
         raise InputError(f"{path} names a file twice.")
@@ -126,16 +121,7 @@ def read_struct(path: Path, what: str, kind: type[S]) -> S:
     try:
         return msgspec.json.Decoder(kind, dec_hook=_array).decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not a {what} of this program: {_plain(error)}.") from error
-
-
-def _plain(error: Exception) -> str:
-    """Which value is wrong, without the pattern that it should match."""
-    text, _, place = str(error).partition(" - at `$")
-    if place:
-        name = place.rstrip("`").lstrip(".").replace("[...]", "")
-        return f"the value of {name:.60} is missing or invalid"
-    return f"{text.replace('`', ''):.80}"
+        raise InputError(f"{path} is not a {what} of this program, or is damaged.") from error
 
 
 def write_struct(path: Path, value: msgspec.Struct) -> None:
@@ -173,7 +159,6 @@ def unlisted_models(folder: Path, listed: Iterable[str]) -> list[str]:
 
 
 def tensor_digests(file: GgufFile) -> tuple[TensorDigest, ...]:
-    """The digest of each tensor of a file, in the order of the data."""
     return tuple(
         TensorDigest(
             tensor.name,

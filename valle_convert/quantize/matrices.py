@@ -5,11 +5,10 @@ are planned with a placeholder that has the right entries, names and sizes; the 
 after everything else was checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, check_outputs
@@ -33,8 +32,6 @@ N_RANDOM = 32
 
 @dataclass(frozen=True)
 class Matrices:
-    """The importance matrices by part."""
-
     source: SourceBundle
     given: Mapping[str, ImatrixInput]  # matrices that were read from files, if any
     calibration: Examples | None  # the utterances to make matrices from; None if that is impossible
@@ -43,7 +40,7 @@ class Matrices:
     for_all: bool  # whether every quantized type gets a matrix, or only those that need one
 
     @classmethod
-    def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Matrices:
+    def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Self:
         """The matrices that the options ask for; files are read and checked now."""
         family, parts, path = source.family, source.bundle.files, options.imatrix_path
         target = (folder or Path()) / f"{source.main.stem}-imatrix.gguf"

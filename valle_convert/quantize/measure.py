@@ -5,8 +5,6 @@ baseline   the F16 files, for sizes and speeds
 files      quality, speed, speech and the verdict of `verify`
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import math
@@ -15,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,14 +26,12 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import atomic_output, sha256_of, valid_utf8
 from valle_convert.gguf_file.compare import signal_to_noise
-from valle_convert.gguf_file.encode import can_decode
-from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.listening.listen import LISTENING
+from valle_convert.listening.listen import LISTENING, ListeningTest
 from valle_convert.llama.context import EXACT, Settings
-from valle_convert.quantize.audience import Audience
+from valle_convert.network.protocol import Computing
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.make import unread_types
+from valle_convert.quantize.listening import Audience, Listening
 from valle_convert.quantize.manifest import Sha256
 from valle_convert.quantize.measurements import (
     Baseline,
@@ -48,17 +44,11 @@ from valle_convert.quantize.measurements import (
 )
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.quality import ALL, Expected, measure, run_reference
+from valle_convert.quantize.quality import ALL, Expected, Measured, measure, run_reference
 from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.wording import duration, plural
-
-if TYPE_CHECKING:
-    from valle_convert.listening.listen import ListeningTest
-    from valle_convert.network.protocol import Computing
-    from valle_convert.quantize.listening import Listening
-    from valle_convert.quantize.quality import Measured
 
 #: Time of an utterance on llama.cpp and of verifying a file, in utterances of the reference;
 #: measured on small models, within a factor of two.
@@ -101,10 +91,11 @@ class Measurer:
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         (expected, compared), start = self.reference, time.perf_counter()
         verified, is_sound = self._verify(bundle)
-        measured, note = None, "not measured because its structure is wrong"
-        if is_sound:
-            measured, note = self._measure(bundle, name, expected)
-        if measured is not None:
+        measured = None
+        if not is_sound:
+            self.log.message(f"{name} is not measured because its structure is wrong")
+        else:
+            measured = self._measure(bundle, name, expected)
             total = measured.quality[ALL]
             self.log.message(
                 f"measured {name}: KL mean {total.kl_mean:.2e}, top-1 agreement "
@@ -120,7 +111,6 @@ class Measurer:
             measured=measured,
             verified=verified,
             tensors=tuple(self.tensor_reports(bundle)),
-            note=note,
         )
 
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
@@ -167,13 +157,6 @@ class Measurer:
 
         if self.source.reference is None:
             return None, True
-        unknown = unread_types(bundle.files)
-        if unknown:
-            words = (
-                f"NOT VERIFIED: the gguf package cannot read {', '.join(unknown)}; update it with "
-                "pip install -U gguf."
-            )
-            return Verified("not verified", words), True
         report = verify(
             self.source.reference,
             bundle,
@@ -186,7 +169,7 @@ class Measurer:
         checkpoint, file = map(valid_utf8, names)
         verdict = replace(report, checkpoint=checkpoint, file=file).verdict()
         is_sound = not any(one.failed for one in report.levels[:1])
-        return Verified(report.outcome, verdict), is_sound
+        return Verified("passed" if report.passed else "failed", verdict), is_sound
 
     @cached_property
     def reference(self) -> tuple[Expected, Compared]:
@@ -253,16 +236,13 @@ class Measurer:
     @cached_property
     def _baseline(self) -> Baseline:
         bundle, kind = self._baseline_files
-        measured, _ = self._measure(bundle, kind, self._expected)
-        if measured is None:
-            raise AssertionError("an F16 file can always be measured")
         is_source = bundle is self.source.bundle
         return Baseline(
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
             **weights_of(quantized_tensors(bundle)),
-            measured=measured,
+            measured=self._measure(bundle, kind, self._expected),
         )
 
     @cached_property
@@ -288,20 +268,12 @@ class Measurer:
             files[unit.part] = split_off(source, unit, GgufFile(path), self.scratch)
         return Bundle(source.family, files), kind.name
 
-    def _measure(
-        self, bundle: Bundle, kind: str, expected: Expected
-    ) -> tuple[Measured | None, str]:
-        """Measure quality and speed; if that is impossible, return the reason."""
-        for file in bundle.files.values():
-            table = file.tensors.get(TOKEN_EMBEDDING)
-            if table is not None and not can_decode(table.ggml_type):
-                name = table.ggml_type.name
-                return None, f"not measured: the gguf package cannot read {name}"
+    def _measure(self, bundle: Bundle, kind: str, expected: Expected) -> Measured:
         with (
             self._open(bundle) as network,
             self.log.progress(f"measuring {kind}", len(expected.cases), "passes") as advance,
         ):
-            return measure(bundle.family, network, expected, advance), ""
+            return measure(bundle.family, network, expected, advance)
 
 
 def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any]:

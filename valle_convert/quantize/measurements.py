@@ -5,15 +5,13 @@ reference, the data, the options. With the same file and key, nothing is measure
 files of many runs make one report. A verdict is valid for the bytes that were judged.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -40,9 +38,7 @@ Outcome = Literal["passed", "failed", "not judged"]
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """The result of `verify`."""
-
-    outcome: Literal["passed", "failed", "not verified"]
+    outcome: Literal["passed", "failed"]
     verdict: str
 
 
@@ -89,17 +85,15 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Predictions(msgspec.Struct, frozen=True):
-    """What was measured of the predictions, and whether the file is right; `note` says why not."""
+    """What was measured of the predictions, unless the file is damaged, and whether it is right."""
 
     compared: Compared
     measured: Measured | None
     verified: Verified | None
     tensors: tuple[TensorReport, ...]
-    note: str
 
     @property
     def is_finite(self) -> bool:
-        """Whether JSON can hold it."""
         found = self.measured
         return found is None or math.isfinite(found.quality[ALL].kl_mean + found.quality[ALL].nmse)
 
@@ -110,7 +104,7 @@ class SpeechMeasured:
     listened: Listened
     listening: Listening
 
-    def without_sound(self) -> SpeechMeasured:
+    def without_sound(self) -> Self:
         """The stored part; the sound is in the report of the run that listened."""
         one = self.listening
         repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))

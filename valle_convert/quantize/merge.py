@@ -6,8 +6,6 @@ place   files (hard links if the file system has them), measurements, then the m
 judge   one report of all files
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,17 +23,15 @@ from valle_convert.files import (
     made_folder,
     protected,
     sha256_of,
-    valid_utf8,
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
-from valle_convert.quantize.folder import unlisted_in
+from valle_convert.quantize.folder import read_release, unlisted_in
 from valle_convert.quantize.identity import IDENTITY_KEYS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, SUMS, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import path_of, write_measurements
-from valle_convert.quantize.release import read_release
 from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 
 _PIECE = 4 << 20
@@ -57,7 +53,6 @@ def merge(
     *,
     reports: Sequence[Path] = (),
     has_report: bool = False,
-    command: str = "",
     force: bool = False,
     progress: Progress = silent,
 ) -> Merged:
@@ -97,7 +92,7 @@ def merge(
         for one in placed if is_measured else ():
             write_measurements(one.path, one.measurements)
         write_manifest(out, files.values())
-    report = report_of(placed, valid_utf8(command)) if is_measured else None
+    report = report_of(placed) if is_measured else None
     return Merged(tuple(files.values()), report, tuple(unlisted_in(out, files)))
 
 

@@ -2,8 +2,6 @@
 listening. Each is passed only to the code that reads it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +16,6 @@ AUTO, NONE = "auto", "none"
 
 @dataclass(frozen=True)
 class MakeOptions:
-    """How files are made."""
-
     types: tuple[FileType, ...] = ()
     tool: str | None = None  # a path of llama-quantize, "library", or None to search
     tensor_types: tuple[str, ...] = ()  # pattern=type, checked; the first match wins
@@ -51,8 +47,6 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How files are measured."""
-
     data: Path | None = None  # a folder of utterances; None for seeded ones
     n_utterances: int | None = None  # the maximum; None for all given ones, or two seeded ones
     adapters: tuple[LoraFile, ...] = ()  # LoRAs kept apart, applied to the files
@@ -64,8 +58,6 @@ class MeasureOptions:
 
 @dataclass(frozen=True)
 class ListenOptions:
-    """How files are listened to."""
-
     sentences: Path | None = None  # texts to speak, one a line; None for the measured utterances
     voice: Path | None = None  # of the texts; None leaves it to the model
     codec: str | None = None  # a file, or a name on the hub

@@ -6,15 +6,13 @@ is the input's with added keys. If a version of llama.cpp has another log, there
 the file is made nevertheless, and its own header shows the types.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
@@ -41,10 +39,7 @@ TENSOR_LINE = re.compile(
     r"^\[ *(?P<i>\d+)/ *(?P<n>\d+)\] +(?P<name>\S+) +- +\[[^\]]*\], +type = +(?P<old>\w+), "
     r"(?:size|converting).*?(?:\((?P<new>\w+)\))?$"
 )
-_FALLBACK_LINE = re.compile(
-    r"^warning: (?P<name>\S+) +- ncols +(?P<columns>\d+) not divisible by +\d+ "
-    r"\(required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<given>\w+)"
-)
+_FALLBACK_LINE = re.compile(r"^warning: (\S+) .*\(required for type +(\w+)\)")
 _NEEDS_IMATRIX = "will require an imatrix"
 
 
@@ -81,8 +76,8 @@ class FilePlan:
     #: In the order of the file, with their new types; offsets are not set. None if the log of the
     #: dry run was not understood.
     tensors: tuple[TensorEntry, ...] | None = None
-    fallbacks: tuple[Fallback, ...] = ()  # the tensors that the type cannot hold, as far as known
     needs_imatrix: bool = False  # whether it cannot be made without an importance matrix
+    warned: Mapping[str, str] = field(default_factory=dict)  # the types that tensors cannot hold
 
     @property
     def tool(self) -> dict[str, str]:
@@ -100,6 +95,22 @@ class FilePlan:
         options = replace(self.options, threads=0)
         shown = arguments_of(self.kind, options, name, target, imatrix)
         return (PROGRAM, *map(valid_utf8, shown))
+
+    def fallbacks(self, tensors: Sequence[TensorEntry]) -> Iterator[Fallback]:
+        """The tensors that got another type: llama.cpp's warnings, and its silent fallback.
+
+        If the head is the token embedding and its rows do not divide, llama.cpp silently uses Q8_0
+        instead of Q6_K or the type itself.
+        """
+        base, before = self.kind.base, self.source.header.tensors
+        for one in tensors:
+            columns, wanted = one.shape[-1], self.warned.get(one.name)
+            is_chosen = any(matches(item, one.name) for item in self.options.tensor_types)
+            is_new = one.ggml_type != before[one.name].ggml_type
+            if base is not None and is_new and columns % base.block and not is_chosen:
+                wanted = wanted or base.name
+            if wanted is not None:
+                yield Fallback(one.name, columns, wanted, one.ggml_type.name)
 
     @property
     def n_bytes(self) -> int | None:
@@ -165,8 +176,8 @@ def plan_file(
         imatrix,
         tool_version=quantizer.version_in(log),
         tensors=tensors,
-        fallbacks=fallbacks_of(log, source, kind, options, tensors or ()),
         needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
+        warned={m[1]: m[2].upper() for m in map(_FALLBACK_LINE.match, log) if m},
     )
 
 
@@ -196,7 +207,9 @@ class BundlePlan:
 
     @property
     def fallbacks(self) -> tuple[Fallback, ...]:
-        return tuple(one for unit in self.units.values() for one in unit.fallbacks)
+        return tuple(
+            one for unit in self.units.values() for one in unit.fallbacks(unit.tensors or ())
+        )
 
     @property
     def imatrices(self) -> tuple[ImatrixInput, ...]:
@@ -206,7 +219,7 @@ class BundlePlan:
     def lacks_imatrix(self) -> bool:
         return any(not one.is_made for one in self.imatrices)
 
-    def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> BundlePlan:
+    def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> Self:
         """The plan with real matrices, by part, instead of placeholders."""
         if not self.imatrices:
             return self
@@ -319,35 +332,3 @@ def _check_source(source: Source, kind: FileType, options: MakeOptions) -> None:
             f"{quantized[0].name} of type {quantized[0].ggml_type.name}), and its errors would "
             "add up; give the F16, BF16 or F32 file, or --allow-requantize."
         )
-
-
-def fallbacks_of(
-    log: Sequence[str],
-    source: Source,
-    kind: FileType,
-    options: MakeOptions,
-    tensors: Sequence[TensorEntry],
-) -> tuple[Fallback, ...]:
-    """The tensors that got another type: llama.cpp's warnings, and its silent fallback.
-
-    If the head is the token embedding and its rows do not divide, llama.cpp silently uses Q8_0
-    instead of Q6_K or the type itself.
-    """
-    warned = [match for match in map(_FALLBACK_LINE.match, log) if match]
-    found = {
-        one["name"]: Fallback(
-            one["name"], int(one["columns"]), one["wanted"].upper(), one["given"].upper()
-        )
-        for one in warned
-    }
-    for tensor in tensors:
-        name, columns, base = tensor.name, tensor.shape[-1], kind.base
-        if (
-            base is not None
-            and name not in found
-            and tensor.ggml_type != source.header.tensors[name].ggml_type
-            and columns % base.block
-            and not any(matches(item, name) for item in options.tensor_types)
-        ):
-            found[name] = Fallback(name, columns, base.name, tensor.ggml_type.name)
-    return tuple(found[tensor.name] for tensor in tensors if tensor.name in found)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _RED, _GREY, _ORANGE = "#2b6cb0", "#c53030", "#808080", "#dd6b20"
-_LEVEL = re.compile(r"nar\.\d+")
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -37,16 +36,8 @@ def plots(report: EvaluationReport) -> Iterator[tuple[str, Figure]]:
     if report.listening is not None:
         title = "Size and likelihood of the true codes"
         yield title, plot_likelihood(report, report.listening)
-    yield f"Divergence by head{_levels(report.measured[0])}", plot_heads(rows)
+    yield "Divergence by head (nar.1, nar.2, ... are the levels above level 0)", plot_heads(rows)
     yield "Speed", plot_speed(rows)
-
-
-def _levels(file: FileReport) -> str:
-    quality = file.measured.quality if file.measured else ()
-    found = [head for head in quality if _LEVEL.match(head)]
-    if len(found) < 2:
-        return f" ({found[0]} is the level above level 0)" if found else ""
-    return f" ({found[0]} to {found[-1]} are the levels above level 0)"
 
 
 def plot_likelihood(report: EvaluationReport, listening: Listening) -> Figure:
@@ -101,7 +92,6 @@ def _draw_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:  # no
 
 
 def plot_size(rows: Sequence[FileReport]) -> Figure:
-    """Size against divergence, a point a file."""
     figure, axes = _figure(4.4)
     points: list[tuple[float, float]] = []
     for row in rows:

@@ -9,8 +9,6 @@ Only the files of the manifest, the manifest itself, SHA256SUMS and the card are
 repository has to exist.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,16 +18,17 @@ from typing import Any
 from valle_convert import __version__
 from valle_convert.checkpoint.hub import transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import sha256_of
+from valle_convert.files import check_outputs, sha256_of, write_text_atomically
 from valle_convert.gguf_file.keys import (
     SOURCE_ASSUMED_KEY,
     SOURCE_LORA_KEY,
     SOURCE_LOST_KEY,
     SOURCE_SHA256_KEY,
 )
+from valle_convert.gguf_file.metadata import size_label
+from valle_convert.quantize.folder import Release
 from valle_convert.quantize.manifest import MANIFEST, SUMS
 from valle_convert.quantize.measurements import key_of
-from valle_convert.quantize.release import Release
 from valle_convert.quantize.render import markdown_words, render
 from valle_convert.quantize.report import Evaluated, FileReport, nearness
 from valle_convert.quantize.types import PLAIN_TYPES
@@ -62,6 +61,7 @@ def card_of(
             f"{folder.path}` again."
         )
     measured = found[0]
+    tensors = [one for file in bundle.files.values() for one in file.tensors.values()]
     tools = {f"{one.main.tool.get('name')} {one.main.tool.get('version')}" for one in models}
     verified = [one.verified.outcome for one in reports if one.verified]
     return render(
@@ -73,7 +73,7 @@ def card_of(
             "description": _text(keys, "general.description"),
             "quantized_by": _text(keys, "general.quantized_by"),
             "family": bundle.family,
-            "size_label": _size_label(folder.models[0]),
+            "size_label": size_label(sum(one.n_elements for one in tensors)),
             "keys": keys,
             "measured_on": measured and measured.compared,
             "rows": [_row(one) for one in models],
@@ -92,6 +92,22 @@ def card_of(
             "listed": folder.listed,
         },
     )
+
+
+def write_card(folder: Release, *said: str | None, force: bool) -> Path:
+    """Write the card, `said` as in `card_of`; one that was edited is replaced with `force` only."""
+    text, path = card_of(folder, *said), folder.path / CARD
+    inputs = [one for name, one in files_of(folder).items() if name != CARD]
+    check_outputs([path], force=True, inputs=inputs)
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if old not in (None, text) and not force:
+        raise InputError(
+            f"{path} is another card. Give --force to replace it, or keep it and publish the "
+            "folder with `hf upload`."
+        )
+    if old != text:
+        write_text_atomically(path, text, force=True)
+    return path
 
 
 def _source_of(model: Evaluated) -> list[Any]:
@@ -115,8 +131,7 @@ def _use_of(report: FileReport) -> str:
     if report.is_wrong:
         return "nothing: it failed its checks"
     if report.failures:
-        limits = [one.partition(" (")[0] for one in report.failures]
-        return f"nothing: {markdown_words('; '.join(limits))}"
+        return f"nothing: {markdown_words('; '.join(report.failures))}"
     if report.kind in PLAIN_TYPES:
         return "quantizing and training further; the reference"
     return "not measured" if report.kl is None else nearness(report.kl)[1]
@@ -155,14 +170,6 @@ def _texts(keys: Mapping[str, Any], name: str) -> list[str]:
     """The texts of a list; none if the file has something else there."""
     found = keys.get(name)
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
-
-
-def _size_label(model: Evaluated) -> str:
-    """The number of weights, such as 229M."""
-    from gguf.utility import model_weight_count_rounded_notation
-
-    tensors = [one for file in model.bundle.files.values() for one in file.tensors.values()]
-    return str(model_weight_count_rounded_notation(sum(one.n_elements for one in tensors)))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ quantized, on the same llama.cpp. Its logits are computed once and kept (a few m
     speed     milliseconds of one AR step and one NAR pass
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -30,20 +28,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Quality:
-    """The distance of predictions from the reference's.
-
-    Attributes:
-        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
-        nmse: squared error of the logits over the energy of the reference's.
-        best_code: part of the predictions whose most likely code is the same.
-    """
+    """The distance of predictions from the reference's; divergences are in nats a prediction."""
 
     n_rows: Annotated[int, Meta(gt=0)]
     kl_mean: Annotated[float, Meta(ge=0)]
     kl_p99: float
     kl_max: float
-    nmse: float
-    best_code: Annotated[float, Meta(ge=0, le=1)]
+    nmse: float  # squared error of the logits over the energy of the reference's
+    best_code: Annotated[float, Meta(ge=0, le=1)]  # part with the same most likely code
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,6 @@ class Expected:
 def run_reference(
     family: AnyFamily, network: Computing, name: str, examples: Iterable[Any], advance: Advance
 ) -> Expected:
-    """Run the reference over the examples; `advance` is called after each."""
     cases: list[tuple[Case[Any], Logits]] = []
     given: list[Any] = []
     spoken: list[NDArray[Any]] = []

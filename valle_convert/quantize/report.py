@@ -3,8 +3,6 @@
 tables.py shows the report in columns, forms.py writes it as Markdown and HTML.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +74,6 @@ class FileReport:
     tensors: tuple[TensorReport, ...] = ()
     limits: Limits | None = None
     failures: tuple[str, ...] = ()  # which limits it exceeds
-    note: str = ""
     is_baseline: bool = False
 
     @property
@@ -102,17 +99,14 @@ class FileReport:
     def outcome(self) -> Outcome:
         if self.faults:
             return "failed"
-        is_open = self.open_questions or not (self.verified or self.limits)
+        is_open = self.open_question or not (self.verified or self.limits)
         return "not judged" if is_open else "passed"
 
     @property
-    def open_questions(self) -> tuple[str, ...]:
-        found: list[str] = []
-        if self.limits is not None and self.limits.is_open(self.measured, self.listened):
-            found.append(f"limits were given ({self.limits.why})")
-        if self.verified is not None and self.verified.outcome == "not verified":
-            found.append(self.verified.verdict.rstrip("."))
-        return tuple(found)
+    def open_question(self) -> str:
+        """A limit on what was not measured; empty if there is none."""
+        is_open = self.limits and self.limits.is_open(self.measured, self.listened)
+        return f"limits were given ({self.limits.why})" if self.limits and is_open else ""
 
     def to_json(self, base: Listened | None = None) -> dict[str, Any]:
         """The entry as plain values; its speech is compared with that of `base`."""
@@ -134,7 +128,6 @@ class FileReport:
             "tensors": plain(self.tensors),
             "limits": self.limits and {"why": self.limits.why, **self.limits.given},
             "failures": self.faults,
-            "note": self.note,
         }
 
 
@@ -202,7 +195,6 @@ class EvaluationReport:
 
     @cached_property
     def baseline(self) -> FileReport:
-        """The F16 file that sizes and speeds are compared with."""
         return FileReport(**vars(self.compared.baseline), is_baseline=True)
 
     @property
@@ -219,7 +211,7 @@ class EvaluationReport:
 
     @property
     def open_questions(self) -> tuple[str, ...]:
-        return tuple(f"{file.name}: {one}" for file in self.files for one in file.open_questions)
+        return tuple(f"{one.name}: {one.open_question}" for one in self.files if one.open_question)
 
     @property
     def passed(self) -> bool:
@@ -267,8 +259,6 @@ class EvaluationReport:
                 facts.append(f"{file.kind}: importance matrix {file.imatrix}")
             if file.limits:
                 facts.append(f"{file.kind}: limits {file.limits}")
-            if file.note:
-                facts.append(f"{file.kind}: {file.note}")
             if file.beyond_noise:
                 noise = "; ".join(file.beyond_noise)
                 facts.append(f"{file.kind} is beyond the noise of F16: {noise}")
@@ -312,12 +302,10 @@ class Evaluated:
 
     @property
     def main(self) -> ManifestFile:
-        """The file that programs are given."""
         return next(iter(self.files.values()))
 
     @cached_property
     def report(self) -> FileReport:
-        """The file's keys, measurements, and verdict."""
         found, keys = self.measurements, self.bundle.main.keys
         predictions, speech = found.predictions, found.speech
         made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
@@ -333,7 +321,6 @@ class Evaluated:
             measured=predictions.measured if predictions else None,
             verified=predictions.verified if predictions else None,
             tensors=predictions.tensors if predictions else (),
-            note=predictions.note if predictions else "",
             listened=speech.listened if speech else None,
             beyond_noise=speech.listening.beyond_noise(speech.listened) if speech else None,
             limits=found.judgement.limits if found.judgement else None,
@@ -354,7 +341,7 @@ def judged(model: Evaluated, gates: Gates, faults: Mapping[Path, str]) -> Evalua
     return replace(model, measurements=msgspec.structs.replace(found, judgement=judgement))
 
 
-def report_of(models: Sequence[Evaluated], command: str) -> EvaluationReport:
+def report_of(models: Sequence[Evaluated]) -> EvaluationReport:
     found = [one.measurements for one in models]
     first = found[0].predictions
     if first is None:
@@ -366,7 +353,6 @@ def report_of(models: Sequence[Evaluated], command: str) -> EvaluationReport:
         notes=() if first.compared.checkpoint else (_UNVERIFIED,),
         # Stored speech has no sound, so what was heard in this run is preferred.
         listening=max(heard, key=lambda one: len(one.sounds), default=None),
-        command=command,
     )
 
 

@@ -6,14 +6,13 @@ folder    which files of earlier runs are kept
 make      one type after the other; the manifest is correct after each
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -38,7 +37,6 @@ from valle_convert.quantize.plan import (
     BundlePlan,
     Fallback,
     describe_fallbacks,
-    fallbacks_of,
     file_name,
     plan_bundles,
 )
@@ -51,8 +49,6 @@ _NAMES = {"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"}
 
 
 class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
-    """The files of one type."""
-
     name: str
     kind: str
     status: str  # "planned" (dry run), "made" or "kept" (by --resume)
@@ -64,12 +60,9 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     imatrix: str | None = None  # the name of the importance matrix, if one was used
     seconds: float = 0.0
     faults: tuple[str, ...] = ()  # how the files differ from their source, in words
-    note: str = ""
 
     @classmethod
-    def planned(cls, plan: BundlePlan) -> MadeFile:
-        """The entry of files before they are made."""
-        n_files = len(plan.paths)
+    def planned(cls, plan: BundlePlan) -> Self:
         return cls(
             name=valid_utf8(plan.path.name),
             kind=plan.kind.name,
@@ -78,7 +71,6 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
             **weights_of(plan.tensors),
             fallbacks=plan.fallbacks,
             imatrix=plan.imatrices[0].name if plan.imatrices else None,
-            note=f"{n_files} files" if n_files > 1 else "",
         )
 
 
@@ -119,8 +111,6 @@ class MakeReport(msgspec.Struct, frozen=True):
                 facts.append(f"{one.kind}: importance matrix {one.imatrix}")
             if one.fallbacks:
                 facts.append(f"{one.kind}: {describe_fallbacks(one.fallbacks)}")
-            if one.note:
-                facts.append(f"{one.kind}: {one.note}")
         return facts
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -162,7 +152,7 @@ def quantize(
     with protected(_inputs_of(path, checkpoint, options)), ExitStack() as held:
         if folder is None:
             check_outputs([out], force=existing.force)
-        scratch = held.enter_context(closing(Scratch(place)))
+        scratch = held.enter_context(Scratch(place))
         source = open_source(path, checkpoint, scratch)
         if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
@@ -250,22 +240,17 @@ def _make_or_keep(
         listed |= {entry.name: entry for entry in entries}
     files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
     tensors = {unit: tuple(files[unit.part].tensors.values()) for unit in plan.units}
+    found = (unit.fallbacks(tensors[one]) for one, unit in plan.units.items())
     made = msgspec.structs.replace(
         MadeFile.planned(plan),
         status="kept" if plan.kept else "made",
         n_bytes=sum(entry.n_bytes for entry in entries),
         **weights_of([tensor for one in tensors.values() for tensor in one]),
+        fallbacks=tuple(chain.from_iterable(found)),
         sha256=entries[0].sha256,
         faults=faults_of(source, files),
         seconds=time.perf_counter() - start,
     )
-    if plan.n_bytes is None:
-        fallbacks = [
-            fallback
-            for unit, one in plan.units.items()
-            for fallback in fallbacks_of((), one.source, plan.kind, one.options, tensors[unit])
-        ]
-        made = msgspec.structs.replace(made, fallbacks=tuple(fallbacks))
     if not plan.kept:
         log.message(
             f"wrote {plan.path}{others}: {made.n_bytes:,} bytes, {made.bits_per_weight:.2f} bits "
@@ -278,7 +263,7 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
     files = [plan for one in plans for plan in one.units.values()]
     names = {name for one in source.units.values() for name in one.header.tensors}
-    fallen = {one.tensor for plan in files for one in plan.fallbacks}
+    fallen = {one.tensor for plan in plans for one in plan.fallbacks}
     types = {(one.name, one.ggml_type.name) for plan in files for one in plan.tensors or ()}
     for given in dict.fromkeys(one for plan in files for one in plan.options.tensor_types):
         matched = {name for name in names if matches(given, name)}
@@ -298,11 +283,11 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
 
 
 def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path) -> None:
-    """Check the space for the outputs and for temporary files."""
     new = [plan for plan in plans if not plan.kept]
-    sizes = [source.n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
+    n_bytes = source.bundle.n_bytes
+    sizes = [n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)
     if not source.is_complete:
-        needed += source.n_bytes
+        needed += n_bytes
     name = f"{source.name} in {len(sizes)} types" if len(sizes) != 1 else "the file"
     check_free_space(folder / name, needed)

@@ -8,14 +8,11 @@ trying mixtures: starting from the smallest type everywhere, the upgrade that sa
 divergence per byte comes first (the lower convex hull of each matrix, merged).
 """
 
-from __future__ import annotations
-
 import heapq
 import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,8 +100,6 @@ class Mixture:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """The result of a scan, and the chosen types, if any."""
-
     source: str
     utterances: str
     sensitivities: tuple[Sensitivity, ...]
@@ -169,7 +164,7 @@ def scan(
     log = log or RunLog()
     kinds = tuple(map(ggml_type, aim.types or SCANNED))
     quantizer = find_quantizer(making.tool)
-    with closing(Scratch(Path(tempfile.gettempdir()))) as scratch:
+    with Scratch(Path(tempfile.gettempdir())) as scratch:
         source = open_source(path, checkpoint, scratch)
         if source.reference is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")

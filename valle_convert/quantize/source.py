@@ -9,14 +9,12 @@ Temporary files are unnamed (`Scratch`), so the system removes them with the pro
 ends.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,25 +45,20 @@ _TYPE_SUFFIX = re.compile(r"[-_.](f16|f32|bf16)$", re.IGNORECASE)
 _SPLIT = "split."
 
 
-class Scratch:
+class Scratch(ExitStack):
     """Unnamed files for the time of a run."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         while not folder.exists():
             folder = folder.parent
         self._folder = folder
-        self._files = ExitStack()
 
     def new(self) -> tuple[BinaryIO, Path]:
         """An empty file, and a path by which this process and its children can open it."""
         with os_faults(f"No file can be made in {self._folder}"):
-            file = self._files.enter_context(
-                tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - the stack closes it
-            )
+            file = self.enter_context(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115
         return file, Path(f"/dev/fd/{file.fileno()}")
-
-    def close(self) -> None:
-        self._files.close()
 
 
 @dataclass(eq=False)
@@ -91,8 +84,6 @@ class Source:
 
 @dataclass(eq=False)
 class SourceBundle:
-    """The files to quantize."""
-
     name: str
     bundle: Bundle  # the files; those of a checkpoint have no names
     units: dict[Unit, Source]  # the files for llama-quantize, by part, the main one first
@@ -100,7 +91,6 @@ class SourceBundle:
     reference: Plan | None = None
     #: Whether the files were made from the reference, not given by the user.
     is_converted_here: bool = False
-    _files: dict[str, BinaryIO] = field(default_factory=dict)
     _is_done: bool = False
 
     @property
@@ -123,10 +113,6 @@ class SourceBundle:
         return not self.is_converted_here or self._is_done
 
     @property
-    def n_bytes(self) -> int:
-        return self.bundle.n_bytes
-
-    @property
     def paths(self) -> tuple[Path, ...]:
         """The given files; none for a checkpoint."""
         return () if self.is_converted_here else self.bundle.paths
@@ -143,9 +129,9 @@ class SourceBundle:
             return
         with os_faults(f"The conversion of {self.name} cannot be written"):
             if self.is_converted_here and self.reference is not None:
-                for part, file in self._files.items():
-                    write_plan_to(self.reference.files[part], file, progress=progress)
-                    file.flush()
+                for part, one in self.bundle.files.items():
+                    with one.path.open("r+b") as file:
+                        write_plan_to(self.reference.files[part], file, progress=progress)
                 # Digests are in the headers now.
                 files = {
                     part: GgufFile(one.path, allow_part=True)
@@ -203,13 +189,12 @@ def reference_of(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
 def convert_in_scratch(conversion: Plan, scratch: Scratch) -> SourceBundle:
     """The headers of a conversion, in files without names; `complete` adds the weights."""
     name = f"{valid_utf8(conversion.checkpoint.title)}.gguf"
-    opened: dict[str, BinaryIO] = {}
     files: dict[str, GgufFile] = {}
     for part, planned in conversion.files.items():
-        opened[part], place = scratch.new()
+        file, place = scratch.new()
         header = header_of(planned)
-        opened[part].write(header)
-        opened[part].truncate(len(header) + planned.data_bytes)  # flushes
+        file.write(header)
+        file.truncate(len(header) + planned.data_bytes)  # flushes
         files[part] = GgufFile(place, allow_part=True)
     bundle = Bundle(conversion.family, files)
     names = {part: path.name for part, path in paths_of(Path(name), files).items()}
@@ -218,7 +203,7 @@ def convert_in_scratch(conversion: Plan, scratch: Scratch) -> SourceBundle:
         source = _unit_source(bundle, unit, scratch)
         source.name = names[unit.part]
         units[unit] = source
-    return SourceBundle(name, bundle, units, conversion, True, opened)
+    return SourceBundle(name, bundle, units, conversion, True)
 
 
 def _unit_source(bundle: Bundle, unit: Unit, scratch: Scratch) -> Source:

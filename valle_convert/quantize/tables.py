@@ -1,7 +1,5 @@
 """The tables of an evaluation's report: columns, their meaning, and the files as rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -12,7 +10,7 @@ from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
-#: By importance: name, key of `_values`, format, meaning. A narrow terminal shows the first ones.
+#: By importance: name, key of `_values`, format, meaning.
 COLUMNS = (
     ("type", "kind", "", "of the file, as llama-quantize spells it"),
     (
@@ -61,8 +59,8 @@ COLUMNS = (
     ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
     ("KL max", "kl_max", ".2e", "divergence of the worst prediction"),
 )
-#: These first columns decide which file to take, and these always fit a terminal.
-_N_ANSWER, _N_LEAST = 6, 3
+#: These first columns decide which file to take.
+_N_ANSWER = 6
 
 
 def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
@@ -94,7 +92,7 @@ def _verdict(row: FileReport) -> str:
         return WRONG
     if row.failures:
         return BEYOND
-    if row.open_questions:
+    if row.open_question:
         return "not measured"
     words = ["right"] if row.verified else []
     words += ["within limits"] if row.limits else []
@@ -109,25 +107,14 @@ def summary(report: EvaluationReport) -> Table:
     ]
 
 
-def fitting(report: EvaluationReport, width: int) -> Table:
-    """The summary's first columns, as many as fit a terminal."""
-    header, rows = summary(report)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    n = len(header)
-    while n > _N_LEAST and sum(widths[:n]) + 2 * (n - 1) > width:
-        n -= 1
-    return header[:n], [row[:n] for row in rows]
-
-
 def answer(report: EvaluationReport) -> Table:
-    """The columns that decide which file to take."""
+    """The columns that decide which file to take; they fit a terminal."""
     header, rows = summary(report)
     n = sum(column[0] in header for column in COLUMNS[:_N_ANSWER])
     return header[:n], [row[:n] for row in rows]
 
 
 def details(report: EvaluationReport) -> Table:
-    """The other columns of the summary."""
     (header, rows), n = summary(report), len(answer(report)[0])
     return header[:1] + header[n:], [row[:1] + row[n:] for row in rows]
 

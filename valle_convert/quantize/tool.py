@@ -5,8 +5,6 @@ know which one runs. The library runs in a child too, since a llama.cpp that was
 CPU kills its process. The child ends with this process, even if that is killed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import io

@@ -9,8 +9,6 @@ this type; the first match wins. A file of them, separated by white space, is it
 `--tensor-type-file`.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ The options are those that this project uses: --dry-run, --allow-requantize, --p
 --tensor-type, --imatrix. The log goes to stderr, in llama.cpp's words.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

@@ -16,8 +16,7 @@ from pathlib import Path
 from valle_convert.audio import SavedCodes, read_codes, write_codes
 from valle_convert.audio.files import decode_audio
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.files import read_json_object, read_small_file
-from valle_convert.files.digests import sha256_of
+from valle_convert.files import read_json_object, read_small_file, sha256_of
 from valle_convert.model.spec import CodeFormat
 from valle_convert.serve.refusal import Refusal, bad_value
 from valle_convert.speech.speaker import AnySpeaker

@@ -5,8 +5,6 @@
 * tensors: every value compared with the source's.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict

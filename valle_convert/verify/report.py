@@ -1,7 +1,5 @@
 """The report of a verification: what was checked, found and allowed, as Markdown and JSON."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`verify`: open both sides, run the requested levels, and collect one report."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -144,8 +142,6 @@ def main_type(bundle: Bundle) -> str:
 
 @dataclass
 class _Run:
-    """Runs every level except `structure`."""
-
     plan: Plan
     bundle: Bundle
     n_texts: int
@@ -184,12 +180,12 @@ class _Run:
         return [_check_tokenizer(report)]
 
     def logits(self) -> list[Check]:
-        from valle_convert.verify.logits import Yardstick, check_logits, n_passes
+        from valle_convert.verify.logits import N_NETWORKS, Yardstick, cases_of, check_logits
         from valle_convert.verify.trace import trace
 
         plan, bundle, seed, opened = self.plan, self.bundle, self.seed, self._open_adapters()
         is_rounded = self._is_rounded()
-        total = n_passes(plan, is_rounded=is_rounded)
+        total = (N_NETWORKS - is_rounded) * len(cases_of(plan, plan.model))
         with self.progress("comparing logits", total, "passes") as advance:
             try:
                 yardstick = Yardstick(
@@ -228,9 +224,13 @@ class _Run:
         return network
 
     def _is_rounded(self) -> bool:
-        """Whether the files are known to hold the checkpoint's weights, exactly rounded."""
+        """Whether the files are known to hold the checkpoint's weights, exactly rounded.
+
+        Folded values are never known: they are computed again from the checkpoint.
+        """
         right = {level.name for level in self.done if level.passed}
-        return right >= {"structure", "tensors"} and all(
+        is_right = right >= {"structure", "tensors"} and not self.plan.family.folds
+        return is_right and all(
             kind in PLAIN_DTYPES
             for _, planned, file in pairs_of(self.plan, self.bundle)
             for kind in rounded_types(planned, file).values()

@@ -1,7 +1,5 @@
 """Does the file describe itself as the checkpoint does, and does llama.cpp agree?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -56,7 +54,6 @@ QUANTIZE_PREFIX = "valle.quantize."
 
 
 def check_structure(plan: Plan, bundle: Bundle, with_llama: bool) -> Iterator[Check]:
-    """Keys, tensors, provenance, and llama.cpp's own counts."""
     yield _check_model(plan, bundle)
     if list(plan.files) != list(bundle.files):
         words = f"{plural(len(bundle.files), 'file')}, expected {len(plan.files)}"

@@ -5,14 +5,12 @@ must hold exactly the rounded weight, bit for bit. A quantized type must keep it
 bound of its blocks and its noise below the signal.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +70,7 @@ class _Tally:
         self.max_error = max(self.max_error, float(error.max()))
         self.n_weights += weights.size
 
-    def merge(self, other: _Tally) -> None:
+    def merge(self, other: Self) -> None:
         if not other.max_relative <= self.max_relative:
             self.max_relative, self.where = other.max_relative, other.where
         self.max_error = max(self.max_error, other.max_error)

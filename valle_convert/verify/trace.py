@@ -5,8 +5,6 @@ pass, and each part of a layer. The references give the same, and `References.ju
 limits, as for logits.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +21,7 @@ from valle_convert.llama.context import FloatArray
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.network.arithmetic import INPUTS
 from valle_convert.network.protocol import OnLlama
-from valle_convert.verify.logits import LENGTH, Judged, reference_numbers
+from valle_convert.verify.logits import Deviation, cases_of, reference_numbers
 from valle_convert.verify.report import Check
 from valle_convert.wording import plural
 
@@ -71,7 +69,7 @@ _INPUTS_OF = {
 #: A part of a network, a layer and a part of it; -1 is the layer of the inputs.
 _Place = tuple[str, int, str]
 #: All parts of a layer, by its number.
-_PartsOf = Callable[[int], Mapping[_Place, Judged]]
+_PartsOf = Callable[[int], Mapping[_Place, Deviation]]
 
 
 class _Recorder:
@@ -124,7 +122,7 @@ def trace(
 
     def judged(
         wanted: Callable[[int, str], bool], chosen: Sequence[Case[Any]]
-    ) -> dict[str, dict[_Place, Judged]]:
+    ) -> dict[str, dict[_Place, Deviation]]:
         """Every place that llama.cpp gives in each case, in the order of the network."""
 
         def run(reference: Any) -> dict[tuple[str, _Place], FloatArray]:  # noqa: ANN401
@@ -137,7 +135,7 @@ def trace(
             return kept
 
         numbers = reference_numbers(plan, bundle, adapters, run)
-        found: dict[str, dict[_Place, Judged]] = {}
+        found: dict[str, dict[_Place, Deviation]] = {}
         for case in chosen:
             states = _on_llama(network, of_file[case.name], wanted)
             found[case.name] = {
@@ -146,7 +144,7 @@ def trace(
             advance(1)
         return found
 
-    def parts_of(case: Case[Any], layer: int) -> Mapping[_Place, Judged]:
+    def parts_of(case: Case[Any], layer: int) -> Mapping[_Place, Deviation]:
         return judged(lambda i, _: i == layer, [case])[case.name]
 
     streams = judged(lambda _, name: name in (INPUTS, _OUTPUT), cases)
@@ -162,8 +160,7 @@ def traced_cases(
     only: Collection[str] | None = None,
 ) -> Iterator[Case[Any]]:
     """The cases of one example that are compared."""
-    (example,) = plan.family.trials.utterances(plan.model, 1, seed=seed, length=LENGTH)
-    for case in plan.family.trials.cases(model, example):
+    for case in cases_of(plan, model, seed):
         if case.name in only if only is not None else not case.repeats:
             yield case
 
@@ -197,7 +194,7 @@ def _on_llama(
     return kept
 
 
-def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Check:
+def _check(name: str, judged: Mapping[_Place, Deviation], parts_of: _PartsOf) -> Check:
     n_layers = plural(len(judged) - 1, "layer")
     off = [place for place, one in judged.items() if not one.passed]
     if off:
@@ -214,15 +211,15 @@ def _check(name: str, judged: Mapping[_Place, Judged], parts_of: _PartsOf) -> Ch
         f"trace {name}",
         passed=not off,
         summary=f"{words} {where}: {one.words}",
-        values={"layer": layer, "part": what, "nmse_to_checkpoint": one.cost},
+        values={"layer": layer, "part": what, "nmse_to_checkpoint": one.nmse_to_checkpoint},
         limit=one.limit,
         badness=one.badness,
     )
 
 
 def _first_off(
-    place: _Place, judged: Mapping[_Place, Judged], parts_of: _PartsOf
-) -> tuple[_Place, Mapping[_Place, Judged]]:
+    place: _Place, judged: Mapping[_Place, Deviation], parts_of: _PartsOf
+) -> tuple[_Place, Mapping[_Place, Deviation]]:
     """The first part that is off, up to the first residual stream that is."""
     for layer in range(place[1], -1, -1):
         found = parts_of(layer)

@@ -4,8 +4,6 @@
 against their manifest.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time
@@ -67,7 +65,15 @@ def _check_digests(file: GgufFile, progress: Progress) -> tuple[tuple[Check, ...
         return (), _NO_DIGESTS
     if file.keys.get(DIGEST_TYPE_KEY) != file.keys.get(FILE_TYPE_KEY):
         return (), _QUANTIZED_SINCE
-    return (_check_data(file, progress), _check_header(file)), None
+    data = hashlib.sha256()
+    with file.path.open("rb") as opened, progress("reading", file.data_bytes, "B") as advance:
+        header = opened.read(file.data_start)
+        while piece := opened.read(_PIECE):
+            data.update(piece)
+            advance(len(piece))
+    found = data.hexdigest(), header_digest(header, file.keys)
+    names = ("data", "header")
+    return tuple(map(_compared, names, map(str, stored), found)), None
 
 
 def origin_of(file: GgufFile) -> str:
@@ -78,22 +84,6 @@ def origin_of(file: GgufFile) -> str:
     lora = file.keys.get(SOURCE_LORA_KEY)
     merged = f", with the LoRA {lora} merged" if lora else ""
     return f"made from {file.keys.get('valle.source.name')} with sha256 {said}{merged}"
-
-
-def _check_data(file: GgufFile, progress: Progress) -> Check:
-    digest = hashlib.sha256()
-    with file.path.open("rb") as opened, progress("reading", file.data_bytes, "B") as advance:
-        opened.seek(file.data_start)
-        while piece := opened.read(_PIECE):
-            digest.update(piece)
-            advance(len(piece))
-    return _compared("data", str(file.keys[DATA_DIGEST_KEY]), digest.hexdigest())
-
-
-def _check_header(file: GgufFile) -> Check:
-    with file.path.open("rb") as opened:
-        header = opened.read(file.data_start)
-    return _compared("header", str(file.keys[HEADER_DIGEST_KEY]), header_digest(header, file.keys))
 
 
 def _compared(name: str, stored: str, found: str) -> Check:

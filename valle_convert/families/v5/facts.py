@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import UnsupportedModelError
 from valle_convert.families.gemma import PART
-from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BiasBlock,
+    Collector,
     Contents,
     Description,
     Dropped,
     RowBlocks,
     blocks_of,
+    count_numbered,
     source_shapes,
 )
 from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig, RowMap

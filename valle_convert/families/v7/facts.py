@@ -19,15 +19,16 @@ import numpy as np
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.families.gemma import PART
-from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
     BiasBlock,
+    Collector,
     ComputedTensors,
     Contents,
     Description,
     RowBlocks,
     blocks_of,
+    count_numbered,
     source_shapes,
 )
 from valle_convert.model.spec import GemmaConfig, GemmaModel, RowMap

@@ -29,9 +29,9 @@ from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.relatives import refuse_relatives
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, VALLEX_SYMBOLS
-from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
+    Collector,
     ComputedTensors,
     Contents,
     Description,
@@ -39,6 +39,7 @@ from valle_convert.model.description import (
     Recovered,
     RowBlock,
     RowBlocks,
+    count_numbered,
 )
 from valle_convert.model.spec import Codec, Head, RowMap, choose_codec, names_in_order
 
