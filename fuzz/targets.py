@@ -52,7 +52,7 @@ from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families import family_of
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
-from valle_convert.families.v5.adapter import AdapterBase, open_adapter
+from valle_convert.families.v5.adapter import Adapter, AdapterBase
 from valle_convert.families.v5.files import read_model
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.families.vallex.voice import read_vallex_voice
@@ -808,7 +808,7 @@ def _read_old(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
+    Adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
 
 
 # ------------------------------------------------------------------------ folders, reports

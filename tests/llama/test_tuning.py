@@ -12,7 +12,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.llama.context import LlamaModel, Settings, Tune
 from valle_convert.llama.library import load_library
-from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
 from valle_convert.llama.tuning import (
     Fastest,
     FileFacts,
@@ -33,7 +33,7 @@ QUIET, BUSY = 10.0, -10.0
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tuning") / "tiny.gguf"
-    write_gemma(path, SHAPE, random_weights(SHAPE, seed=0))
+    write_gemma(path, SHAPE, random_gemma(SHAPE, seed=0))
     return path
 
 

@@ -29,7 +29,7 @@ from valle_convert.files import check_input_file, describe_os_error
 from valle_convert.llama.context import EXACT, Context, FloatArray, LlamaModel, Settings
 from valle_convert.llama.library import INSTALL_TESTED, load_library
 from valle_convert.llama.session import CONTRAST, SAME_NMSE, Session
-from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
+from valle_convert.llama.tiny import MPT_WIDTH, random_mpt, write_mpt
 from valle_convert.metrics import nmse
 
 #: Cells of a sequence to allocate at once: 1,024 of 12 x 1024 in f32 take 100 MB.

@@ -83,12 +83,12 @@ class VersionFive(GemmaFamily[Model, "Network"]):
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
     ) -> Sequence[Any]:
-        from valle_convert.families.v5.adapter import AdapterBase, open_adapter
+        from valle_convert.families.v5.adapter import Adapter, AdapterBase
 
         if not adapters:
             return []
         fits = AdapterBase.of(base)
-        return [open_adapter(one, fits) for one in adapters]
+        return [Adapter(one, fits) for one in adapters]
 
     def speaker_on(
         self, network: Network, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
