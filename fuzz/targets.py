@@ -66,7 +66,7 @@ from valle_convert.inspect import inspect_file
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.model.spec import Model
-from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.tuned import read_probe_rows
 from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
 from valle_convert.quantize.limits import read_earlier
 from valle_convert.quantize.manifest import check_manifest

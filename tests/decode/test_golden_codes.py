@@ -8,8 +8,7 @@ from valle_convert.decode.ar import decode_ar
 from valle_convert.decode.length import decode_length
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 
 pytestmark = [
     pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True),

@@ -11,8 +11,7 @@ from support import after, rng
 from vallex_golden import decode_vallex
 
 from valle_convert.decode.batch import Element
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
 from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,

@@ -22,8 +22,7 @@ from valle_convert.llama.tuning import (
     kept_settings,
     tuned_settings,
 )
-from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.tuned import Tuned, rounding_of, tuned_for
+from valle_convert.network.tuned import Tuned, read_probe_rows, rounding_of, tuned_for
 
 SHAPE = GemmaShape(n_embd=64, n_head=4, n_head_kv=4, n_layer=2, n_ff=96, n_vocab=80)
 EXACT, REPACKED, F16 = Settings(), Settings(repack=False), Settings("f16")

@@ -12,7 +12,7 @@ from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.speech import VersionFiveSpeaker

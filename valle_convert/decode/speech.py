@@ -14,11 +14,10 @@ import numpy as np
 
 from valle_convert.decode.ar import append_codes, ar_steps
 from valle_convert.decode.batch import Steps, alone
-from valle_convert.decode.control import UNWATCHED, Callbacks, End
 from valle_convert.decode.length import decode_length, frames_for, most_frames
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions, Mode, ModeChoice
+from valle_convert.decode.options import UNWATCHED, Callbacks, DecodeOptions, End, Mode, ModeChoice
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model

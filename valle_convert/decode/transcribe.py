@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
-from valle_convert.decode.control import UNWATCHED, Callbacks, End
+from valle_convert.decode.options import UNWATCHED, Callbacks, End
 from valle_convert.model.inputs import transcript_segments
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
 from valle_convert.network.protocol import Network

@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from valle_convert.decode.control import ShouldStop
+from valle_convert.decode.options import ShouldStop
 from valle_convert.families.bundle import Bundle
 from valle_convert.serve.gate import Access, Gate
 from valle_convert.serve.metrics import Metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 
-from valle_convert.decode.control import ShouldStop
+from valle_convert.decode.options import ShouldStop
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
 from valle_convert.serve.metrics import Metrics

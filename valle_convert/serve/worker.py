@@ -16,7 +16,7 @@ from threading import Condition, Thread
 from typing import Any, Generic, TypeVar
 
 from valle_convert.closing import Closing
-from valle_convert.decode.control import ShouldStop
+from valle_convert.decode.options import ShouldStop
 from valle_convert.serve.refusal import RETRY_AFTER, Refusal
 from valle_convert.speech.speaker import AnySpeaker
 

@@ -28,7 +28,7 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.closing import Closing
 from valle_convert.decode.batch import Append, Batch, Decoding, Steps
-from valle_convert.decode.control import Callbacks
+from valle_convert.decode.options import Callbacks
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes

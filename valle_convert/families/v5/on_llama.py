@@ -21,9 +21,8 @@ from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.spec import Head, Model, level_of_head
-from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import Network, OnLlama
-from valle_convert.network.tuned import head_rows, tuned_for
+from valle_convert.network.tuned import head_rows, read_probe_rows, tuned_for
 
 
 class GgufNetwork(OnLlama, Network):

@@ -19,8 +19,7 @@ from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode.ar import append_codes, decode_ar
 from valle_convert.decode.batch import Element
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import random_speech
 from valle_convert.model.inputs import (

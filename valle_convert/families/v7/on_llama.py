@@ -26,9 +26,8 @@ from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.trainer import OUTPUT_NORM
-from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import OnLlama
-from valle_convert.network.tuned import tuned_for
+from valle_convert.network.tuned import read_probe_rows, tuned_for
 
 #: Of every LayerNorm; PyTorch's default, which is in no config of these checkpoints.
 _NORM_EPSILON = 1e-5

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork

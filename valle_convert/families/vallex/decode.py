@@ -16,10 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element, Steps, alone
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End
 from valle_convert.decode.nar import decode_levels_above
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered
+from valle_convert.decode.options import (
+    UNWATCHED,
+    Callbacks,
+    Decoded,
+    DecodeOptions,
+    End,
+    SamplingOptions,
+)
+from valle_convert.decode.sampling import Logits, draw, filtered
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes

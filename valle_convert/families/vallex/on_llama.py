@@ -22,9 +22,8 @@ from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
-from valle_convert.network.probe import read_probe_rows
 from valle_convert.network.protocol import OnLlama
-from valle_convert.network.tuned import head_rows, tuned_for
+from valle_convert.network.tuned import head_rows, read_probe_rows, tuned_for
 
 #: The bits are the same, measured on f32, f16 and Q8_0, except for how threads share the work.
 _SAME_NMSE = 1e-9

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows, VallexText
