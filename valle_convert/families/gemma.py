@@ -28,9 +28,11 @@ from valle_convert.gguf_file.loadable import dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
-from valle_convert.model.description import Contents, Description
+from valle_convert.model.collector import Collector
+from valle_convert.model.description import Contents, Description, Dropped, source_shapes
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
+from valle_convert.model.trainer import DROPPED, ConfigReader, unread_notes
 from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 
@@ -115,6 +117,34 @@ class GemmaFamily(Family[G, N]):
             "tones": list(model.tones),
         }
         return sizes, behaviour
+
+
+def described(
+    checkpoint: Checkpoint,
+    reader: ConfigReader,
+    collector: Collector,
+    model: G,
+    contents: Mapping[str, Contents],
+    notes: Iterable[str],
+    dropped: Iterable[Dropped] = (),
+) -> Description[G]:
+    """A description, if the checkpoint has the tensors that `contents` needs and no others."""
+    for one in contents.values():
+        for source, shape in source_shapes(one, model.config.n_embd).items():
+            collector.take(source, shape)
+    others = collector.finish(
+        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
+        "Give the config that belongs to these weights with --config.",
+        DROPPED,
+    )
+    return Description(
+        model,
+        checkpoint.tensors,
+        contents,
+        (*dropped, *others),
+        (*notes, *unread_notes(checkpoint.config)),
+        tuple(reader.assumed),
+    )
 
 
 def n_token_rows(file: GgufFile) -> int:

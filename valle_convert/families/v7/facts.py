@@ -18,7 +18,7 @@ import numpy as np
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
-from valle_convert.families.gemma import PART
+from valle_convert.families.gemma import PART, described
 from valle_convert.model.collector import Collector, count_numbered
 from valle_convert.model.description import (
     BackboneTensor,
@@ -28,17 +28,14 @@ from valle_convert.model.description import (
     Description,
     RowBlocks,
     blocks_of,
-    source_shapes,
 )
 from valle_convert.model.spec import GemmaConfig, GemmaModel, RowMap
 from valle_convert.model.trainer import (
-    DROPPED,
     OUTPUT_NORM,
     ConfigReader,
     backbone_tensors,
     gemma_config,
     names_of_rows,
-    unread_notes,
 )
 
 #: The part beside the backbone.
@@ -217,30 +214,15 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         **names_of_rows(checkpoint),
         audio=RowMap(audio.tables, audio.heads),
     )
-    contents = contents_of(model)
-    for one in contents.values():
-        for source, shape in source_shapes(one, config.n_embd).items():
-            collector.take(source, shape)
-    tensors = ComputedTensors(checkpoint.tensors)
-    if config.level_norm:
-        d = config.n_embd
-        spec = TensorSpec("no last norm", FLOAT32, "", (d,))
-        ones = BackboneTensor(tensors.add(spec, lambda: np.ones(d, np.float32)), OUTPUT_NORM, (d,))
-        main = contents[PART]
-        contents[PART] = replace(main, backbone=(*main.backbone, ones))
-    dropped = collector.finish(
-        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
-        "Give the config that belongs to these weights with --config.",
-        DROPPED,
-    )
-    return Description(
-        model,
-        tensors,
-        contents,
-        tuple(dropped),
-        (*notes, *unread_notes(checkpoint.config)),
-        tuple(reader.assumed),
-    )
+    description = described(checkpoint, reader, collector, model, contents_of(model), notes)
+    if not config.level_norm:
+        return description
+    d, tensors = config.n_embd, ComputedTensors(checkpoint.tensors)
+    spec = TensorSpec("no last norm", FLOAT32, "", (d,))
+    ones = BackboneTensor(tensors.add(spec, lambda: np.ones(d, np.float32)), OUTPUT_NORM, (d,))
+    main = description.contents[PART]
+    contents = {**description.contents, PART: replace(main, backbone=(*main.backbone, ones))}
+    return replace(description, tensors=tensors, contents=contents)
 
 
 def _check_switches(
