@@ -21,7 +21,6 @@ from valle_convert.encodec.architecture import (
     Lstm,
     ResidualBlock,
     TransposedConvolution,
-    check_computable,
     codebook_name,
     decoder_layers,
     encoder_layers,
@@ -30,8 +29,6 @@ from valle_convert.encodec.weights import EncodecWeights
 
 if TYPE_CHECKING:
     import torch
-
-Advance = Callable[[int], object]
 
 #: Frames per chunk: one second, for which the widest layers take 3 MB. Five seconds are not faster,
 #: and encoding and decoding four minutes takes 659 MiB instead of 464 (published model).
@@ -43,36 +40,24 @@ _Step = Callable[["torch.Tensor", bool], "torch.Tensor"]
 
 class EncodecEncoder:
     def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
-        check_computable(codec.spec, codec.source)
         self._spec = codec.spec
         self._stack = _Stack(codec, "encoder", encoder_layers(codec.spec))
         self._codebooks = _codebooks(codec, n_levels)
         # |e|^2 of every code, once.
         self._norms = [book.T.pow(2).sum(0, keepdim=True) for book in self._codebooks]
 
-    def encode(
-        self, samples: NDArray[np.float32], advance: Advance = lambda _n: None
-    ) -> NDArray[np.int32]:
-        """Samples [n] at the codec's rate to codes [frames, levels]; n / 320 frames, rounded up.
-
-        `advance` is called after every chunk with its number of samples.
-        """
-        codes = [np.zeros((0, len(self._codebooks)), np.int32)]
-        codes += [self._quantize(frames).numpy() for frames in self._frames(samples, advance)]
-        return np.concatenate(codes)
-
-    def _frames(self, samples: NDArray[np.float32], advance: Advance) -> Iterator[torch.Tensor]:
-        """Frames [n, width], chunk by chunk."""
+    def encode(self, samples: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Samples [n] at the codec's rate to codes [frames, levels]; n / 320 frames, rounded up."""
         import torch
 
-        steps = self._stack.steps()
-        length = self._stack.chunk * self._spec.hop_length
-        for start, is_last in _chunks(len(samples), length):
-            part = np.array(samples[start : start + length], np.float32)
-            with torch.inference_mode():
+        steps, length = self._stack.steps(), self._stack.chunk * self._spec.hop_length
+        codes = [np.zeros((0, len(self._codebooks)), np.int32)]
+        with torch.inference_mode():
+            for start, is_last in _chunks(len(samples), length):
+                part = np.array(samples[start : start + length], np.float32)
                 frames = _run(steps, torch.from_numpy(part)[None, None], is_last)[0].T
-            yield frames
-            advance(len(part))
+                codes.append(self._quantize(frames).numpy())
+        return np.concatenate(codes)
 
     def _quantize(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames [n, width] to codes [n, levels]; every level encodes the residual."""
@@ -90,31 +75,22 @@ class EncodecEncoder:
 
 class EncodecDecoder:
     def __init__(self, codec: EncodecWeights, n_levels: int) -> None:
-        check_computable(codec.spec, codec.source)
         self._spec = codec.spec
         self._stack = _Stack(codec, "decoder", decoder_layers(codec.spec))
         self._codebooks = _codebooks(codec, n_levels)
 
-    def decode(
-        self, codes: NDArray[np.integer], advance: Advance = lambda _n: None
-    ) -> NDArray[np.float32]:
-        """Codes [frames, levels or fewer] to samples [frames * 320].
-
-        `advance` is called after every chunk with its number of frames.
-        """
+    def decode(self, codes: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Codes [frames, levels or fewer] to samples [frames * 320]."""
         import torch
 
-        steps = self._stack.steps()
-        length = self._stack.chunk
+        steps, length, at = self._stack.steps(), self._stack.chunk, 0
         samples = np.zeros(len(codes) * self._spec.hop_length, np.float32)
-        at = 0
         with torch.inference_mode():
             for start, is_last in _chunks(len(codes), length):
                 part = codes[start : start + length]
                 audio = _run(steps, self._look_up(part), is_last)[0, 0]
                 samples[at : at + len(audio)] = audio.numpy()
                 at += len(audio)
-                advance(len(part))
         return samples
 
     def _look_up(self, codes: NDArray[np.integer]) -> torch.Tensor:

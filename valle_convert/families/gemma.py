@@ -196,11 +196,28 @@ def random_speech(
     model: GemmaModel[Any], i: int, draw: np.random.Generator, length: float = 1.0
 ) -> tuple[Condition, NDArray[np.int64]]:
     """Random phonemes, a prompt and a response [frames, levels]; the i-th is longer than others."""
+    a, b, c = (round(length * n) for n in (32 + 3 * i, 48 + 5 * i, 60 + 7 * i))
+    return _speech(model, a, b, c, draw, i % max(1, len(model.languages)))
+
+
+def everyday_speech(model: GemmaModel[Any]) -> tuple[Condition, NDArray[np.int64]]:
+    """The same for a request of everyday size: four seconds after three seconds of voice."""
+    rate = round(model.codec.frame_rate or 75)  # EnCodec's
+    return _speech(model, 60, 3 * rate, 4 * rate, np.random.default_rng(0))
+
+
+def _speech(
+    model: GemmaModel[Any],
+    n_inner: int,
+    n_prompt: int,
+    n_response: int,
+    draw: np.random.Generator,
+    language: int = 0,
+) -> tuple[Condition, NDArray[np.int64]]:
     n_phonemes, config = model.table("phonemes").n_rows, model.config
-    n_inner, *n_frames = (round(length * n) for n in (32 + 3 * i, 48 + 5 * i, 60 + 7 * i))
     inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
     prompt, response = (
-        draw.integers(0, config.codebook_size, (n, config.n_levels)) for n in n_frames
+        draw.integers(0, config.codebook_size, (n, config.n_levels)) for n in (n_prompt, n_response)
     )
     phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
-    return Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))), response
+    return Condition.of(model, phonemes, prompt, language), response
