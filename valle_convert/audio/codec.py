@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from valle_convert.audio.codes import check_format
 from valle_convert.audio.files import Audio
 from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
-from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.wording import plural
+
+if TYPE_CHECKING:
+    from valle_convert.encodec.streaming import EncodecEncoder
 
 #: EnCodec's name in converted files.
 ENCODEC_NAME = "encodec-24khz"
@@ -146,6 +148,8 @@ class EncodecCodec:
     def __init__(
         self, source: str | Path | EncodecWeights = ENCODEC_24KHZ, *, n_levels: int = 8
     ) -> None:
+        from valle_convert.encodec.streaming import EncodecDecoder
+
         weights = source if isinstance(source, EncodecWeights) else open_encodec(source)
         spec = weights.spec
         check_computable(spec, weights.source)
@@ -163,6 +167,8 @@ class EncodecCodec:
 
     @cached_property
     def _encoder(self) -> EncodecEncoder:
+        from valle_convert.encodec.streaming import EncodecEncoder
+
         return EncodecEncoder(self.weights, self.n_levels)
 
     def encode(self, audio: Audio) -> Codes:

@@ -2,7 +2,7 @@
 
 `architecture` has the layers and tensors, `weights` an opened codec whose tensors are read on
 demand, `sources` opens folders and files, `cpp_file` is the file of encodec.cpp, `gguf_codec` the
-GGUF file, `streaming` the network. torch is imported where it is used.
+GGUF file, `streaming` the network, with torch.
 """
 
 from valle_convert.encodec.architecture import EncodecSpec
