@@ -91,11 +91,6 @@ def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCod
         source: as `encodec.open_encodec`, or a file of a registered codec; None for the published
             24 kHz EnCodec from the hub.
         config: of the model; None for whatever codec it is, with the levels of published models.
-
-    Raises:
-        InputError: this program has no such codec as the model's; or as `EncodecCodec` and
-            `check_codec_fits`.
-        EnvironmentFault: as `EncodecCodec`.
     """
     for recognises, opens in _registered.values():
         if source is not None and recognises(source):

@@ -96,13 +96,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
 def decode_audio(
     raw: BinaryIO, name: str, sample_rate: int, *, max_seconds: float | None = None
 ) -> Audio:
-    """Read an open file, or bytes in memory, as `read_audio` does; messages call it `name`.
-
-    Raises:
-        InputError: it is not audio, is empty, has samples that are not finite, or its channels
-            cancel each other out.
-        EnvironmentFault: soundfile or soxr is not installed.
-    """
+    """Read an open file, or bytes in memory, as `read_audio` does; messages call it `name`."""
     sound = require("soundfile", "Reading audio files")
     soxr = require("soxr", "Resampling audio")
     shell_name = shlex.quote(Path(name).name)

@@ -35,18 +35,7 @@ Detokenize = Callable[[Sequence[int]], str]
 
 
 class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
-    """A speaker for a model that reads phonemes. Close it, or use it as a context manager.
-
-    Args:
-        model: the model.
-        append: grows sequences of the network.
-        tokenize: turns phonemes into ids.
-        codec: converts between audio and codes; None works with codes only.
-        opened: resources to close with the speaker.
-
-    Raises:
-        InputError: the codec does not fit the model.
-    """
+    """A speaker for a model that reads phonemes. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -147,12 +136,7 @@ def prefix_of(
 
 
 def phoneme_tokenizer(file: GgufFile, opened: ExitStack) -> tuple[Tokenize, Detokenize]:
-    """llama.cpp's tokenizer of a converted file, with the ids that the network was trained on.
-
-    Args:
-        file: the file with the vocabulary.
-        opened: closes the tokenizer.
-    """
+    """llama.cpp's tokenizer of a converted file, with the ids that the network was trained on."""
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
     true_ids: Sequence[int] = file.keys[TRUE_IDS_KEY]
