@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
-from valle_convert.decode.options import UNWATCHED, Callbacks, End
+from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, End
 from valle_convert.model.inputs import transcript_segments
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Codes
 from valle_convert.network.protocol import Network
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """Phoneme ids without the marks around them, and how it ended."""
-
-    phonemes: tuple[int, ...]
-    end: End
 
 
 def decode_transcript(
@@ -28,8 +18,8 @@ def decode_transcript(
     max_phonemes: int,
     *,
     watch: Callbacks = UNWATCHED,
-) -> Transcript:
-    """The phonemes of some speech."""
+) -> Decoded:
+    """The ids of the phonemes of some speech, without the marks around them."""
     start = np.array([BOS_PHONEME])
     segments = transcript_segments(network.model, speech, start, language)
     phonemes: list[int] = []
@@ -49,4 +39,4 @@ def decode_transcript(
                 break
             phonemes.append(phoneme)
             advance(1)
-    return Transcript(tuple(phonemes), end)
+    return Decoded(np.array(phonemes, np.int32), end)

@@ -243,8 +243,8 @@ class ListeningTest:
                     np.asarray(sentence.codes, np.int32),
                     sentence.condition.language,
                     2 * len(true) + 10,
-                ).phonemes
-                edits.append((edit_distance(heard, true), len(true)))
+                ).codes
+                edits.append((edit_distance(heard.tolist(), true), len(true)))
             advance(1)
         for head, counted in nats.items():
             yield (NLL.name, head), _tally(counted)

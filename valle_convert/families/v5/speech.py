@@ -142,9 +142,10 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             max_phonemes,
             watch=watch,
         )
+        ids = tuple(transcript.codes.tolist())
         return Heard(
-            phonemes="" if self._detokenize is None else self._detokenize(transcript.phonemes),
-            ids=transcript.phonemes,
+            phonemes="" if self._detokenize is None else self._detokenize(ids),
+            ids=ids,
             language=spoken,
             end=transcript.end,
             notices=notices,
