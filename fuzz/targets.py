@@ -41,7 +41,7 @@ from valle_convert.audio.files import read_audio
 from valle_convert.audio.recorded import read_list
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.containers import read_container
-from valle_convert.checkpoint.folder import DiskTree
+from valle_convert.checkpoint.folder import Tree
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
@@ -383,7 +383,7 @@ def _make_legacy(rng: Random) -> Files:
 
 def _read_legacy(folder: Path) -> None:
     path = folder / "x.th"
-    source = read_container(path, DiskTree(), path).tensors
+    source = read_container(path, Tree(), path).tensors
     for name in source.specs:
         if source.specs[name].dtype is not None:
             source.read(name)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from valle_convert.checkpoint.containers import read_container
-from valle_convert.checkpoint.folder import HUB_PREFIX, DiskTree, Tree
+from valle_convert.checkpoint.folder import HUB_PREFIX, Tree
 from valle_convert.checkpoint.hub import HubTree, parse_location
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.encodec.architecture import (
@@ -90,7 +90,7 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     path = Path(source)
     found = stat_of(path, f"The codec {path}")
     if found is not None and stat.S_ISDIR(found.st_mode):
-        return _open_folder(DiskTree(), path, str(source))
+        return _open_folder(Tree(), path, str(source))
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
@@ -141,7 +141,7 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
     """Open Meta's `encodec_24khz-*.th`, a bare state dict."""
-    tensors = read_container(path, DiskTree(), path).tensors
+    tensors = read_container(path, Tree(), path).tensors
     if any("quantizer.quantizers." in name for name in tensors.specs):
         raise InputError(
             f"The codec {path} is the Descript Audio Codec, expected EnCodec. {_ELSEWHERE}"

@@ -31,7 +31,7 @@ from valle_convert.checkpoint.exported import (
     is_named,
     rows_of_export,
 )
-from valle_convert.checkpoint.folder import DiskTree, found_file
+from valle_convert.checkpoint.folder import Tree, found_file
 from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
@@ -96,7 +96,7 @@ def read_old(
             f"{file.keys.get('general.architecture')!r:.40}, expected 'llama' with tokens."
         )
     sizes = _Sizes(file)
-    given = Config({}, "") if config is None else load_config(config, found_file(DiskTree(), path))
+    given = Config({}, "") if config is None else load_config(config, found_file(Tree(), path))
     export = _OldTensors(file, sizes)
     n_rows = export.specs[EMBEDDINGS].shape[0] if EMBEDDINGS in export.specs else 0
     rows = rows_of_export(names, n_rows, given.keys, str(path))
