@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel
 
-from valle_convert.encodec import open_encodec, write_cpp_file
-from valle_convert.encodec.cpp_file import CppHeader, plan_cpp_file, read_cpp_layout
+from valle_convert.encodec.cpp_file import CppHeader, plan_cpp_file, read_cpp_layout, write_cpp_file
+from valle_convert.encodec.sources import open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.errors import InputError
 from valle_convert.metrics import nmse

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from valle_convert.audio.codes import check_format
 from valle_convert.audio.files import Audio
-from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
@@ -147,7 +146,6 @@ class EncodecCodec:
 
         weights = source if isinstance(source, EncodecWeights) else open_encodec(source)
         spec = weights.spec
-        check_computable(spec, weights.source)
         if not 1 <= n_levels <= spec.n_codebooks:
             raise InputError(
                 f"The codec {weights.source} has {spec.n_codebooks} levels, expected at least "

@@ -77,17 +77,14 @@ def _parse(path: Path, tree: Tree, place: PurePath) -> Container:
     if len(head) > 8 and head[8:9] == b"{":
         _refuse_shard(tree, place)
         file = SafetensorsFile(path)
-        named = _misnamed(place, TORCH_SUFFIXES, "a safetensors file")
-        return Container("safetensors", file, _metadata(path, file.metadata), notes=named)
+        return Container("safetensors", file, _metadata(path, file.metadata))
     # Imports 15 ms of code that a safetensors file does not need.
     from valle_convert.checkpoint import torch_state
     from valle_convert.checkpoint.torch_file import is_bare_torch_pickle
 
     if head.startswith(ZIP_MAGIC):
         _refuse_shard(tree, place)
-        named = _misnamed(place, SAFETENSORS_SUFFIXES, "a file of torch.save")
-        found = torch_state.read_torch(path, is_deepspeed=is_deepspeed(place.name))
-        return replace(found, notes=(*named, *found.notes))
+        return torch_state.read_torch(path, is_deepspeed=is_deepspeed(place.name))
     if is_bare_torch_pickle(head):
         return torch_state.read_torch(path)
     if place.name == PICKLE and "data" in tree.folders(place.parent):
@@ -124,11 +121,6 @@ def _refuse_shard(tree: Tree, place: PurePath) -> None:
             f"{tree.name(place)} is one shard of several; give their index, "
             f"{tree.name(place.parent / indexes[0])}."
         )
-
-
-def _misnamed(place: PurePath, suffixes: tuple[str, ...], what: str) -> tuple[str, ...]:
-    is_so = place.suffix.lower() in suffixes
-    return (f"{place.name} is {what} by its content, and read as one",) if is_so else ()
 
 
 #: What a file is instead, by its first bytes.

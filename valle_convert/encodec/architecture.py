@@ -92,7 +92,10 @@ class EncodecSpec:
 
 
 def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
-    """The spec in a transformers `config.json` with `n_codebooks`, and every value checked."""
+    """The spec in a transformers `config.json` with `n_codebooks`.
+
+    Every value is checked, and what the network would compute wrongly is rejected.
+    """
     problems: list[str] = []
     known: dict[str, Any] = {}
     for name, kind in get_type_hints(EncodecSpec, include_extras=True).items():
@@ -109,6 +112,16 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
     spec = EncodecSpec(**known)
+    allowed = {
+        **_ALWAYS,
+        "pad_mode": ("reflect", "constant", "replicate"),
+        "codebook_dim": [spec.hidden_size],
+    }
+    if wrong := _differences(spec, allowed):
+        raise InputError(
+            f"The codec {where} is not like facebook/encodec_24khz: {wrong}. Encode "
+            "and decode with that codec's own program, and pass the codes as .npz."
+        )
     return replace(spec, target_bandwidths=tuple(sorted(spec.target_bandwidths)))
 
 
@@ -347,20 +360,6 @@ _ALWAYS: Mapping[str, Sequence[object]] = {
     "trim_right_ratio": [1.0],
 }
 CPP_MAX_CODEBOOKS = 32
-
-
-def check_computable(spec: EncodecSpec, where: str) -> None:
-    """Reject what this project's encoder and decoder would compute wrongly."""
-    allowed = {
-        **_ALWAYS,
-        "pad_mode": ("reflect", "constant", "replicate"),
-        "codebook_dim": [spec.hidden_size],
-    }
-    if wrong := _differences(spec, allowed):
-        raise InputError(
-            f"The codec {where} is not like facebook/encodec_24khz: {wrong}. Encode "
-            "and decode with that codec's own program, and pass the codes as .npz."
-        )
 
 
 def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:

@@ -3,7 +3,7 @@
 Every convolution keeps the end of its input, every transposed convolution the overlap of its
 output, every LSTM its state. So the chunks give the same result as the whole. Padding is that of
 transformers: the start of a recording is reflected, and its end too if the stride does not divide
-it. This works for causal models only (`check_computable`).
+it. This works for causal models only.
 """
 
 from __future__ import annotations
