@@ -34,20 +34,9 @@ _PUBLISHED_CODES = 1024
 class AudioCodec(Protocol):
     """The interface of a codec."""
 
-    @property
-    def description(self) -> Codec:
-        """Name and rates."""
-        ...
-
-    @property
-    def n_levels(self) -> int:
-        """Number of levels."""
-        ...
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of different codes of a level."""
-        ...
+    description: Codec  # name and rates
+    n_levels: int
+    codebook_size: int  # number of different codes of a level
 
     def encode(self, audio: Audio) -> Codes:
         """Audio to codes, [frames, levels]."""

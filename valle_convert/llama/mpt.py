@@ -64,12 +64,11 @@ class MptSession(Session):
             settings=settings,
             head_rows=head_rows,
         )
-        if not proven:
-            with self._closed_on_error():
+        with self._closed_on_error():
+            if not proven:
                 prove_relu(activation_factor)
                 self.input_scale = self._find_input_scale(probe_rows, of_ids=1.0)
                 self._prove_masks(probe_rows)
-        with self._closed_on_error():
             self._prove_own_head(probe_rows)
 
     def read(self, sequence: Hashable, rows: FloatArray, *, room: int = 0) -> None:

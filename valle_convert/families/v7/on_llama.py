@@ -31,8 +31,6 @@ from valle_convert.network.tuned import read_probe_rows, tuned_for
 
 #: Of every LayerNorm; PyTorch's default, which is in no config of these checkpoints.
 _NORM_EPSILON = 1e-5
-#: Frames that the encoders and decoders compute at once, to limit memory.
-_FRAMES_AT_ONCE = 512
 
 
 class VersionSevenGguf(OnLlama, AllLevelsNetwork):
@@ -83,11 +81,6 @@ class VersionSevenGguf(OnLlama, AllLevelsNetwork):
     @torch.inference_mode()
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
         """One vector per frame, [n, levels] -> [n, d]."""
-        places = range(0, len(codes), _FRAMES_AT_ONCE)
-        parts = [self._encode(kind, codes[i : i + _FRAMES_AT_ONCE]) for i in places]
-        return np.concatenate([np.zeros((0, self.model.config.n_embd), np.float32), *parts])
-
-    def _encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
         config, prefix = self.model.config, f"a.{kind}"
         first = [self.model.audio.table(f"{kind}.{i}").first_row for i in range(config.n_levels)]
         rows = self._audio.tensors[TOKEN_EMBEDDING].rows((codes + np.array(first)).reshape(-1))
@@ -109,11 +102,6 @@ class VersionSevenGguf(OnLlama, AllLevelsNetwork):
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
         """The logits of all levels, each by its own decoder."""
-        places = range(0, len(states), _FRAMES_AT_ONCE)
-        parts = [self._decode(states[i : i + _FRAMES_AT_ONCE]) for i in places]
-        return np.concatenate(parts, axis=1)
-
-    def _decode(self, states: FloatArray) -> FloatArray:
         config = self.model.config
         x = torch.from_numpy(states).expand(config.n_levels, *states.shape)  # [levels, n, d]
         if config.level_norm:

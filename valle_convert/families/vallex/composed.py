@@ -45,20 +45,11 @@ class VallexText:
 class ComposedNetwork(Computing):
     """AR and NAR of one model, and the state of the AR's sequences, each named by any key.
 
-    AR logits have one code more than NAR logits: stop.
+    AR logits have one code more than NAR logits: stop, the codebook size.
     """
 
     def __init__(self, model: VallexModel) -> None:
         self.model: VallexModel = model
-
-    @property
-    def n_levels(self) -> int:
-        return self.model.n_levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes of a level, without stop; also the id of stop in AR logits."""
-        return self.model.codebook_size
 
     # ---- implemented by each backend
 
@@ -145,8 +136,8 @@ class ComposedNetwork(Computing):
         The prompt [frames, levels] may have no frames.
         """
         net, level = self.model.nar, codes.shape[1]
-        if not 1 <= level < self.n_levels or not len(codes):
-            raise ValueError(f"codes {codes.shape} of a model of {self.n_levels} levels")
+        if not 1 <= level < self.model.n_levels or not len(codes):
+            raise ValueError(f"codes {codes.shape} of a model of {self.model.n_levels} levels")
         audio = np.concatenate([self._summed(prompt), self._summed(codes)])
         audio += net.audio_scale * sinusoids(np.arange(len(audio)), net.n_embd)
         rows = np.concatenate([self._text_rows(net, text), audio])

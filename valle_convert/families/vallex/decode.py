@@ -93,7 +93,7 @@ def vallex_ar_steps(
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Decoded]:
     """Decode level 0 of the best continuation, which may be interrupted; the prompt is [frames]."""
-    stop = network.codebook_size
+    stop = network.model.codebook_size
     longest = MAX_CODES_A_SYMBOL * len(text)
     max_frames = longest if max_frames is None else min(longest, max_frames)
     sampling = options.sampling
@@ -152,7 +152,7 @@ def decode_vallex_nar(
 ) -> Decoded:
     """Decode the levels above `level_0`, [frames]."""
     predict = partial(network.pass_nar, text, prompt)
-    return decode_levels_above(predict, level_0, network.n_levels, sampling, rng, watch)
+    return decode_levels_above(predict, level_0, network.model.n_levels, sampling, rng, watch)
 
 
 def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:

@@ -77,7 +77,7 @@ class VallexGguf(OnLlama, ComposedNetwork):
 
     def _prove_exchange(self, nar: _Part) -> None:
         """Exchange the first level's norms for the last level's."""
-        last = self.n_levels - 1
+        last = self.model.n_levels - 1
         if last == 1:
             return
         rows = np.stack(list(nar.probe_rows.values())[:3])
