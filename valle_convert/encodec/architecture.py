@@ -112,8 +112,13 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
     spec = EncodecSpec(**known)
-    allowed = {
-        **_ALWAYS,
+    allowed: dict[str, Sequence[object]] = {
+        "audio_channels": [1],
+        "normalize": [False],
+        "chunk_length_s": [None],
+        "norm_type": ["weight_norm"],
+        "use_causal_conv": [True],
+        "trim_right_ratio": [1.0],
         "pad_mode": ("reflect", "constant", "replicate"),
         "codebook_dim": [spec.hidden_size],
     }
@@ -349,29 +354,17 @@ def _with_bias(
 
 # -------------------------------------------------------------------- what can be computed
 
-
-#: The only values that this project's network and encodec.cpp compute.
-_ALWAYS: Mapping[str, Sequence[object]] = {
-    "audio_channels": [1],
-    "normalize": [False],
-    "chunk_length_s": [None],
-    "norm_type": ["weight_norm"],
-    "use_causal_conv": [True],
-    "trim_right_ratio": [1.0],
-}
 CPP_MAX_CODEBOOKS = 32
 
 
 def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
     """Reject what encodec.cpp, which checks none of this, would compute wrongly or crash on."""
-    allowed = {
-        **_ALWAYS,
+    allowed: dict[str, Sequence[object]] = {
         "sampling_rate": [24_000],
         "upsampling_ratios": [(8, 5, 4, 2)],
         "last_kernel_size": [spec.kernel_size],
         "compress": [2],
         "num_residual_layers": [1],
-        "codebook_dim": [spec.hidden_size],
         "num_lstm_layers": [2],
         "pad_mode": ["reflect"],
         "use_conv_shortcut": [True],
