@@ -3,7 +3,7 @@
     ckpt/ar+nar/latest                                   the tag, in the training project's folders
     ckpt/ar+nar/<tag>/state.sft or state.pth             its own back end
     ckpt/ar+nar/<tag>/mp_rank_00_model_states.pt         DeepSpeed
-    anything/*.index.json                                shards (`sharded.py`)
+    anything/*.index.json                                shards
     anything/model.safetensors or fp32.sft or one file   everything else
     anything/data.pkl, data/                             an unpacked file of torch.save
 
