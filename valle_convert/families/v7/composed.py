@@ -125,6 +125,7 @@ class AllLevelsNetwork(Computing):
             raise ValueError(f"{kind} of {list(codes.shape)}, expected [n, {config.n_levels}]")
         if codes.size and (codes.min() < 0 or codes.max() >= n_codes):
             raise ValueError(f"{kind} has codes up to {codes.max()}, expected 0 to {n_codes - 1}")
+        check_context(config, len(codes))  # before an encoder takes memory for all of them
         return self.encode(kind, codes)
 
     def _states(self, segments: list[FloatArray], head: str, n_outputs: int) -> FloatArray:
