@@ -15,12 +15,11 @@ from support import after, rng
 
 from valle_convert.decode import masked
 from valle_convert.decode.ar import decode_ar
-from valle_convert.decode.length import frames_for
+from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
 from valle_convert.decode.nar import decode_nar
 from valle_convert.decode.options import GREEDY, Callbacks, DecodeOptions, SamplingOptions
 from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
-from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME

@@ -5,7 +5,7 @@ import pytest
 from golden_models import BACK_ENDS, SPEAKING, OpenNetwork, read_golden
 
 from valle_convert.decode.ar import decode_ar
-from valle_convert.decode.length import decode_length
+from valle_convert.decode.greedy import decode_length
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
 from valle_convert.decode.options import GREEDY, DecodeOptions

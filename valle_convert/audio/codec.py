@@ -62,12 +62,9 @@ def register_codec(
     recognises: Callable[[str | Path], bool],
     opens: Callable[[str | Path], AudioCodec],
 ) -> None:
-    """Let `open_codec` open another kind of codec.
+    """Let `open_codec` open another kind of codec, of that name in converted files.
 
-    Args:
-        name: the codec's name in converted files.
-        recognises: returns whether a file is such a codec.
-        opens: opens the file; raises `InputError` if it is damaged.
+    `recognises` returns whether a file is such a codec; `opens` opens it.
     """
     _registered[name] = (recognises, opens)
 
@@ -75,10 +72,9 @@ def register_codec(
 def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
-    Args:
-        source: as `encodec.open_encodec`, or a file of a registered codec; None for the published
-            24 kHz EnCodec from the hub.
-        config: of the model; None for whatever codec it is, with the levels of published models.
+    The source is that of `EncodecCodec`, or a file of a registered codec; None is the published 24
+    kHz EnCodec from the hub. Without a `config`, any codec is opened, with the levels of published
+    models.
     """
     for recognises, opens in _registered.values():
         if source is not None and recognises(source):
@@ -112,20 +108,9 @@ def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCod
 class EncodecCodec:
     """A mono, causal EnCodec of any size.
 
-    The decoder's weights are read at once, so that damage shows before anything is spoken; the
-    encoder's on first use.
-
-    Args:
-        source: a folder with `config.json` and weights, a codec file, a name on the hub, or the
-            result of `open_encodec`.
-        n_levels: number of levels to use; 8 are 6 kbit/s of the published model.
-
-    Attributes:
-        weights: the opened codec.
-
-    Raises:
-        InputError: it is not an EnCodec, is damaged or incomplete, or has fewer levels.
-        EnvironmentFault: the hub cannot be reached.
+    The source is a folder with `config.json` and weights, a codec file, a name on the hub, or the
+    result of `open_encodec`. The decoder's weights are read at once, so that damage shows before
+    anything is spoken; the encoder's on first use. 8 levels are 6 kbit/s of the published model.
     """
 
     def __init__(

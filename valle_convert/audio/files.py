@@ -207,14 +207,7 @@ class AudioWriter:
     above full scale lowers the volume from then on. Nothing is clipped, and the result has the
     `gain`. Samples of wav and flac have 16 bits.
 
-    Args:
-        path: the file; not touched before the first piece.
-        force: replace an existing file.
-        sources: files that are never overwritten.
-
-    Raises:
-        InputError, EnvironmentFault: as `files.atomic_output`, at the first piece or at the end;
-            soundfile is not installed; the format does not support the sample rate.
+    The path is not touched before the first piece; `sources` are never overwritten.
     """
 
     def __init__(self, path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from valle_convert.decode.ar import append_codes, ar_steps
 from valle_convert.decode.batch import Steps, alone
-from valle_convert.decode.length import decode_length, frames_for, most_frames
+from valle_convert.decode.greedy import decode_length, frames_for, most_frames
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
 from valle_convert.decode.options import UNWATCHED, Callbacks, DecodeOptions, End, Mode, ModeChoice

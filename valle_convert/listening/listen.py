@@ -21,9 +21,9 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.files import Audio
 from valle_convert.decode.ar import append_codes
 from valle_convert.decode.batch import Batch
+from valle_convert.decode.greedy import decode_transcript
 from valle_convert.decode.options import DecodeOptions, Mode, SamplingOptions
 from valle_convert.decode.speech import choose_mode, speech_steps
-from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (

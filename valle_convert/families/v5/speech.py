@@ -12,8 +12,8 @@ import numpy as np
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.decode.ar import append_codes
 from valle_convert.decode.batch import Steps
+from valle_convert.decode.greedy import decode_transcript
 from valle_convert.decode.speech import Speech, Timings, choose_mode, speech_steps
-from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes

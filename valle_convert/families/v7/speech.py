@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.decode.batch import Steps, no_steps
-from valle_convert.decode.length import most_frames
+from valle_convert.decode.greedy import most_frames
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
