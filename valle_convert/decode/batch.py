@@ -34,11 +34,6 @@ Steps = Generator[Sequence[Element], Logits, T]
 Append = Callable[[Sequence[Element]], Logits]
 
 
-def no_steps(elements: Sequence[Element]) -> Logits:
-    """An `Append` of models without an AR."""
-    raise NotImplementedError(elements)
-
-
 class Decoding(Generic[T]):
     """A decoder in a `Batch`."""
 

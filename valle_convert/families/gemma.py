@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,8 +38,10 @@ from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 
 if TYPE_CHECKING:
+    from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.network.arithmetic import Arithmetic
+    from valle_convert.speech.speaker import AnySpeaker
 
 #: The part with the backbone.
 PART = "model"
@@ -96,6 +99,15 @@ class GemmaFamily(Family[G, N]):
         from valle_convert.tokenizer.choose import recorded_tokenizer
 
         return recorded_tokenizer(file.keys, file.path, given)
+
+    def speaker_on(
+        self, network: N, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
+    ) -> AnySpeaker:
+        from valle_convert.speech.phonemes import phoneme_tokenizer
+
+        tokenizer = phoneme_tokenizer(bundle.main, opened)
+        speaker: AnySpeaker = self._at("speech:SPEAKER")(network, tokenizer, codec, opened)
+        return speaker
 
     def words(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config

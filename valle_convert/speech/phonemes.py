@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode.batch import Append
+from valle_convert.decode.batch import Element
+from valle_convert.decode.sampling import Logits
 from valle_convert.decode.speech import Prefix, Speech
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, Codes, GemmaModel
+from valle_convert.network.protocol import Computing
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
@@ -34,21 +36,26 @@ Tokenize = Callable[[str], list[int]]
 Detokenize = Callable[[Sequence[int]], str]
 
 
-class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
+N = TypeVar("N", bound=Computing)
+
+
+class PhonemeSpeaker(Speaker[Recording, Codes, Codes], Generic[N]):
     """A speaker for a model that reads phonemes. Close it, or use it as a context manager."""
 
     def __init__(
         self,
-        model: GemmaModel[Any],
-        append: Append,
-        *,
-        tokenize: Tokenize,
+        network: N,
+        tokenizer: tuple[Tokenize, Detokenize],
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(model, append, codec, opened)
-        self._model = model
-        self._tokenize = tokenize
+        super().__init__(network.model, self._append, codec, opened)
+        self._network, self._model = network, network.model
+        self._tokenize, self._detokenize = tokenizer
+
+    def _append(self, elements: Sequence[Element]) -> Logits:
+        """Grow sequences of the network; only models with an AR have any."""
+        raise NotImplementedError(elements)
 
     # ----------------------------------------------------------------------------- text
 
