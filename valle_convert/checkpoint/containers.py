@@ -30,8 +30,7 @@ from valle_convert.checkpoint.names import is_model, with_plain_names
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.files import ZIP_MAGIC, first_bytes, read_small_file
-from valle_convert.strict_json import unique_json
+from valle_convert.files import ZIP_MAGIC, first_bytes, read_json_object
 from valle_convert.wording import listing
 
 _MAX_INDEX_BYTES = 16 << 20
@@ -196,13 +195,7 @@ def _read_shards(index: Path, tree: Tree, place: PurePath) -> Container:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index = unique_json(read_small_file(path, "index", _MAX_INDEX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"The index {path} is not valid JSON ({error}); copy or download it again."
-        ) from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_json_object(path, "index", _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
             f"The index {path} has no weight_map from tensors to files; copy or download it again."
