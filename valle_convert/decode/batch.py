@@ -67,7 +67,6 @@ class Decoding(Generic[T]):
         self._steps.close()
 
     def close(self) -> None:
-        """Give it up, if it is not done."""
         self.is_done = True
         self._steps.close()
 
@@ -94,7 +93,6 @@ class Batch:
         return decoding
 
     def run(self, steps: Steps[T]) -> Decoding[T]:
-        """Decode to the end."""
         decoding = self.add(steps)
         while not decoding.is_done:
             self.step()
@@ -129,7 +127,6 @@ class Batch:
             start = end
 
     def _next(self) -> Decoding[Any] | None:
-        """One that waits and has room."""
         for queue in self._turns:
             while queue and queue[0].is_done:  # closed
                 queue.popleft()

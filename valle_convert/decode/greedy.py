@@ -72,7 +72,6 @@ def _likeliest(
 
 
 def most_frames(options: DecodeOptions, frame_rate: float) -> int:
-    """The number of frames of the longest sentence."""
     return max(1, round((options.max_seconds or MAX_SECONDS) * frame_rate))
 
 

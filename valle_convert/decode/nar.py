@@ -33,7 +33,6 @@ def decode_nar(
     prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode the levels above 0 of a response."""
 
     def predict(codes: Codes) -> Logits:
         level = codes.shape[1]

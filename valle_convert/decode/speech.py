@@ -49,7 +49,6 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """The sum of all stages."""
         return float(sum(astuple(self)))
 
     def __add__(self, other: Timings) -> Timings:
@@ -69,7 +68,6 @@ class Speech:
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
-    """The decoding mode, by the model's capabilities."""
     capabilities = model.config.capabilities
     can: dict[Mode, bool] = {
         "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
@@ -103,7 +101,6 @@ def speech_steps(
     source: Codes | None = None,  # level 0 of a recording whose voice is changed, [frames]
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a response."""
     mode, n_frames = choose_mode(network.model, options.mode), None
     if source is not None:
         if mode != "nar-len":

@@ -82,7 +82,6 @@ class EncodecSpec:
 
     @property
     def widest(self) -> int:
-        """The largest number of channels."""
         return self.num_filters << len(self.upsampling_ratios)
 
     def levels_at(self, bandwidth: float) -> int:

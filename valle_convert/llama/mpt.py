@@ -40,8 +40,6 @@ _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
 
 
 class MptSession(Session):
-    """A model and its sequences."""
-
     architecture = "mpt"
 
     def __init__(

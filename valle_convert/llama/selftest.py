@@ -44,7 +44,6 @@ def main() -> int:
 
 
 def run(folder: Path) -> None:
-    """Make the files in `folder` and run each."""
     _say("loading the library")
     library = load_library()
     weights = random_gemma(SHAPE, seed=0)

@@ -54,7 +54,6 @@ class TorchNetwork:
         return self._weights[name]
 
     def rows(self, part: str, rows: NDArray[np.float32]) -> Tensor:
-        """The inputs of the first layer."""
         x = torch.from_numpy(np.array(rows, np.float32))
         self.watch(part, INPUTS, x, x)
         return x

@@ -60,7 +60,6 @@ class TokenizerFile:
         return [piece.replace("\u2581", " ") for piece in self.tokenizer.pieces]
 
     def oracle(self) -> Oracle:
-        """The library that made the file, for comparison."""
         if isinstance(self.tokenizer, PhonemeBpe):
             return HuggingFaceOracle(self.data)
         return SentencePieceOracle(self.data)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 
 class VersionFive(GemmaFamily[Model, Network]):
-    """Versions 5 and 6; see the modules of this folder."""
-
     name = ""
     title = "VALL-E"
     abilities = MappingProxyType(

@@ -87,7 +87,6 @@ def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict
 
 
 def check_version(checkpoint: Checkpoint) -> None:
-    """Reject every version except 5 and 6."""
     version = version_of(checkpoint)
     if version in VERSIONS:
         return
@@ -101,7 +100,6 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Model]:
-    """Understand a checkpoint of version 5 or 6."""
     check_version(checkpoint)
     reader = ConfigReader(checkpoint)
     common = reader.common()

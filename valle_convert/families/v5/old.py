@@ -250,7 +250,6 @@ class _OldTensors:
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:
-        """A tensor in its own type if numpy has it."""
         stored = self._stored[name]
         dtype = PLAIN_DTYPES.get(stored.ggml_type)
         if len(stored.shape) == 1:
@@ -259,7 +258,6 @@ class _OldTensors:
         return decode(rows, stored.ggml_type) if dtype is None else rows.view(dtype)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """Rows as stored; None for a type of numpy."""
         stored = self._stored[name]
         if stored.ggml_type in PLAIN_DTYPES or len(stored.shape) == 1:
             return None
@@ -317,13 +315,11 @@ class _WithBiases:
                 )
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, a bias from the checkpoint."""
         if name in self._tensors.specs:
             return self._tensors.read(name)
         return self._checkpoint.read(name)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """Rows as stored, see `BlockSource`."""
         return self._tensors.read_blocks(name) if name in self._tensors.specs else None
 
 

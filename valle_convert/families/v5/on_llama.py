@@ -68,7 +68,6 @@ class GgufNetwork(OnLlama, Network):
             self._opened = opened.pop_all()
 
     def look_up(self, table: str, rows: IntArray) -> FloatArray:
-        """Rows of an input table, [n] -> [n, n_embd], dequantized from the mapped file."""
         return self._embedding.rows(self.model.table(table).first_row + np.asarray(rows))
 
     def make_room(self, n_seq: int) -> None:
@@ -86,7 +85,6 @@ class GgufNetwork(OnLlama, Network):
         outputs: slice,
         sequence: Hashable = 0,
     ) -> FloatArray:
-        """Run a batch; see `protocol.Network.step`."""
         self._switch_adapters(head)
         target: Head = self.model.head(head)
         causal = self.model.is_causal(head)
@@ -108,7 +106,6 @@ class GgufNetwork(OnLlama, Network):
         *,
         head: str,
     ) -> FloatArray:
-        """Grow several causal sequences in one batch; see `protocol.Network.append`."""
         self._switch_adapters(head)
         columns = self.model.head(head).columns
         logits = self.session.append(sequences, embeddings, positions, columns=columns)

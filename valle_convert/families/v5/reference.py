@@ -45,7 +45,6 @@ class ReferenceNetwork(Backbone, Network):
         self._biases = {bias.head: bias for bias in contents.biases}
 
     def look_up(self, table: str, rows: IntArray) -> FloatArray:
-        """Rows of an input table, [n] -> [n, n_embd]."""
         found: FloatArray = self._rows(self._tables[table]).numpy()[rows]
         return found
 
@@ -59,7 +58,6 @@ class ReferenceNetwork(Backbone, Network):
         outputs: slice,
         sequence: Hashable = 0,
     ) -> FloatArray:
-        """Run a batch; see `Network.step`."""
         self._use_adapters(level_of_head(head))
         causal = self.model.is_causal(head)
         cache = self._caches.setdefault(sequence, []) if causal else []
@@ -80,7 +78,6 @@ class ReferenceNetwork(Backbone, Network):
         *,
         head: str,
     ) -> FloatArray:
-        """Run several causal sequences one after the other; see `Network.append`."""
         rows = zip(sequences, embeddings[:, None], positions[:, None], strict=True)
         return np.concatenate(
             [

@@ -19,8 +19,6 @@ from valle_convert.model.spec import Head, Table
 
 
 class VersionSeven(GemmaFamily[VersionSevenModel, AllLevelsNetwork]):
-    """Version 7; see the modules of this folder."""
-
     name = files.FAMILY
     title = "VALL-E of version 7"
     speaks_with = frozenset(

@@ -45,7 +45,6 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
         self._names = head_names(model.n_levels)
 
     def look_up(self, table: str, rows: IntArray) -> FloatArray:
-        """Rows of a table of the backbone's file."""
         weights = self.weight(TABLES[table]).numpy()
         found: FloatArray = weights.reshape(-1, weights.shape[-1])[rows]
         return found

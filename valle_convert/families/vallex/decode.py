@@ -66,7 +66,6 @@ def vallex_steps(
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a continuation."""
     end: End = "stop"
     if level_0 is None:
         best = yield from vallex_ar_steps(
@@ -150,7 +149,6 @@ def decode_vallex_nar(
     *,
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode the levels above `level_0`, [frames]."""
     predict = partial(network.pass_nar, text, prompt)
     return decode_levels_above(predict, level_0, network.model.n_levels, sampling, rng, watch)
 

@@ -40,7 +40,6 @@ class VallexReference(TorchNetwork, ComposedNetwork):
         self._norm_of = self._stored if folded else self._folded
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
-        """Rows of an input table, [n] -> [n, d]."""
         found: Rows = self.weight(table_source(net, table)).numpy()[ids]
         return found
 

@@ -45,7 +45,6 @@ def is_vallex_voice(path: Path) -> bool:
 
 
 def read_vallex_voice(path: Path, model: CodeFormat) -> VallexVoice:
-    """Read a voice file of VALL-E X's own project."""
     arrays = read_npz(path, (_CODES, _TEXT, _LANGUAGE), max_bytes=_MAX_BYTES, what=_WHAT)
     codes, text, language = (arrays[name] for name in (_CODES, _TEXT, _LANGUAGE))
     check_array(path, _CODES, codes, (1, None, None), model.codebook_size)
