@@ -62,7 +62,7 @@ class Recordings:
     def prompt(
         self, recording: Recording, seconds: float | None, name: str
     ) -> tuple[Codes, tuple[str, ...]]:
-        """As `encode`, also from codes, but cut or repeated to exactly `seconds`."""
+        """As `encode`, also from codes, but cut or repeated to exactly `seconds`, unless None."""
         name = str(recording) if isinstance(recording, str | Path) else name
         codes, notices = self._codes_of(self._read(recording, name), seconds, name)
         if seconds is None:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode.ar import append_codes, decode_ar
 from valle_convert.decode.batch import Element
-from valle_convert.decode.causal import run_pass
 from valle_convert.decode.nar import decode_nar
 from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
@@ -118,7 +117,18 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
 
 def pass_case(name: str, head: str, segments: Sequence[Segment], n_outputs: int) -> Case[Network]:
     """One pass, of which the last elements are compared."""
-    return Case(name, head, partial(run_pass, segments=segments, head=head, n_outputs=n_outputs))
+    return Case(name, head, partial(_pass, segments=segments, head=head, n_outputs=n_outputs))
+
+
+def _pass(
+    network: Network, segments: Sequence[Segment], head: str, n_outputs: int
+) -> NDArray[np.float32]:
+    # Also beyond the model's context, which decoders refuse.
+    inputs = assemble(network.model, segments, network.look_up)
+    outputs = slice(len(inputs) - n_outputs, None)
+    logits = network.step(inputs.embeddings, inputs.positions, head=head, outputs=outputs)
+    network.forget(0)
+    return logits
 
 
 def _stepwise(
