@@ -160,14 +160,8 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         """Speak a text, and yield each sentence when it is done.
 
         All of the text is turned into phonemes before the first sentence, so that errors show at
-        once.
-
-        Args:
-            text: a text of any length.
-            voice: the voice to speak in; None leaves the choice to the model.
-            options: options of speech.
-            is_phonemes: the text is phonemes, and one sentence.
-            watch: callbacks; `on_piece` is not called.
+        once. Without a voice, the model chooses one; with `is_phonemes`, the text is the phonemes
+        of one sentence. `watch.on_piece` is not called.
 
         Raises:
             InputError: there is nothing to say, the model does not have the language, the voice is
