@@ -25,7 +25,9 @@ from transformers import EncodecConfig, EncodecModel
 from transformers.utils import logging
 
 from valle_convert.audio import Audio, EncodecCodec
-from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
+from valle_convert.encodec.cpp_file import write_cpp_file
+from valle_convert.encodec.gguf_codec import write_gguf_codec
+from valle_convert.encodec.sources import open_encodec
 
 RATE = 24_000
 # VmHWM is of this process alone; ru_maxrss would be the parent's where that was larger.

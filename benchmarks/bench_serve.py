@@ -22,7 +22,7 @@ from shared import DOCS, ROOT, options, print_rows
 
 from miniature.world import WorldCodec
 from valle_convert import Choices, plan_conversion, write_gguf
-from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.options import SamplingOptions
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings

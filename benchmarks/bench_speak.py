@@ -31,8 +31,7 @@ from shared import DOCS, in_own_process, make_file, make_source, options, print_
 from valle_convert import plan_conversion
 from valle_convert.closing import Closing
 from valle_convert.decode.ar import decode_ar
-from valle_convert.decode.control import Callbacks
-from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.options import Callbacks, DecodeOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.cpu import cpu_features, cpu_name, usable_cores

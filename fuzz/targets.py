@@ -41,7 +41,7 @@ from valle_convert.audio.files import read_audio
 from valle_convert.audio.recorded import read_list
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.containers import read_container
-from valle_convert.checkpoint.folder import DiskTree
+from valle_convert.checkpoint.folder import Tree
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
@@ -52,7 +52,7 @@ from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families import family_of
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
-from valle_convert.families.v5.adapter import AdapterBase, open_adapter
+from valle_convert.families.v5.adapter import Adapter, AdapterBase
 from valle_convert.families.v5.files import read_model
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.families.vallex.voice import read_vallex_voice
@@ -66,7 +66,7 @@ from valle_convert.inspect import inspect_file
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.model.spec import Model
-from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.tuned import read_probe_rows
 from valle_convert.quantize.imatrix import encode_imatrix, read_imatrix
 from valle_convert.quantize.limits import read_earlier
 from valle_convert.quantize.manifest import check_manifest
@@ -383,7 +383,7 @@ def _make_legacy(rng: Random) -> Files:
 
 def _read_legacy(folder: Path) -> None:
     path = folder / "x.th"
-    source = read_container(path, DiskTree(), path).tensors
+    source = read_container(path, Tree(), path).tensors
     for name in source.specs:
         if source.specs[name].dtype is not None:
             source.read(name)
@@ -808,7 +808,7 @@ def _read_old(folder: Path) -> None:
 
 def _read_adapter(folder: Path) -> None:
     base = GgufFile(Path("converted.gguf"), seeds.converted())
-    open_adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
+    Adapter(LoraFile(folder / "x.gguf"), AdapterBase.of(base))
 
 
 # ------------------------------------------------------------------------ folders, reports

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.decode.control import Callbacks
+from valle_convert.decode.options import Callbacks
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key

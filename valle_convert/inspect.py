@@ -13,7 +13,7 @@ from valle_convert.checkpoint.folder import (
     LATEST,
     SAFETENSORS_SUFFIXES,
     TORCH_SUFFIXES,
-    DiskTree,
+    Tree,
     is_on_hub,
 )
 from valle_convert.checkpoint.lora import LoraFile
@@ -104,7 +104,7 @@ def is_converted_file(path: Path) -> bool:
 
 def models_in(folder: Path) -> list[Path]:
     """The GGUF files of a folder, only the main one of a set; none if it may hold a checkpoint."""
-    names = DiskTree().files(folder)
+    names = Tree().files(folder)
     weights = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, INDEX_SUFFIX)
     if any(name.endswith(weights) or name == LATEST for name in names):
         return []

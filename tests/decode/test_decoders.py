@@ -15,14 +15,11 @@ from support import after, rng
 
 from valle_convert.decode import masked
 from valle_convert.decode.ar import decode_ar
-from valle_convert.decode.control import Callbacks
-from valle_convert.decode.length import frames_for
+from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, Callbacks, DecodeOptions, SamplingOptions
 from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
-from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
@@ -314,7 +311,7 @@ def test_a_transcript_is_what_running_the_whole_sequence_each_time_gives(
         if expected[-1] == EOS_PHONEME:
             break
     ended = expected[-1] == EOS_PHONEME
-    assert list(transcript.phonemes) == (expected[1:-1] if ended else expected[1:])
+    assert list(transcript.codes) == (expected[1:-1] if ended else expected[1:])
     assert transcript.end == ("stop" if ended else "limit")
 
 
@@ -324,7 +321,7 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
     whole = decode_transcript(network, golden["in.resp"], 2, 10)
     part = decode_transcript(network, golden["in.resp"], 2, 10, watch=after(4))
     assert part.end == "interrupted"
-    assert part.phonemes == whole.phonemes[:4]
+    assert list(part.codes) == list(whole.codes[:4])
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ import pytest
 from golden_models import BACK_ENDS, SPEAKING, OpenNetwork, read_golden
 
 from valle_convert.decode.ar import decode_ar
-from valle_convert.decode.length import decode_length
+from valle_convert.decode.greedy import decode_length
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 
 pytestmark = [
     pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from valle_convert.decode.guidance import guide
+from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.sampling import (
-    SamplingOptions,
     draw,
+    guide,
     keep_min_p,
     keep_top_k,
     keep_top_n_sigma,

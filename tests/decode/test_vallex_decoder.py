@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ from support import after, rng
 from vallex_golden import decode_vallex
 
 from valle_convert.decode.batch import Element
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
 from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
@@ -37,8 +37,7 @@ class Chain:
     Levels above count up: at level q the code is (level 0 + q + prompt's frames) modulo all.
     """
 
-    n_levels = N_LEVELS
-    codebook_size = N_CODES
+    model = SimpleNamespace(n_levels=N_LEVELS, codebook_size=N_CODES)
 
     def __init__(self, stop_at: int | None = None, seed: int = 0) -> None:
         self.table = np.random.default_rng(seed).normal(size=(N_CODES, N_CODES + 1))

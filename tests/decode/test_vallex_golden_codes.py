@@ -6,8 +6,7 @@ from golden_models import BACK_ENDS, OpenNetwork
 from support import GOLDEN_VALLEX, golden_checkpoint, open_reference
 from vallex_golden import decode_vallex, golden
 
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
 from valle_convert.families.vallex.composed import ComposedNetwork
 
 on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)

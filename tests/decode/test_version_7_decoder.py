@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network
-from valle_convert.decode.control import Callbacks
 from valle_convert.decode.masked import times
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, Callbacks, DecodeOptions, SamplingOptions
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
 from valle_convert.families.v7.trials import utterances

@@ -15,8 +15,9 @@ from gguf import GGUFReader
 from safetensors.torch import save_file
 from support import PROJECT, Cli
 
-from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
-from valle_convert.encodec.gguf_codec import plan_gguf_codec
+from valle_convert.encodec.cpp_file import write_cpp_file
+from valle_convert.encodec.gguf_codec import plan_gguf_codec, write_gguf_codec
+from valle_convert.encodec.sources import open_encodec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded

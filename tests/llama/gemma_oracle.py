@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from valle_convert.llama.tiny_gemma import GemmaShape
+from valle_convert.llama.tiny import GemmaShape
 
 Array = NDArray[np.float64]
 

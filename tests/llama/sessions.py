@@ -9,7 +9,7 @@ from typing import Any
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.gemma import GemmaSession
-from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.tuned import read_probe_rows
 
 
 def open_session(path: Path, settings: Settings = EXACT, **options: Any) -> GemmaSession:

@@ -7,7 +7,7 @@ import pytest
 
 from valle_convert.llama.context import Settings
 from valle_convert.llama.mpt import MptSession
-from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
+from valle_convert.llama.tiny import MPT_WIDTH, random_mpt, write_mpt
 
 FACTOR = 256
 #: Causal batches of another size run through other kernels.

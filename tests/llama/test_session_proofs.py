@@ -17,12 +17,12 @@ from valle_convert.llama.context import Context, Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
-from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
 from valle_convert.metrics import nmse
 from valle_convert.network.tuned import head_rows
 
 SHAPE = GemmaShape(n_embd=256, n_head=4, n_head_kv=4, n_layer=2, n_ff=256, n_vocab=300)
-WEIGHTS = random_weights(SHAPE, seed=0)
+WEIGHTS = random_gemma(SHAPE, seed=0)
 SEGMENTS = np.array([0, 1, 2, 0, 1])
 
 

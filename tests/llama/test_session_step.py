@@ -11,7 +11,7 @@ from sessions import open_session
 
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
-from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
 from valle_convert.metrics import nmse
 
 # What is left between llama.cpp and float64 is its GELU, read from a table of f16 numbers:
@@ -20,7 +20,7 @@ SAME_AS_ORACLE = 3e-7
 
 SHAPE = GemmaShape(n_embd=64, n_head=4, n_head_kv=4, n_layer=2, n_ff=128, n_vocab=300)
 SHAPE_GQA = GemmaShape(n_embd=64, n_head=4, n_head_kv=2, n_layer=2, n_ff=128, n_vocab=300)
-WEIGHTS = {shape: random_weights(shape, seed=0) for shape in (SHAPE, SHAPE_GQA)}
+WEIGHTS = {shape: random_gemma(shape, seed=0) for shape in (SHAPE, SHAPE_GQA)}
 ALL = slice(None)
 
 SEGMENTS = np.array([0, 1, 2, 3, 0, 1, 2, 0, 1])

@@ -12,7 +12,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
 from valle_convert.llama.context import LlamaModel, Settings, Tune
 from valle_convert.llama.library import load_library
-from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
 from valle_convert.llama.tuning import (
     Fastest,
     FileFacts,
@@ -22,8 +22,7 @@ from valle_convert.llama.tuning import (
     kept_settings,
     tuned_settings,
 )
-from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.tuned import Tuned, rounding_of, tuned_for
+from valle_convert.network.tuned import Tuned, read_probe_rows, rounding_of, tuned_for
 
 SHAPE = GemmaShape(n_embd=64, n_head=4, n_head_kv=4, n_layer=2, n_ff=96, n_vocab=80)
 EXACT, REPACKED, F16 = Settings(), Settings(repack=False), Settings("f16")
@@ -33,7 +32,7 @@ QUIET, BUSY = 10.0, -10.0
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tuning") / "tiny.gguf"
-    write_gemma(path, SHAPE, random_weights(SHAPE, seed=0))
+    write_gemma(path, SHAPE, random_gemma(SHAPE, seed=0))
     return path
 
 

@@ -15,7 +15,7 @@ from miniature import corpus
 from miniature.evaluate import held_out, opened
 from miniature.world import WorldCodec, analyse
 from valle_convert.audio import Audio, read_audio
-from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.options import SamplingOptions
 from valle_convert.families.bundle import open_bundle
 from valle_convert.listening.listen import (
     NLL,

@@ -15,7 +15,7 @@ from support import PROJECT, wait_for
 
 from miniature.world import WorldCodec
 from valle_convert.audio import AudioCodec
-from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.options import SamplingOptions
 from valle_convert.families.bundle import Bundle
 from valle_convert.llama.context import Settings
 from valle_convert.serve.app import ServerSettings

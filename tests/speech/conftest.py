@@ -12,7 +12,7 @@ from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import EncodecCodec
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY
 from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.families.v5.on_llama import GgufNetwork
 from valle_convert.families.v5.speech import VersionFiveSpeaker
@@ -92,7 +92,7 @@ class VallexStopsAtOnce(VallexGguf):
         if self.n:
             self.n -= 1
             rows = rows.copy()
-            rows[:, self.codebook_size] = 1e4
+            rows[:, self.model.codebook_size] = 1e4
         return rows
 
 
@@ -105,7 +105,7 @@ def version_five(bundle: Bundle, speaker: AnySpeaker, encodec: EncodecCodec) -> 
 
         def stopping(n: int) -> AnySpeaker:
             network.n = n
-            return VersionFiveSpeaker(network, tokenize=lambda _text: [1, 20, 30, 2], codec=encodec)
+            return VersionFiveSpeaker(network, (lambda _text: [1, 20, 30, 2], str), encodec)
 
         yield Talking(bundle, speaker, quick, quick, "həlˈoʊ.", stopping)
 

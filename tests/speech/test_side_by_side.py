@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from support import GOLDEN_VALLEX, ONE_THREAD, Convert
 
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5.speech import VersionFiveSpeaker

@@ -11,7 +11,7 @@ from speech.conftest import Talking
 from support import ONE_THREAD
 
 from valle_convert.audio import EncodecCodec, read_codes, write_codes, write_wav
-from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.speech import Timings
 from valle_convert.errors import InputError
 from valle_convert.families import families

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions

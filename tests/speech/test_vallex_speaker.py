@@ -10,7 +10,7 @@ from vallex_golden import CHECKPOINT, HEARD, decode_vallex, golden
 
 from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.decode.options import GREEDY, SamplingOptions
 from valle_convert.errors import InputError
 from valle_convert.families.vallex import facts
 from valle_convert.families.vallex.composed import VallexText

@@ -20,7 +20,7 @@ from valle_convert.gguf_file.keys import SET_ID_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
-from valle_convert.network.probe import read_probe_rows
+from valle_convert.network.tuned import read_probe_rows
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 MAX_NMSE = FAMILIES["VALL-E X"].max_nmse

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support import GOLDEN, Cli, error_of
 
-from valle_convert.encodec import open_encodec, write_cpp_file
+from valle_convert.encodec.cpp_file import write_cpp_file
+from valle_convert.encodec.sources import open_encodec
 from valle_convert.verify.codec_file import verify_codec
 
 FOLDER = GOLDEN / "encodec-small"

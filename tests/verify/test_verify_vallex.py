@@ -85,7 +85,7 @@ class LevelsMoved(VallexReference):
     """A NAR with the stage of the level above."""
 
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
-        hidden = self._run(self._model.nar, rows, [], causal=False, level=level % 7 + 1)
+        hidden = self._run(self.model.nar, rows, [], causal=False, level=level % 7 + 1)
         return self._head("nar", f"nar_predict_layers.{level - 1}.weight", hidden[-n_outputs:])
 
 

@@ -8,13 +8,12 @@ from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network
 from valle_convert.errors import InputError
-from valle_convert.families.v7.on_llama import _FRAMES_AT_ONCE
 from valle_convert.families.v7.trials import utterances
 from valle_convert.metrics import nmse
 from valle_convert.model.inputs import Condition
 
 
-@pytest.mark.parametrize("n", [1, _FRAMES_AT_ONCE, 2 * _FRAMES_AT_ONCE + 3])
+@pytest.mark.parametrize("n", [1, 700])
 def test_any_number_of_frames_is_encoded_and_decoded(n: int, converted: Convert) -> None:
     draw = np.random.default_rng(n)
     reference = open_reference(golden_checkpoint(GOLDEN_VERSION_7))

@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from valle_convert.audio.codes import check_format
 from valle_convert.audio.files import Audio
-from valle_convert.encodec.architecture import check_computable
 from valle_convert.encodec.sources import ENCODEC_24KHZ, open_encodec
-from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
 from valle_convert.wording import plural
+
+if TYPE_CHECKING:
+    from valle_convert.encodec.streaming import EncodecEncoder
 
 #: EnCodec's name in converted files.
 ENCODEC_NAME = "encodec-24khz"
@@ -33,20 +34,9 @@ _PUBLISHED_CODES = 1024
 class AudioCodec(Protocol):
     """The interface of a codec."""
 
-    @property
-    def description(self) -> Codec:
-        """Name and rates."""
-        ...
-
-    @property
-    def n_levels(self) -> int:
-        """Number of levels."""
-        ...
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of different codes of a level."""
-        ...
+    description: Codec  # name and rates
+    n_levels: int
+    codebook_size: int  # number of different codes of a level
 
     def encode(self, audio: Audio) -> Codes:
         """Audio to codes, [frames, levels]."""
@@ -72,12 +62,9 @@ def register_codec(
     recognises: Callable[[str | Path], bool],
     opens: Callable[[str | Path], AudioCodec],
 ) -> None:
-    """Let `open_codec` open another kind of codec.
+    """Let `open_codec` open another kind of codec, of that name in converted files.
 
-    Args:
-        name: the codec's name in converted files.
-        recognises: returns whether a file is such a codec.
-        opens: opens the file; raises `InputError` if it is damaged.
+    `recognises` returns whether a file is such a codec; `opens` opens it.
     """
     _registered[name] = (recognises, opens)
 
@@ -85,15 +72,9 @@ def register_codec(
 def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCodec:
     """The codec of a model, refused before it is loaded where the model has another.
 
-    Args:
-        source: as `encodec.open_encodec`, or a file of a registered codec; None for the published
-            24 kHz EnCodec from the hub.
-        config: of the model; None for whatever codec it is, with the levels of published models.
-
-    Raises:
-        InputError: this program has no such codec as the model's; or as `EncodecCodec` and
-            `check_codec_fits`.
-        EnvironmentFault: as `EncodecCodec`.
+    The source is that of `EncodecCodec`, or a file of a registered codec; None is the published 24
+    kHz EnCodec from the hub. Without a `config`, any codec is opened, with the levels of published
+    models.
     """
     for recognises, opens in _registered.values():
         if source is not None and recognises(source):
@@ -127,28 +108,18 @@ def open_codec(source: str | Path | None, config: CodeFormat | None) -> AudioCod
 class EncodecCodec:
     """A mono, causal EnCodec of any size.
 
-    The decoder's weights are read at once, so that damage shows before anything is spoken; the
-    encoder's on first use.
-
-    Args:
-        source: a folder with `config.json` and weights, a codec file, a name on the hub, or the
-            result of `open_encodec`.
-        n_levels: number of levels to use; 8 are 6 kbit/s of the published model.
-
-    Attributes:
-        weights: the opened codec.
-
-    Raises:
-        InputError: it is not an EnCodec, is damaged or incomplete, or has fewer levels.
-        EnvironmentFault: the hub cannot be reached.
+    The source is a folder with `config.json` and weights, a codec file, a name on the hub, or the
+    result of `open_encodec`. The decoder's weights are read at once, so that damage shows before
+    anything is spoken; the encoder's on first use. 8 levels are 6 kbit/s of the published model.
     """
 
     def __init__(
         self, source: str | Path | EncodecWeights = ENCODEC_24KHZ, *, n_levels: int = 8
     ) -> None:
+        from valle_convert.encodec.streaming import EncodecDecoder
+
         weights = source if isinstance(source, EncodecWeights) else open_encodec(source)
         spec = weights.spec
-        check_computable(spec, weights.source)
         if not 1 <= n_levels <= spec.n_codebooks:
             raise InputError(
                 f"The codec {weights.source} has {spec.n_codebooks} levels, expected at least "
@@ -163,6 +134,8 @@ class EncodecCodec:
 
     @cached_property
     def _encoder(self) -> EncodecEncoder:
+        from valle_convert.encodec.streaming import EncodecEncoder
+
         return EncodecEncoder(self.weights, self.n_levels)
 
     def encode(self, audio: Audio) -> Codes:

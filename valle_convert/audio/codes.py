@@ -114,6 +114,27 @@ def check_format(what: str, found: tuple[int, int, Codec], model: CodeFormat, ad
         raise InputError(f"{what} is {codec}, and the model was trained on {trained}; {advice}.")
 
 
+def check_array(
+    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
+) -> None:
+    """Reject an array of a file unless it has this shape, and whole numbers below `n_rows`."""
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: {name} is of type {array.dtype}, expected integers.")
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not array.size:
+        words = ["n" if n is None else str(n) for n in shape]
+        raise InputError(
+            f"{path}: {name} is of shape {list(array.shape)}, expected [{', '.join(words)}]."
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= n_rows:
+        raise InputError(
+            f"{path}: {name} has {low if low < 0 else high}, expected 0 to {n_rows - 1}."
+        )
+
+
 def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
     codes = entries["codes"]
     scalars = {name: entries[name] for name in _ENTRIES if name != "codes"}
@@ -131,16 +152,7 @@ def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
         )
     size = int(scalars["codebook_size"])
     sample_rate, frame_rate = int(scalars["sample_rate"]), float(scalars["frame_rate"])
-    if codes.ndim != 2 or codes.dtype.kind != "i" or 0 in codes.shape:
-        raise InputError(
-            f"{path}: codes are {codes.dtype} {list(codes.shape)}, expected integers [frames, "
-            "levels]."
-        )
-    if codes.min() < 0 or codes.max() >= size:
-        raise InputError(
-            f"{path} has codes from {codes.min()} to {codes.max()}, expected 0 to {size - 1}; the "
-            "file is damaged."
-        )
+    check_array(path, "codes", codes, (None, None), size)
     if not (0 <= sample_rate <= 1_000_000 and 0 <= frame_rate <= 100_000):
         raise InputError(
             f"{path}: {sample_rate} Hz and {frame_rate} frames per second are out of range."

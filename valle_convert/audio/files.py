@@ -96,13 +96,7 @@ def read_audio(path: Path, sample_rate: int, *, max_seconds: float | None = None
 def decode_audio(
     raw: BinaryIO, name: str, sample_rate: int, *, max_seconds: float | None = None
 ) -> Audio:
-    """Read an open file, or bytes in memory, as `read_audio` does; messages call it `name`.
-
-    Raises:
-        InputError: it is not audio, is empty, has samples that are not finite, or its channels
-            cancel each other out.
-        EnvironmentFault: soundfile or soxr is not installed.
-    """
+    """Read an open file, or bytes in memory, as `read_audio` does; messages call it `name`."""
     sound = require("soundfile", "Reading audio files")
     soxr = require("soxr", "Resampling audio")
     shell_name = shlex.quote(Path(name).name)
@@ -213,14 +207,7 @@ class AudioWriter:
     above full scale lowers the volume from then on. Nothing is clipped, and the result has the
     `gain`. Samples of wav and flac have 16 bits.
 
-    Args:
-        path: the file; not touched before the first piece.
-        force: replace an existing file.
-        sources: files that are never overwritten.
-
-    Raises:
-        InputError, EnvironmentFault: as `files.atomic_output`, at the first piece or at the end;
-            soundfile is not installed; the format does not support the sample rate.
+    The path is not touched before the first piece; `sources` are never overwritten.
     """
 
     def __init__(self, path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> None:

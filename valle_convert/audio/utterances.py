@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.audio.codes import read_codes
+from valle_convert.audio.codes import check_array, read_codes
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import GemmaConfig, RowMap
@@ -81,36 +81,16 @@ def check_utterance(
     """Raise an `InputError` if the arrays of an utterance do not fit a model."""
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
-    _check(path, "phonemes", phonemes, (None,), rows.table("phonemes").n_rows)
-    _check(path, "response", response, (None, config.n_levels), config.codebook_size)
+    check_array(path, "phonemes", phonemes, (None,), rows.table("phonemes").n_rows)
+    check_array(path, "response", response, (None, config.n_levels), config.codebook_size)
     if prompt is not None:
-        _check(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
+        check_array(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
     n_languages = rows.table("language").n_rows if rows.has_table("language") else 0
     if language is not None:
-        _check(path, "language", language, (), max(n_languages, 1))
+        check_array(path, "language", language, (), max(n_languages, 1))
     n_elements = len(phonemes) + len(response) + (0 if prompt is None else len(prompt))
     if n_elements + 16 > config.n_ctx_train:
         raise InputError(
             f"{path} has {n_elements:,} phonemes and frames, more than the model's context of "
             f"{config.n_ctx_train:,}; cut it."
-        )
-
-
-def _check(
-    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
-) -> None:
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{path}: {name} is of type {array.dtype}, expected integers.")
-    fits = array.ndim == len(shape) and all(
-        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
-    )
-    if not fits or not array.size:
-        words = ["n" if n is None else str(n) for n in shape]
-        raise InputError(
-            f"{path}: {name} is of shape {list(array.shape)}, expected [{', '.join(words)}]."
-        )
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= n_rows:
-        raise InputError(
-            f"{path}: {name} has {low if low < 0 else high}, expected 0 to {n_rows - 1}."
         )

@@ -20,18 +20,10 @@ _MIN_SOUND_SECONDS = 0.2
 
 
 def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio, tuple[str, ...]]:
-    """The prompt in a recording: some seconds from the first sound on.
+    """The prompt in a recording, and a notice if a part was left out.
 
-    Args:
-        audio: the recording.
-        seconds: longest prompt; None for the whole recording.
-        name: name of the recording in messages.
-
-    Returns:
-        The prompt, and a notice if a part was left out.
-
-    Raises:
-        InputError: the recording is silent, or has too little sound.
+    It is `seconds` from the first sound on; None takes all. `name` is for messages. A recording
+    without sound is rejected.
     """
     window = max(1, audio.sample_rate // _WINDOWS_PER_SECOND)
     n_windows = -(-len(audio.samples) // window)
@@ -61,11 +53,7 @@ def prompt_audio(audio: Audio, seconds: float | None, name: str) -> tuple[Audio,
 
 
 def fit_prompt(codes: Codes, n_frames: int, name: str) -> tuple[Codes, tuple[str, ...]]:
-    """A prompt of exactly `n_frames`, cut or repeated.
-
-    Returns:
-        The codes, [n_frames, levels], and a notice if they were changed.
-    """
+    """A prompt of exactly `n_frames`, cut or repeated, and a notice if it was changed."""
     found = len(codes)
     if found >= n_frames:
         notice = f"{name} has {plural(found, 'frame')}; the first {n_frames} are used as the voice"

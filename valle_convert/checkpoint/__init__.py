@@ -8,8 +8,7 @@ every fault in one is an `InputError`.
 
 from __future__ import annotations
 
-from valle_convert.checkpoint.checkpoint import Checkpoint
-from valle_convert.checkpoint.read import read_checkpoint
+from valle_convert.checkpoint.read import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 
 __all__ = ["Checkpoint", "TensorSource", "TensorSpec", "read_checkpoint"]

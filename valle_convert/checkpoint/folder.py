@@ -3,11 +3,11 @@
     ckpt/ar+nar/latest                                   the tag, in the training project's folders
     ckpt/ar+nar/<tag>/state.sft or state.pth             its own back end
     ckpt/ar+nar/<tag>/mp_rank_00_model_states.pt         DeepSpeed
-    anything/*.index.json                                shards (`sharded.py`)
+    anything/*.index.json                                shards
     anything/model.safetensors or fp32.sft or one file   everything else
     anything/data.pkl, data/                             an unpacked file of torch.save
 
-A `Tree` lists names and gives files: `DiskTree` here, the hub's in `hub.py`. If several local files
+A `Tree` lists names and gives files, of the disk or (`hub.py`) of the hub. If several local files
 may be the weights, their content decides. Optimizer files are never opened or downloaded.
 """
 
@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Protocol
 
 from valle_convert.checkpoint.names import averages_note, is_averaged
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
@@ -67,72 +66,52 @@ class HubOrigin:
     n_bytes: Mapping[Path, int]  # the size of each file, by the hub's list
 
 
-class Tree(Protocol):
-    """Folders and files below some root."""
+class Tree:
+    """Folders and files on the disk; `hub.HubTree` has those of a commit on the hub."""
 
-    notes: tuple[str, ...]  # what the user should know about the source of the files
+    notes: tuple[str, ...] = ()  # what the user should know about the source of the files
 
     @property
     def origin(self) -> HubOrigin | None:
         """Where the files requested so far come from, if not from the disk."""
-        ...
-
-    def is_folder(self, path: PurePath) -> bool: ...
-
-    def files(self, folder: PurePath) -> list[str]:
-        """The names of the files in a folder, sorted."""
-        ...
-
-    def folders(self, folder: PurePath) -> list[str]:
-        """The names of the folders in a folder, sorted."""
-        ...
-
-    def get(self, path: PurePath) -> Path:
-        """A file, as a local path."""
-        ...
-
-    def header(self, path: PurePath) -> SafetensorsHeader | None:
-        """The header of a safetensors file that `get` does not download, else None."""
-        ...
-
-    def name(self, path: PurePath) -> str:
-        """The path in a form that the user can give back."""
-        ...
-
-
-class DiskTree:
-    notes: tuple[str, ...] = ()
-    origin: HubOrigin | None = None
+        return None
 
     def is_folder(self, path: PurePath) -> bool:
         return os.path.isdir(path)  # noqa: PTH112 - no exception for a closed folder
 
     def files(self, folder: PurePath) -> list[str]:
-        return [name for name, is_folder in self._entries(folder) if not is_folder]
+        """The names of the files in a folder, sorted."""
+        return [name for name, is_folder in _entries(folder) if not is_folder]
 
     def folders(self, folder: PurePath) -> list[str]:
-        return [name for name, is_folder in self._entries(folder) if is_folder]
+        """The names of the folders in a folder, sorted."""
+        return [name for name, is_folder in _entries(folder) if is_folder]
 
     def get(self, path: PurePath) -> Path:
+        """A file, as a local path."""
         return Path(path)
 
-    def header(self, path: PurePath) -> None:
+    def header(self, path: PurePath) -> SafetensorsHeader | None:
+        """The header of a safetensors file that `get` does not download, else None."""
         del path
+        return None
 
     def name(self, path: PurePath) -> str:
+        """The path in a form that the user can give back."""
         return str(path)
 
-    @staticmethod
-    def _entries(folder: PurePath) -> list[tuple[str, bool]]:
-        found: list[tuple[str, bool]] = []
-        with os_faults(f"The folder {folder} cannot be read"), os.scandir(folder) as entries:
-            for entry in entries:
-                # A circular link, or one to a closed place, is neither file nor folder.
-                with suppress(OSError):
-                    is_folder = entry.is_dir()
-                    if not is_folder or not _leads_back(entry):
-                        found.append((entry.name, is_folder))
-        return sorted(found)
+
+def _entries(folder: PurePath) -> list[tuple[str, bool]]:
+    """The names in a folder, and whether each is a folder."""
+    found: list[tuple[str, bool]] = []
+    with os_faults(f"The folder {folder} cannot be read"), os.scandir(folder) as entries:
+        for entry in entries:
+            # A circular link, or one to a closed place, is neither file nor folder.
+            with suppress(OSError):
+                is_folder = entry.is_dir()
+                if not is_folder or not _leads_back(entry):
+                    found.append((entry.name, is_folder))
+    return sorted(found)
 
 
 def _leads_back(entry: os.DirEntry[str]) -> bool:
@@ -159,7 +138,7 @@ def is_on_hub(path: PurePath) -> bool:
 def locate(path: Path, *, headers_only: bool = False) -> tuple[Tree, PurePath]:
     """The disk or a commit on the hub that a path leads to, and the place there."""
     if not is_on_hub(path):
-        return DiskTree(), path
+        return Tree(), path
     from valle_convert.checkpoint.hub import HubTree, parse_location
 
     tree = HubTree(parse_location(str(path)), headers_only=headers_only)

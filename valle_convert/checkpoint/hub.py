@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from valle_convert.checkpoint.folder import HUB_PREFIX, SAFETENSORS_SUFFIXES, HubOrigin
+from valle_convert.checkpoint.folder import HUB_PREFIX, SAFETENSORS_SUFFIXES, HubOrigin, Tree
 from valle_convert.checkpoint.safetensors_file import SafetensorsHeader
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
 from valle_convert.extras import require
@@ -77,8 +77,8 @@ def parse_location(text: str) -> Location:
     return Location(text, match["repository"], revision, place, is_loose=inside is not None)
 
 
-class HubTree:
-    """The files of one commit, downloaded on request; a `Tree`."""
+class HubTree(Tree):
+    """The files of one commit, downloaded on request."""
 
     def __init__(
         self, location: Location, *, headers_only: bool = False, only_cached: bool = False
@@ -91,7 +91,6 @@ class HubTree:
         self._location = location
         self._headers_only = headers_only
         self._got: dict[PurePosixPath, Path] = {}
-        self.notes: tuple[str, ...] = ()
         self._only_cached = only_cached
         self.commit, files = self._list()
         self.notes = (f"{self.name(PurePosixPath('.'))} is at commit {self.commit}", *self.notes)

@@ -46,8 +46,6 @@ _COUNTER = re.compile(r"(.+\.)?(n_averaged|initted|num_updates|decay|step)")
 
 
 class RenamedTensors:
-    """A `TensorSource` under other names."""
-
     def __init__(self, tensors: TensorSource, own: Mapping[str, str]) -> None:
         self._tensors, self._own = tensors, own
         self.specs: Mapping[str, TensorSpec] = {

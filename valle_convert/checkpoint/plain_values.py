@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 #: A vocabulary has a few thousand.
 _MAX_VALUES = 1 << 18
 _MAX_DIGITS = 1000  # of a number, a date ... in YAML
 _MAX_INTEGER = 1 << 64
-_MAX_ARRAY = 1 << 10  # numbers of an array that becomes a list
 #: YAML 1.1 requires a point in every number with an exponent, 1.2 does not.
 _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+")
 
@@ -73,10 +70,6 @@ def _knows_plain(value: object) -> bool:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, np.generic | np.ndarray):
-        if value.size > _MAX_ARRAY:
-            raise ValueError(f"an array of {value.size:,} numbers")
-        return value.tolist()
     if isinstance(value, PurePath | dt.date | dt.time):
         return str(value)
     if isinstance(value, int) and abs(value) >= _MAX_INTEGER:

@@ -85,8 +85,6 @@ class SafetensorsHeader:
 
 
 class SafetensorsFile(SafetensorsHeader):
-    """A `TensorSource` over one safetensors file."""
-
     def __init__(self, path: Path) -> None:
         self._path = path
         check_input_file(path)

@@ -255,7 +255,6 @@ class PickleReader(pickle._Unpickler):  # noqa: SLF001 - see below
         return self._stand_ins[full]
 
     def persistent_load(self, saved: object) -> object:
-        """The storage that a pickle refers to."""
         if isinstance(saved, tuple) and len(saved) == 4 and saved[0] == "module":
             return saved[1]  # a class with its source code
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":

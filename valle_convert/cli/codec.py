@@ -35,7 +35,9 @@ def codec(
     --codec of the other commands takes OUT.gguf. OUT.bin is for encodec.cpp and vall_e.cpp; models
     that their loader would compute wrongly are rejected.
     """
-    from valle_convert.encodec import open_encodec, write_cpp_file, write_gguf_codec
+    from valle_convert.encodec.cpp_file import write_cpp_file
+    from valle_convert.encodec.gguf_codec import write_gguf_codec
+    from valle_convert.encodec.sources import open_encodec
     from valle_convert.files import check_outputs
 
     if out.suffix not in (".bin", ".gguf"):

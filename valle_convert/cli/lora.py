@@ -41,9 +41,10 @@ def lora(
         refuse_idle("BASE is a converted file", {"--config": config})
     written = write_lora(base, source, out, out_type=outtype, config=config, force=force)
     console.notes(written.notes)
-    n_bytes, levels = out.stat().st_size, list(written.levels)
+    n_bytes, n_weights = out.stat().st_size, len(written.by_target)
+    levels = list(written.levels)
     console.log(
-        f"wrote {out}: {console.n_bytes(n_bytes)}, {plural(len(written.pairs), 'weight')}, alpha "
+        f"wrote {out}: {console.n_bytes(n_bytes)}, {plural(n_weights, 'weight')}, alpha "
         f"{written.alpha:g}, codebook levels: {', '.join(map(str, levels)) or 'all'}"
     )
     if json_:
@@ -51,7 +52,7 @@ def lora(
             {
                 "file": str(out),
                 "bytes": n_bytes,
-                "weights": len(written.pairs),
+                "weights": n_weights,
                 "alpha": written.alpha,
                 "levels": levels,
             }

@@ -102,7 +102,7 @@ class DecodingOptions:
         **others: Any,  # noqa: ANN401
     ) -> SpeakOptions:
         """All options of speaking; refuses `foreign` ones and what the family does not use."""
-        from valle_convert.decode.sampling import SamplingOptions
+        from valle_convert.decode.options import SamplingOptions
         from valle_convert.speech.results import SpeakOptions
         from valle_convert.speech.settings import parse_settings, settings, with_settings
 

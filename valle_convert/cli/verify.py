@@ -182,7 +182,7 @@ def _read_old(path: Path, options: VerifyOptions) -> Checkpoint:
 
 
 def _verify_codec(source: str, path: Path, level: Level) -> Report:
-    from valle_convert.encodec import open_encodec
+    from valle_convert.encodec.sources import open_encodec
     from valle_convert.verify.codec_file import CODEC_LEVELS, verify_codec
 
     if level == "tokenizer" or level == "logits":  # noqa: PLR1714 - this way the type is narrowed

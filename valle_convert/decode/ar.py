@@ -12,10 +12,8 @@ import numpy as np
 
 from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.causal import CausalSequences, append_elements
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End
-from valle_convert.decode.guidance import guided
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import penalize_length, penalize_repetition, sample
+from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions, End
+from valle_convert.decode.sampling import guided, penalize_length, penalize_repetition, sample
 from valle_convert.model.inputs import Condition, Segment, speech_segments
 from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network

@@ -34,11 +34,6 @@ Steps = Generator[Sequence[Element], Logits, T]
 Append = Callable[[Sequence[Element]], Logits]
 
 
-def no_steps(elements: Sequence[Element]) -> Logits:
-    """An `Append` of models without an AR."""
-    raise NotImplementedError(elements)
-
-
 class Decoding(Generic[T]):
     """A decoder in a `Batch`."""
 
@@ -72,7 +67,6 @@ class Decoding(Generic[T]):
         self._steps.close()
 
     def close(self) -> None:
-        """Give it up, if it is not done."""
         self.is_done = True
         self._steps.close()
 
@@ -99,7 +93,6 @@ class Batch:
         return decoding
 
     def run(self, steps: Steps[T]) -> Decoding[T]:
-        """Decode to the end."""
         decoding = self.add(steps)
         while not decoding.is_done:
             self.step()
@@ -134,7 +127,6 @@ class Batch:
             start = end
 
     def _next(self) -> Decoding[Any] | None:
-        """One that waits and has room."""
         for queue in self._turns:
             while queue and queue[0].is_done:  # closed
                 queue.popleft()

@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.causal import run_pass
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded
-from valle_convert.decode.guidance import guide
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import Logits, draw, filtered, probabilities
+from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions
+from valle_convert.decode.sampling import Logits, draw, filtered, guide, probabilities
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network

@@ -10,10 +10,14 @@ from collections.abc import Callable
 import numpy as np
 
 from valle_convert.decode.causal import run_pass
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded
-from valle_convert.decode.guidance import guided
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import Logits, SamplingOptions, sample
+from valle_convert.decode.options import (
+    UNWATCHED,
+    Callbacks,
+    Decoded,
+    DecodeOptions,
+    SamplingOptions,
+)
+from valle_convert.decode.sampling import Logits, guided, sample
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
@@ -29,7 +33,6 @@ def decode_nar(
     prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode the levels above 0 of a response."""
 
     def predict(codes: Codes) -> Logits:
         level = codes.shape[1]

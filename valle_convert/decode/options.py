@@ -1,19 +1,76 @@
-"""The options of all decoders."""
+"""What all decoders take and give: options and their ranges, callbacks, the codes of a stage."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from valle_convert.decode.control import check_range
-from valle_convert.decode.sampling import GREEDY, SamplingOptions
+from valle_convert.errors import InputError
+from valle_convert.model.spec import Codes
+from valle_convert.progress import Progress, silent
 
 Mode = Literal["ar", "nar-len"]
 ModeChoice = Literal["auto", "ar", "nar-len"]
 
 #: Each continuation is a sequence with a cache of its own.
 MAX_BEST_OF = 64
+
+#: Called before every step; True ends the decoding, and the result is what exists by then.
+ShouldStop = Callable[[], bool]
+
+#: `stop`: the model (or the task) was complete; `limit`: the maximum was reached first;
+#: `interrupted`: `ShouldStop` returned True.
+End = Literal["stop", "limit", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Callbacks to follow and stop a decoding."""
+
+    progress: Progress = silent  # shows frames, steps and levels
+    should_stop: ShouldStop = lambda: False  # called between steps
+
+
+UNWATCHED = Callbacks()
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The codes of a stage, without the stop code; if interrupted, those that are complete."""
+
+    codes: Codes
+    end: End
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Reject an option's value outside of `low` to `high`."""
+    if not low <= value <= high or math.isinf(value):
+        limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+        raise InputError(f"{name} is {value}, expected a number {limits}.")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How codes are drawn; names and defaults are the training project's."""
+
+    temperature: float = 1.0  # 0 takes the most likely code; 1 draws by the model's probabilities
+    top_k: int = 0  # keep that many codes (and those as likely as the last of them); 0 keeps all
+    top_p: float = 1.0  # keep the fewest most likely codes with this total probability
+    min_p: float = 0.0  # keep codes at least this likely, relative to the most likely one
+    #: Keep logits within this many standard deviations of the highest; 0 keeps all.
+    top_no: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, 0.0, math.inf)
+        check_range("top_k", self.top_k, 0, math.inf)
+        check_range("top_p", self.top_p, 0.0, 1.0)
+        check_range("min_p", self.min_p, 0.0, 1.0)
+        check_range("top_no", self.top_no, 0.0, math.inf)
+
+
+GREEDY = SamplingOptions(temperature=0.0)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""From logits to a choice: penalties, filters, temperature, and a draw.
+"""From logits to a choice: guidance, penalties, filters, temperature, and a draw.
 
 Every function is pure and works on logits [rows, codes]; excluded codes have a logit of minus
 infinity. The only randomness is the given numpy generator, so a seed gives the same codes on the
 same logits.
 
-    logits -> penalties (AR only) -> min-p -> top-k -> top-p -> top-n-sigma -> temperature -> draw
+    logits -> guidance -> penalties (AR only)
+        -> min-p -> top-k -> top-p -> top-n-sigma -> temperature -> draw
 
 Every filter keeps the most likely code of each row, so temperature 0 is the argmax of the
 (penalized) logits for all other options.
@@ -13,39 +14,17 @@ Every filter keeps the most likely code of each row, so temperature 0 is the arg
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.decode.control import check_range
+from valle_convert.decode.options import DecodeOptions, SamplingOptions
 from valle_convert.model.spec import Codes
 
 Logits = NDArray[np.float32]  # [rows, codes]
 
 NEVER = np.float32(-np.inf)
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How codes are drawn; names and defaults are the training project's."""
-
-    temperature: float = 1.0  # 0 takes the most likely code; 1 draws by the model's probabilities
-    top_k: int = 0  # keep that many codes (and those as likely as the last of them); 0 keeps all
-    top_p: float = 1.0  # keep the fewest most likely codes with this total probability
-    min_p: float = 0.0  # keep codes at least this likely, relative to the most likely one
-    #: Keep logits within this many standard deviations of the highest; 0 keeps all.
-    top_no: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_range("temperature", self.temperature, 0.0, math.inf)
-        check_range("top_k", self.top_k, 0, math.inf)
-        check_range("top_p", self.top_p, 0.0, 1.0)
-        check_range("min_p", self.min_p, 0.0, 1.0)
-        check_range("top_no", self.top_no, 0.0, math.inf)
-
-
-GREEDY = SamplingOptions(temperature=0.0)
 
 
 def sample(logits: Logits, options: SamplingOptions, rng: np.random.Generator) -> Codes:
@@ -126,6 +105,28 @@ def keep_top_n_sigma(logits: Logits, n: float) -> Logits:
     squares = np.where(left, (values - mean) ** 2, 0).sum(axis=-1, keepdims=True)
     deviation = np.sqrt(squares / np.maximum(count - 1, 1))
     return np.where(logits < logits.max(axis=-1, keepdims=True) - n * deviation, NEVER, logits)
+
+
+def guided(found: Iterable[Logits], options: DecodeOptions) -> Logits:
+    """The logits of a condition, guided by those of the null condition if there are any."""
+    full, *null = found
+    if not null:
+        return full
+    return guide(full, null[0], options.guidance_strength, options.guidance_rescale)
+
+
+def guide(full: Logits, null: Logits, strength: float, rescale: float) -> Logits:
+    """Combine a block of logits with those of the null condition, [rows, codes] each.
+
+    null + (full - null) * strength, its standard deviation over the whole block brought
+    towards that of `full` by `rescale`. Strength 0 gives the null condition's logits.
+    """
+    guided = null + (full - null) * np.float32(strength)
+    spread = float(guided.std(ddof=1, dtype=np.float64))
+    if rescale == 0 or spread == 0:
+        return guided
+    ratio = float(full.std(ddof=1, dtype=np.float64)) / spread
+    return guided * np.float32(rescale * ratio + (1 - rescale))
 
 
 def penalize_repetition(logits: Logits, previous: Codes, penalty: float, decay: float) -> Logits:

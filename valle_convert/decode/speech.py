@@ -14,11 +14,10 @@ import numpy as np
 
 from valle_convert.decode.ar import append_codes, ar_steps
 from valle_convert.decode.batch import Steps, alone
-from valle_convert.decode.control import UNWATCHED, Callbacks, End
-from valle_convert.decode.length import decode_length, frames_for, most_frames
+from valle_convert.decode.greedy import decode_length, frames_for, most_frames
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions, Mode, ModeChoice
+from valle_convert.decode.options import UNWATCHED, Callbacks, DecodeOptions, End, Mode, ModeChoice
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model
@@ -50,7 +49,6 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """The sum of all stages."""
         return float(sum(astuple(self)))
 
     def __add__(self, other: Timings) -> Timings:
@@ -70,7 +68,6 @@ class Speech:
 
 
 def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
-    """The decoding mode, by the model's capabilities."""
     capabilities = model.config.capabilities
     can: dict[Mode, bool] = {
         "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
@@ -104,7 +101,6 @@ def speech_steps(
     source: Codes | None = None,  # level 0 of a recording whose voice is changed, [frames]
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a response."""
     mode, n_frames = choose_mode(network.model, options.mode), None
     if source is not None:
         if mode != "nar-len":

@@ -82,7 +82,6 @@ class EncodecSpec:
 
     @property
     def widest(self) -> int:
-        """The largest number of channels."""
         return self.num_filters << len(self.upsampling_ratios)
 
     def levels_at(self, bandwidth: float) -> int:
@@ -92,7 +91,10 @@ class EncodecSpec:
 
 
 def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
-    """The spec in a transformers `config.json` with `n_codebooks`, and every value checked."""
+    """The spec in a transformers `config.json` with `n_codebooks`.
+
+    Every value is checked, and what the network would compute wrongly is rejected.
+    """
     problems: list[str] = []
     known: dict[str, Any] = {}
     for name, kind in get_type_hints(EncodecSpec, include_extras=True).items():
@@ -109,6 +111,21 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
     # As in transformers, codebook_dim defaults to the width of a frame.
     known.setdefault("codebook_dim", known.get("hidden_size", EncodecSpec.hidden_size))
     spec = EncodecSpec(**known)
+    allowed: dict[str, Sequence[object]] = {
+        "audio_channels": [1],
+        "normalize": [False],
+        "chunk_length_s": [None],
+        "norm_type": ["weight_norm"],
+        "use_causal_conv": [True],
+        "trim_right_ratio": [1.0],
+        "pad_mode": ("reflect", "constant", "replicate"),
+        "codebook_dim": [spec.hidden_size],
+    }
+    if wrong := _differences(spec, allowed):
+        raise InputError(
+            f"The codec {where} is not like facebook/encodec_24khz: {wrong}. Encode "
+            "and decode with that codec's own program, and pass the codes as .npz."
+        )
     return replace(spec, target_bandwidths=tuple(sorted(spec.target_bandwidths)))
 
 
@@ -336,43 +353,17 @@ def _with_bias(
 
 # -------------------------------------------------------------------- what can be computed
 
-
-#: The only values that this project's network and encodec.cpp compute.
-_ALWAYS: Mapping[str, Sequence[object]] = {
-    "audio_channels": [1],
-    "normalize": [False],
-    "chunk_length_s": [None],
-    "norm_type": ["weight_norm"],
-    "use_causal_conv": [True],
-    "trim_right_ratio": [1.0],
-}
 CPP_MAX_CODEBOOKS = 32
-
-
-def check_computable(spec: EncodecSpec, where: str) -> None:
-    """Reject what this project's encoder and decoder would compute wrongly."""
-    allowed = {
-        **_ALWAYS,
-        "pad_mode": ("reflect", "constant", "replicate"),
-        "codebook_dim": [spec.hidden_size],
-    }
-    if wrong := _differences(spec, allowed):
-        raise InputError(
-            f"The codec {where} is not like facebook/encodec_24khz: {wrong}. Encode "
-            "and decode with that codec's own program, and pass the codes as .npz."
-        )
 
 
 def check_runs_on_encodec_cpp(spec: EncodecSpec, where: str) -> None:
     """Reject what encodec.cpp, which checks none of this, would compute wrongly or crash on."""
-    allowed = {
-        **_ALWAYS,
+    allowed: dict[str, Sequence[object]] = {
         "sampling_rate": [24_000],
         "upsampling_ratios": [(8, 5, 4, 2)],
         "last_kernel_size": [spec.kernel_size],
         "compress": [2],
         "num_residual_layers": [1],
-        "codebook_dim": [spec.hidden_size],
         "num_lstm_layers": [2],
         "pad_mode": ["reflect"],
         "use_conv_shortcut": [True],

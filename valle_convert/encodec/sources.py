@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from valle_convert.checkpoint.containers import read_container
-from valle_convert.checkpoint.folder import HUB_PREFIX, DiskTree, Tree
+from valle_convert.checkpoint.folder import HUB_PREFIX, Tree
 from valle_convert.checkpoint.hub import HubTree, parse_location
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.encodec.architecture import (
@@ -70,19 +70,8 @@ _LEFT_OUT = re.compile(
 _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
 _DTYPES = [str(dtype) for dtype in WEIGHT_DTYPES]
 
-#: Other codecs, by model_type in config.json.
-_OTHER_CODECS = {
-    "dac": "the Descript Audio Codec",
-    "nemo": "NeMo's codec",
-    "mimi": "Mimi",
-    "xcodec": "X-Codec",
-    "vocos": "Vocos",
-}
-#: Advice for them, and for other kinds of EnCodec.
-_ELSEWHERE = (
-    "Models of another codec can work with codes (--save-codes, --voice CODES.npz), which its own "
-    "program decodes."
-)
+#: Advice for other codecs, and other kinds of EnCodec.
+_ELSEWHERE = "Models of another codec work with codes (--save-codes, --voice CODES.npz)."
 
 
 def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
@@ -90,7 +79,7 @@ def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
     path = Path(source)
     found = stat_of(path, f"The codec {path}")
     if found is not None and stat.S_ISDIR(found.st_mode):
-        return _open_folder(DiskTree(), path, str(source))
+        return _open_folder(Tree(), path, str(source))
     if found is not None:
         check_input_file(path, "codec")
         return _open_file(path, str(source))
@@ -127,26 +116,20 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
         return open_gguf_codec(path, source)
     if head.startswith(ZIP_MAGIC) or head[:1] == b"\x80":
         return _open_meta(path, source)
-    if path.suffix == ".nemo":
-        raise InputError(f"{path} is a NeMo model, expected EnCodec. {_ELSEWHERE}")
     if len(head) == 8 and path.suffix == ".safetensors":
         raise InputError(
             f"The codec {path} has only weights; pass the folder {path.parent} with config.json."
         )
     found = "is empty" if not head else f"begins with {head[:4]!r}"
     raise InputError(
-        f"{path} is not a codec: it {found}. Pass a folder with config.json and weights, Meta's "
-        ".th, a .bin of encodec.cpp, or a .gguf of `valle-convert codec`."
+        f"{path} is not an EnCodec: it {found}; pass a folder with config.json, Meta's .th, a .bin "
+        f"of encodec.cpp, or a .gguf of `valle-convert codec`. {_ELSEWHERE}"
     )
 
 
 def _open_meta(path: Path, source: str) -> EncodecWeights:
     """Open Meta's `encodec_24khz-*.th`, a bare state dict."""
-    tensors = read_container(path, DiskTree(), path).tensors
-    if any("quantizer.quantizers." in name for name in tensors.specs):
-        raise InputError(
-            f"The codec {path} is the Descript Audio Codec, expected EnCodec. {_ELSEWHERE}"
-        )
+    tensors = read_container(path, Tree(), path).tensors
     spec = _spec_from_tensors(tensors.specs, path)
     reader = _FoldingReader(source, tensors, spec, [entry.name for entry in tensor_table(spec)])
     return EncodecWeights(
@@ -162,16 +145,12 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
 
 def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSpec:
     """The published model with another width and other codebooks; every tensor is checked later."""
-    if any(".norm." in name for name in specs):
-        raise InputError(
-            f"The codec {path} is Meta's 48 kHz EnCodec, expected encodec_24khz-*.th. {_ELSEWHERE}"
-        )
     names = [f"encoder.model.{layer}.conv.conv.bias" for layer in (0, 15)] + [codebook_name(0)]
     shapes = [specs[name].shape for name in names if name in specs]
     if list(map(len, shapes)) != [1, 1, 2]:
         raise InputError(
-            f"The codec {path} is not Meta's 24 kHz EnCodec: it lacks {' or '.join(names)}. Pass "
-            "encodec_24khz-*.th, or a folder of transformers with config.json."
+            f"The codec {path} is not Meta's encodec_24khz-*.th: it lacks {' or '.join(names)}. "
+            f"{_ELSEWHERE}"
         )
     (filters,), (hidden,), (size, dim) = shapes
     config = {
@@ -210,11 +189,6 @@ def _open_folder(tree: Tree, folder: PurePath, source: str) -> EncodecWeights:
     found = read_container(tree.get(weights), tree, weights)
     n_codebooks = max(1, _count_codebooks(found.tensors.specs))
     spec = spec_from_config({**config, "n_codebooks": n_codebooks}, str(config_file))
-    if spec.norm_type != EncodecSpec.norm_type:
-        raise InputError(
-            f"The codec {source} has layers with {spec.norm_type}, like the 48 kHz EnCodec, "
-            f"expected {ENCODEC_24KHZ}. {_ELSEWHERE}"
-        )
     # transformers makes as many codebooks as the highest bandwidth needs.
     n_expected = min(spec.levels_at(spec.target_bandwidths[-1]), MAX_CODEBOOKS)
     spec = replace(spec, n_codebooks=max(spec.n_codebooks, n_expected))
@@ -234,17 +208,12 @@ def _open_folder(tree: Tree, folder: PurePath, source: str) -> EncodecWeights:
 def _read_config(path: Path, source: str) -> Mapping[str, Any]:
     config = read_json_object(path, "config of the codec", _MAX_JSON_BYTES)
     kind = config.get("model_type")
-    if kind == "encodec":
-        return config
-    name = next((words for key, words in _OTHER_CODECS.items() if key in str(kind).lower()), None)
-    if name is not None:
+    if kind != "encodec":
         raise InputError(
-            f"The codec {source} is {name} (model_type {kind!r}), expected EnCodec. {_ELSEWHERE}"
+            f"The codec {source} has the model_type {kind!r}, expected encodec; pass a folder of "
+            f"{ENCODEC_24KHZ}. {_ELSEWHERE}"
         )
-    raise InputError(
-        f"The codec {source} has the model_type {kind!r}, expected encodec; pass a folder of "
-        f"{ENCODEC_24KHZ}."
-    )
+    return config
 
 
 def _license_in_card(card: Path) -> str | None:

@@ -39,11 +39,7 @@ def family_of_file(file: GgufFile) -> AnyFamily:
 
 
 def refuse_known(path: Path) -> None:
-    """Reject a GGUF file that holds a model of a family but was not converted by this project.
-
-    Raises:
-        InputError: always for such a file.
-    """
+    """Reject a GGUF file that holds a model of a family but was not converted by this project."""
     file = parsed(path) if path.is_file() else path
     refusal = family_of_file(file).refusal(file) if isinstance(file, GgufFile) else ""
     if refusal:

@@ -63,11 +63,7 @@ class Plan:
         return sum(file.n_weights for file in self.files.values())
 
     def at(self, target: Path) -> dict[Path, PlannedFile]:
-        """The files by path.
-
-        Args:
-            target: of the main file.
-        """
+        """The files by path; `target` is that of the main file."""
         return {path: self.files[part] for part, path in paths_of(target, self.files).items()}
 
 
@@ -155,19 +151,11 @@ class Bundle:
 
     @cached_property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        """The model in the files.
-
-        Raises:
-            InputError: they are not a converted model, or inconsistent.
-        """
+        """The model in the files."""
         return self.family.read_model(self.files)
 
     def check(self) -> None:
-        """Reject files that are not a converted model, or that llama.cpp would not survive.
-
-        Raises:
-            InputError: with all faults in one message.
-        """
+        """Reject files that are not a converted model, or that llama.cpp would not survive."""
         _ = self.model
         found = list(self.family.dangers(self.files))
         if found:
@@ -187,21 +175,14 @@ def part_of(file: GgufFile) -> str:
 
 
 def files_at(path: Path) -> Mapping[str, GgufFile]:
-    """The files of a model, given its main file; any other part of a set is alone.
-
-    Raises:
-        InputError: as `open_files`.
-    """
+    """The files of a model, given its main file; any other part of a set is alone."""
     file = GgufFile(path, allow_part=True)
     is_one_of_many = PART_KEY in file.keys and part_of(file)
     return {part_of(file): file} if is_one_of_many else open_files(file).files
 
 
 def open_files(main: Path | GgufFile) -> Bundle:
-    """Open the files of a model, which must be GGUF files of one set.
-
-    Args:
-        main: the main file, or its path; the others are beside it.
+    """Open the files of a model, given its main one; the others of its set are beside it.
 
     Raises:
         InputError: a file is missing, damaged or of another kind, or two belong to different sets.
@@ -231,12 +212,7 @@ def open_files(main: Path | GgufFile) -> Bundle:
 
 
 def fetched(path: Path) -> Path:
-    """The main file of a model on the hub, downloaded with its other files.
-
-    Raises:
-        InputError: the file, or another one of its set, does not exist.
-        EnvironmentFault: the hub does not provide it.
-    """
+    """The main file of a model on the hub, downloaded with its other files."""
     tree, place = locate(path)
     local = tree.get(place)
     if is_gguf(local):
@@ -250,9 +226,6 @@ def fetched(path: Path) -> Path:
 
 def open_bundle(path: Path) -> Bundle:
     """Open a converted model, and check everything that llama.cpp relies on.
-
-    Args:
-        path: of the main file; the others are beside it.
 
     Raises:
         InputError: as `open_files`; it is not a converted model, or inconsistent.

@@ -131,11 +131,7 @@ class Family(ABC, Generic[M, N]):
     n_texts: ClassVar[int] = 100_000
 
     def ability(self, name: str) -> Any:  # noqa: ANN401 - a function of the family's own
-        """The implementation of an optional ability.
-
-        Raises:
-            InputError: the family lacks it.
-        """
+        """The implementation of an optional ability; an `InputError` if the family lacks it."""
         place = self.abilities.get(name)
         if place is None:
             raise InputError(f"{name} does not support {self.title} yet.")
@@ -192,22 +188,14 @@ class Family(ABC, Generic[M, N]):
 
     @abstractmethod
     def parts(self, main: GgufFile) -> tuple[str, ...]:
-        """The parts that belong to a main file, itself first.
-
-        Raises:
-            InputError: the file is not the main part.
-        """
+        """The parts that belong to a main file, itself first."""
 
     def part_keys(self, part: str) -> Mapping[str, Any]:
         """The keys that distinguish a part of a set, with their values."""
         raise NotImplementedError(part)
 
     def check_part(self, file: GgufFile, part: str) -> None:
-        """Check that a file is the part that its name says.
-
-        Raises:
-            InputError: it is not.
-        """
+        """Reject a file that is not the part that its name says."""
         expected = self.part_keys(part)
         found = {key: file.keys.get(key) for key in expected}
         if found != expected:
@@ -221,12 +209,7 @@ class Family(ABC, Generic[M, N]):
             )
 
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
-        """The model in the files.
-
-        Raises:
-            InputError: they are not a converted model, or inconsistent, with all faults in one
-            message.
-        """
+        """The model in the files."""
         model: M = self._at("files:read_model")(files)
         return model
 
@@ -263,19 +246,11 @@ class Family(ABC, Generic[M, N]):
         tensors: NamedTensors,
         description: Description[M],
         *,
-        arithmetic: Arithmetic | None = None,
-        adapters: Sequence[Any] = (),
-        folded: bool = False,
+        arithmetic: Arithmetic | None = None,  # None for the checkpoint's own, in float32
+        adapters: Sequence[Any] = (),  # LoRAs that are kept apart, opened
+        folded: bool = False,  # whether `tensors` come from converted files, see `folds`
     ) -> N:
-        """The network in PyTorch.
-
-        Args:
-            tensors: the weights by the checkpoint's names.
-            description: of the checkpoint.
-            arithmetic: how layers compute; None for the checkpoint's own way, in float32.
-            adapters: LoRAs that are kept apart, opened.
-            folded: whether `tensors` come from converted files, see `folds`.
-        """
+        """The network in PyTorch."""
         how: dict[str, Any] = {"adapters": adapters} if adapters else {}
         how |= {"arithmetic": arithmetic} if arithmetic is not None else {}
         how |= {"folded": True} if folded and self.folds else {}
@@ -286,15 +261,10 @@ class Family(ABC, Generic[M, N]):
         self,
         bundle: Bundle,
         *,
-        settings: Settings | None = None,
-        adapters: Sequence[LoraFile] = (),
+        settings: Settings | None = None,  # None for the exact way, for verdicts
+        adapters: Sequence[LoraFile] = (),  # LoRAs kept apart, applied while it runs
     ) -> N:
         """The network on stock llama.cpp.
-
-        Args:
-            bundle: the files.
-            settings: how llama.cpp computes; None for the exact way, for verdicts.
-            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the files are damaged.
@@ -308,11 +278,7 @@ class Family(ABC, Generic[M, N]):
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
     ) -> Sequence[Any]:
-        """LoRAs that are kept apart, for `reference`.
-
-        Raises:
-            InputError: one does not fit, or the family supports none.
-        """
+        """LoRAs that are kept apart, for `reference`."""
         if adapters:
             raise InputError(f"--lora does not apply to {self.title} ({base.path}); leave it out.")
         return ()
@@ -349,17 +315,12 @@ class Family(ABC, Generic[M, N]):
         self,
         bundle: Bundle,
         *,
+        # Between audio and codes, or a thread that opens it; None speaks codes only.
         codec: AudioCodec | Future[AudioCodec] | None = None,
         settings: Settings | None = None,
         adapters: Sequence[LoraFile] = (),
     ) -> AnySpeaker:
         """A speaker on the network that `open` gives for the other arguments.
-
-        Args:
-            bundle: the files.
-            codec: between audio and codes, or a thread that opens it; None speaks codes only.
-            settings: how llama.cpp computes; None for the exact way.
-            adapters: LoRAs kept apart, applied while it runs.
 
         Raises:
             InputError: the codec is not the model's, or as `open`.
@@ -382,11 +343,7 @@ class Family(ABC, Generic[M, N]):
 
     @abstractmethod
     def recorded_tokenizer(self, file: GgufFile, given: Path | None) -> TokenizerFile:
-        """The tokenizer that the vocabulary of a main file was compiled from.
-
-        Raises:
-            InputError: it is not available.
-        """
+        """The tokenizer that the vocabulary of a main file was compiled from."""
 
     @abstractmethod
     def words(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

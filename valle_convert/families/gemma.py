@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,15 +29,18 @@ from valle_convert.gguf_file.loadable import dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.vocabulary import phoneme_vocabulary, source_json_keys
-from valle_convert.model.description import Contents, Description
+from valle_convert.model.description import Collector, Contents, Description, Dropped, source_shapes
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
+from valle_convert.model.trainer import DROPPED, ConfigReader, unread_notes
 from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 
 if TYPE_CHECKING:
+    from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
     from valle_convert.network.arithmetic import Arithmetic
+    from valle_convert.speech.speaker import AnySpeaker
 
 #: The part with the backbone.
 PART = "model"
@@ -95,6 +99,15 @@ class GemmaFamily(Family[G, N]):
 
         return recorded_tokenizer(file.keys, file.path, given)
 
+    def speaker_on(
+        self, network: N, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
+    ) -> AnySpeaker:
+        from valle_convert.speech.phonemes import phoneme_tokenizer
+
+        tokenizer = phoneme_tokenizer(bundle.main, opened)
+        speaker: AnySpeaker = self._at("speech:SPEAKER")(network, tokenizer, codec, opened)
+        return speaker
+
     def words(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config
         sizes = {
@@ -115,6 +128,34 @@ class GemmaFamily(Family[G, N]):
             "tones": list(model.tones),
         }
         return sizes, behaviour
+
+
+def described(
+    checkpoint: Checkpoint,
+    reader: ConfigReader,
+    collector: Collector,
+    model: G,
+    contents: Mapping[str, Contents],
+    notes: Iterable[str],
+    dropped: Iterable[Dropped] = (),
+) -> Description[G]:
+    """A description, if the checkpoint has the tensors that `contents` needs and no others."""
+    for one in contents.values():
+        for source, shape in source_shapes(one, model.config.n_embd).items():
+            collector.take(source, shape)
+    others = collector.finish(
+        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
+        "Give the config that belongs to these weights with --config.",
+        DROPPED,
+    )
+    return Description(
+        model,
+        checkpoint.tensors,
+        contents,
+        (*dropped, *others),
+        (*notes, *unread_notes(checkpoint.config)),
+        tuple(reader.assumed),
+    )
 
 
 def n_token_rows(file: GgufFile) -> int:
@@ -166,11 +207,28 @@ def random_speech(
     model: GemmaModel[Any], i: int, draw: np.random.Generator, length: float = 1.0
 ) -> tuple[Condition, NDArray[np.int64]]:
     """Random phonemes, a prompt and a response [frames, levels]; the i-th is longer than others."""
+    a, b, c = (round(length * n) for n in (32 + 3 * i, 48 + 5 * i, 60 + 7 * i))
+    return _speech(model, a, b, c, draw, i % max(1, len(model.languages)))
+
+
+def everyday_speech(model: GemmaModel[Any]) -> tuple[Condition, NDArray[np.int64]]:
+    """The same for a request of everyday size: four seconds after three seconds of voice."""
+    rate = round(model.codec.frame_rate or 75)  # EnCodec's
+    return _speech(model, 60, 3 * rate, 4 * rate, np.random.default_rng(0))
+
+
+def _speech(
+    model: GemmaModel[Any],
+    n_inner: int,
+    n_prompt: int,
+    n_response: int,
+    draw: np.random.Generator,
+    language: int = 0,
+) -> tuple[Condition, NDArray[np.int64]]:
     n_phonemes, config = model.table("phonemes").n_rows, model.config
-    n_inner, *n_frames = (round(length * n) for n in (32 + 3 * i, 48 + 5 * i, 60 + 7 * i))
     inner = draw.integers(min(4, n_phonemes - 1), n_phonemes, n_inner)
     prompt, response = (
-        draw.integers(0, config.codebook_size, (n, config.n_levels)) for n in n_frames
+        draw.integers(0, config.codebook_size, (n, config.n_levels)) for n in (n_prompt, n_response)
     )
     phonemes = np.array([BOS_PHONEME, *inner, EOS_PHONEME])
-    return Condition.of(model, phonemes, prompt, i % max(1, len(model.languages))), response
+    return Condition.of(model, phonemes, prompt, language), response

@@ -8,8 +8,9 @@ phoneme strings. `fp32.sft` is safetensors with config, symmap and stats as meta
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -30,7 +31,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SYMMAP_KEY,
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
-from valle_convert.gguf_file.read import GgufFile, TensorInfo
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.model.description import Contents, source_shapes
 from valle_convert.progress import Progress, silent
@@ -46,15 +47,6 @@ SFT_NAME = "fp32.sft"
 _DTYPE_NAMES = {FLOAT32: "F32", FLOAT16: "F16", BFLOAT16: "BF16"}
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Rows of a file's tensor that are a tensor of the checkpoint, or the values of a bias."""
-
-    stored: TensorInfo | NDArray[np.float32]
-    first: int
-    stop: int
-
-
 class BackTensors:
     """The checkpoint's tensors from its converted files, as a `TensorSource`.
 
@@ -64,7 +56,7 @@ class BackTensors:
     def __init__(self, bundle: Bundle, dtype: np.dtype[Any] | None = None) -> None:
         self._path = bundle.path
         self._dtype = dtype
-        self._places: dict[str, _Place] = {}
+        self._reads: dict[str, Callable[[], NDArray[np.float32]]] = {}
         self._specs: dict[str, TensorSpec] = {}
         try:
             parts = cast("GemmaFamily[Any, Any]", bundle.family).contents_of(bundle.model)
@@ -80,16 +72,16 @@ class BackTensors:
     def _add_part(self, file: GgufFile, contents: Contents, width: int) -> None:
         shapes = source_shapes(contents, width)
 
-        def add(name: str, place: _Place, found: np.dtype[Any]) -> None:
+        def add(name: str, found: np.dtype[Any], read: Callable[[], NDArray[np.float32]]) -> None:
             chosen = found if self._dtype is None else self._dtype
             self._specs[name] = TensorSpec(name, chosen, _DTYPE_NAMES[chosen], shapes[name])
-            self._places[name] = place
+            self._reads[name] = read
 
         embedding = file.tensors[TOKEN_EMBEDDING]
         matrices = PLAIN_DTYPES.get(embedding.ggml_type, FLOAT32)
         for block in contents.rows:
-            place = _Place(embedding, block.first_row, block.first_row + block.n_rows)
-            add(block.source, place, matrices)
+            rows = slice(block.first_row, block.first_row + block.n_rows)
+            add(block.source, matrices, partial(embedding.rows, rows))
         for tensor in contents.backbone:
             stored = file.tensors.get(tensor.target)
             if stored is None or stored.shape != tensor.shape:
@@ -101,29 +93,18 @@ class BackTensors:
             kind = PLAIN_DTYPES.get(stored.ggml_type, FLOAT32)
             if len(tensor.shape) == 1:  # vectors are always float32 in a file
                 kind = _narrow(stored.rows(), matrices)
-            add(tensor.source, _Place(stored, 0, tensor.shape[0]), kind)
+            add(tensor.source, kind, stored.rows)
         start = 0
         biases = np.array(file.keys.get(BIAS_KEY, []), np.float32)
         for bias in contents.biases:
-            stop = start + bias.n_rows
+            values = biases[start : start + bias.n_rows]
             if shapes[bias.source] == (bias.n_rows,):
-                kind = _narrow(biases[start:stop], matrices)
-                add(bias.source, _Place(biases, start, stop), kind)
-            start = stop
+                add(bias.source, _narrow(values, matrices), values.copy)
+            start += bias.n_rows
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor, of the shape and type of its spec."""
-        spec, place = self.specs[name], self._places[name]
-        stored, rows = place.stored, slice(place.first, place.stop)
-        if isinstance(stored, np.ndarray):
-            values = stored[rows]
-        elif len(stored.shape) == 1:
-            values = stored.rows()
-        elif spec.dtype is not None and PLAIN_DTYPES.get(stored.ggml_type) == spec.dtype:
-            same = np.ascontiguousarray(stored.data[rows]).view(spec.dtype)
-            return same.reshape(spec.shape)
-        else:
-            values = stored.rows(rows)
+        spec, values = self.specs[name], self._reads[name]()
         with np.errstate(over="ignore"):
             found = values.astype(spec.dtype).reshape(spec.shape)
         if not np.isfinite(found.astype(np.float32)).all():

@@ -2,7 +2,6 @@
 
 import codecs
 import hashlib
-import json
 import os
 import stat
 import time
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 
 from valle_convert.errors import InputError
 from valle_convert.files.paths import kind_of, os_faults, stat_of, suggest
+from valle_convert.strict_json import unique_json
 
 #: The beginning of a zip, also of those of torch and numpy.
 ZIP_MAGIC = b"PK\3\4"
@@ -83,7 +83,7 @@ def read_json_object(
 ) -> dict[str, Any]:
     """The object in a JSON file; arguments as in `read_small_file`."""
     try:
-        loaded = json.loads(read_small_file(path, what, max_bytes, pipe=pipe))
+        loaded = unique_json(read_small_file(path, what, max_bytes, pipe=pipe))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"The {what} {path} is not valid JSON ({error}); copy it again or give another."

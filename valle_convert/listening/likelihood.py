@@ -97,6 +97,5 @@ def negative_log_likelihood(network: Network, one_pass: TeacherForcedPass) -> ND
 def _pass(
     head: str, segments: list[Segment], targets: NDArray[np.integer] | list[int]
 ) -> TeacherForcedPass:
-    """A pass whose last elements predict."""
     true = np.array(targets, np.int64)
     return TeacherForcedPass(head, tuple(segments), len(true), slice(None), true)

@@ -21,10 +21,9 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.files import Audio
 from valle_convert.decode.ar import append_codes
 from valle_convert.decode.batch import Batch
-from valle_convert.decode.options import DecodeOptions, Mode
-from valle_convert.decode.sampling import SamplingOptions
+from valle_convert.decode.greedy import decode_transcript
+from valle_convert.decode.options import DecodeOptions, Mode, SamplingOptions
 from valle_convert.decode.speech import choose_mode, speech_steps
-from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (
@@ -244,8 +243,8 @@ class ListeningTest:
                     np.asarray(sentence.codes, np.int32),
                     sentence.condition.language,
                     2 * len(true) + 10,
-                ).phonemes
-                edits.append((edit_distance(heard, true), len(true)))
+                ).codes
+                edits.append((edit_distance(heard.tolist(), true), len(true)))
             advance(1)
         for head, counted in nats.items():
             yield (NLL.name, head), _tally(counted)

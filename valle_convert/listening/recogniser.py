@@ -31,7 +31,6 @@ class Recogniser:
             )
 
     def hear(self, audio: Audio) -> str:
-        """The words of some sound."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "speech.wav"
             write_wav(path, audio)

@@ -74,6 +74,7 @@ class LlamaModel(Closing):
         further_parts: Sequence[Path] = (),
         settings: Settings = EXACT,
         opened_as: Path | None = None,
+        vocab_only: bool = False,
     ) -> None:
         self.library = library
         self.path = path
@@ -84,6 +85,7 @@ class LlamaModel(Closing):
         api = library.api
         library.check_gpu(settings.n_gpu_layers)
         parameters = api.llama_model_default_params()
+        parameters.vocab_only = vocab_only
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP
         parameters.n_gpu_layers = settings.n_gpu_layers
         # Repacked weights are copies, which do not follow a mapped file.

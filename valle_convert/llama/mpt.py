@@ -29,7 +29,7 @@ from valle_convert.files import check_input_file, describe_os_error
 from valle_convert.llama.context import EXACT, Context, FloatArray, LlamaModel, Settings
 from valle_convert.llama.library import INSTALL_TESTED, load_library
 from valle_convert.llama.session import CONTRAST, SAME_NMSE, Session
-from valle_convert.llama.tiny_mpt import MPT_WIDTH, random_mpt, write_mpt
+from valle_convert.llama.tiny import MPT_WIDTH, random_mpt, write_mpt
 from valle_convert.metrics import nmse
 
 #: Cells of a sequence to allocate at once: 1,024 of 12 x 1024 in f32 take 100 MB.
@@ -40,8 +40,6 @@ _RELU_NMSE_AT_64, _RELU_FLOOR = 1e-6, 1e-11
 
 
 class MptSession(Session):
-    """A model and its sequences."""
-
     architecture = "mpt"
 
     def __init__(
@@ -64,12 +62,11 @@ class MptSession(Session):
             settings=settings,
             head_rows=head_rows,
         )
-        if not proven:
-            with self._closed_on_error():
+        with self._closed_on_error():
+            if not proven:
                 prove_relu(activation_factor)
                 self.input_scale = self._find_input_scale(probe_rows, of_ids=1.0)
                 self._prove_masks(probe_rows)
-        with self._closed_on_error():
             self._prove_own_head(probe_rows)
 
     def read(self, sequence: Hashable, rows: FloatArray, *, room: int = 0) -> None:

@@ -70,7 +70,6 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
 
 
 def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT) -> None:
-    """Run the self-test in a child process."""
     given = [sys.executable, "-m", SELFTEST] if command is None else list(command)
     try:
         child = subprocess.run(  # noqa: S603 - our own interpreter and module

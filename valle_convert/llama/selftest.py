@@ -20,7 +20,7 @@ from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
 from valle_convert.llama.library import Library, load_library
 from valle_convert.llama.probe import STAGE
-from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
 from valle_convert.metrics import nmse
 
 # Rows of 256, which K-quants need, and a batch large enough for llama.cpp's matrix kernels (such as
@@ -44,10 +44,9 @@ def main() -> int:
 
 
 def run(folder: Path) -> None:
-    """Make the files in `folder` and run each."""
     _say("loading the library")
     library = load_library()
-    weights = random_weights(SHAPE, seed=0)
+    weights = random_gemma(SHAPE, seed=0)
     for file_type in ("f32", "f16", "q8_0"):
         write_gemma(folder / f"{file_type}.gguf", SHAPE, weights, file_type=file_type)
     _say("quantizing to Q4_K")

@@ -265,7 +265,7 @@ def _halves(n: int) -> Iterator[int]:
 
 def _time_attention(model: LlamaModel, base: Settings) -> dict[tuple[CacheType, bool], Seconds]:
     """What each kind of attention takes longer than the exact one, in all layers."""
-    from valle_convert.llama.tiny_gemma import GemmaShape, random_weights, write_gemma
+    from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
 
     api = model.library.api
     heads = api.llama_model_n_head(model.handle), api.llama_model_n_head_kv(model.handle)
@@ -274,7 +274,7 @@ def _time_attention(model: LlamaModel, base: Settings) -> dict[tuple[CacheType, 
     with ExitStack() as held:
         folder = held.enter_context(tempfile.TemporaryDirectory())
         path = Path(folder) / "layer.gguf"
-        write_gemma(path, shape, random_weights(shape, seed=0))
+        write_gemma(path, shape, random_gemma(shape, seed=0))
         layer = held.enter_context(LlamaModel(model.library, path, settings=base))
         kinds = {
             (cache, flash): replace(base, cache_type=cache, flash_attention=flash)

@@ -4,7 +4,7 @@ protocol     what decoders and the verifier need
 backbone     PyTorch, from a checkpoint: the reference for every converted file
 arithmetic   the effect of llama.cpp's rounding on the logits
 weights      the weights of a converted file under the checkpoint's names
-probe        rows that test a session of llama.cpp
+tuned        rows and settings for a session of llama.cpp
 """
 
 from __future__ import annotations

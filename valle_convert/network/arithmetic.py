@@ -28,13 +28,8 @@ Watch = Callable[[str, str, Tensor, Tensor], None]
 INPUTS = "inputs"
 
 
-def unwatched(part: str, name: str, inputs: Tensor, outputs: Tensor) -> None:
-    del part, name, inputs, outputs
-
-
-def _as_it_is(part: str, name: str, inputs: Tensor) -> Tensor:
-    del part, name
-    return inputs
+def unwatched(*_: object) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Arithmetic:
     activation: Callable[[Tensor], Tensor] | None = None
     #: Called as `round_inputs(part, linear, inputs [n, in])` with the layer's GGUF name before
     #: every linear layer; its result is multiplied.
-    round_inputs: Callable[[str, str, Tensor], Tensor] = _as_it_is
+    round_inputs: Callable[[str, str, Tensor], Tensor] = lambda _part, _name, inputs: inputs
 
 
 #: Float32 throughout.

@@ -5,6 +5,8 @@ Shapes: n new elements, m elements so far (m >= n), d = n_embd, h = heads, k = d
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class TorchNetwork:
-    """Weights, read on first use, and linear layers."""
+    """Weights, read on first use, linear layers, and the sequences so far."""
 
     def __init__(self, tensors: NamedTensors, arithmetic: Arithmetic) -> None:
         self._tensors = tensors
@@ -33,9 +35,16 @@ class TorchNetwork:
         #: Gets the inputs and outputs of every linear layer, and what goes into the first one.
         self.watch: Watch = unwatched
         self._weights: dict[str, Tensor] = {}
+        self._caches: dict[Hashable, Cache] = {}
 
     def close(self) -> None:
         """PyTorch frees everything by itself."""
+
+    def make_room(self, n_seq: int) -> None:
+        """PyTorch needs no preparation."""
+
+    def forget(self, sequence: Hashable) -> None:
+        self._caches.pop(sequence, None)
 
     def weight(self, name: str) -> Tensor:
         if name not in self._weights:
@@ -45,7 +54,6 @@ class TorchNetwork:
         return self._weights[name]
 
     def rows(self, part: str, rows: NDArray[np.float32]) -> Tensor:
-        """The inputs of the first layer."""
         x = torch.from_numpy(np.array(rows, np.float32))
         self.watch(part, INPUTS, x, x)
         return x

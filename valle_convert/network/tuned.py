@@ -1,4 +1,4 @@
-"""The fastest settings for a converted file, from `llama.tuning`."""
+"""What a session of llama.cpp needs of a converted file: rows of its token table, settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import decode, encode, nominal_decibels
 from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
@@ -17,6 +18,9 @@ from valle_convert.llama.context import EXACT, FloatArray, Settings
 from valle_convert.llama.session import SMALL_MODEL
 from valle_convert.llama.tuning import FileFacts, tuned_settings
 from valle_convert.metrics import nmse
+
+#: The number of rows, evenly spread over the token table.
+_PROBE_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,29 @@ def tuned_for(
     return Tuned(
         replace(passes, own_head=True), replace(steps, own_head=True, n_parallel=n_parallel)
     )
+
+
+def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, FloatArray]:
+    """A few rows of the token table of a GGUF file, as floats: id -> [n_embd].
+
+    Rows of middling size come first: there, both the row and the layers show in the logits.
+    """
+    table = file.tensors.get(TOKEN_EMBEDDING)
+    if table is None:
+        raise InputError(
+            f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
+        )
+    ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, _PROBE_ROWS).astype(np.int64))
+    rows = table.rows(ids)
+    sizes = np.sqrt(np.mean(rows**2, axis=1))
+    used = np.flatnonzero(sizes > 0)
+    if not len(used):
+        raise InputError(
+            f"All {len(ids)} probed rows of token_embd.weight in {file.path} are zero; "
+            "the file is not a converted model."
+        )
+    from_the_middle = used[np.argsort(np.abs(sizes[used] - np.median(sizes[used])), kind="stable")]
+    return {int(ids[i]): rows[i] for i in from_the_middle}
 
 
 def head_rows(file: GgufFile) -> Callable[[slice], FloatArray]:

@@ -46,7 +46,6 @@ class BundleTensors:
                 self._readers.setdefault(name, reader)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32."""
         way = self._recovered.get(name)
         if way is None:
             reader = self._readers.get(name, self._others)
@@ -113,7 +112,6 @@ class RoundedTensors:
         self._types = rounded_types(plan, file)
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor as float32."""
         weights = self._tensors.read(name).astype(np.float32)
         ggml_type = self._types.get(name, F32)
         if ggml_type in PLAIN_DTYPES:

@@ -23,14 +23,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from valle_convert.decode.control import ShouldStop
+from valle_convert.decode.options import ShouldStop
 from valle_convert.families.bundle import Bundle
 from valle_convert.serve.gate import Access, Gate
 from valle_convert.serve.metrics import Metrics
 from valle_convert.serve.refusal import RETRY_AFTER, Refusal, bad_value, refusal_of
-from valle_convert.serve.request import parse_request
+from valle_convert.serve.request import Speaking, parse_request
 from valle_convert.serve.sound import SOUND_FORMATS
-from valle_convert.serve.speaking import Speaking
 from valle_convert.serve.voices import Voices
 from valle_convert.serve.worker import Job, Work, Worker
 from valle_convert.speech.results import SpeakOptions
@@ -68,7 +67,7 @@ class _Answer(StreamingResponse):
     def __init__(
         self,
         chunks: AsyncIterator[bytes],
-        job: Job[bytes],
+        job: Job,
         release: Callable[[], None],
         **how: Any,  # noqa: ANN401
     ) -> None:
@@ -132,7 +131,7 @@ class Routes:
             headers={"X-Seed": str(speaking.options.seed), "Cache-Control": "no-store"},
         )
 
-    async def _admitted(self, request: Request, work: Work[bytes]) -> tuple[Job[bytes], bytes]:
+    async def _admitted(self, request: Request, work: Work) -> tuple[Job, bytes]:
         """A queued job and its first result; after an error it has no place any more."""
         self._worker.admit()
         job = Job(work, self._settings.seconds)
@@ -227,7 +226,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return Refusal(error.status_code, message, code, None, error.headers or {}).response()
 
 
-async def _first(job: Job[bytes], request: Request) -> bytes:
+async def _first(job: Job, request: Request) -> bytes:
     """The first result, whose errors still have a status; raises if the client leaves before."""
 
     async def gone() -> None:
@@ -246,13 +245,13 @@ async def _first(job: Job[bytes], request: Request) -> bytes:
         leaving.cancel()
 
 
-async def _chunks(first: bytes, job: Job[bytes]) -> AsyncIterator[bytes]:
+async def _chunks(first: bytes, job: Job) -> AsyncIterator[bytes]:
     yield first
     async for chunk in job:
         yield chunk
 
 
-async def _sse(first: bytes, job: Job[bytes], speaking: Speaking) -> AsyncIterator[bytes]:
+async def _sse(first: bytes, job: Job, speaking: Speaking) -> AsyncIterator[bytes]:
     """Sound as OpenAI's events; tokens are characters and frames."""
     try:
         async for chunk in _chunks(first, job):

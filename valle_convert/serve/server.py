@@ -44,11 +44,7 @@ class SpeechServer:
         )
 
     def run(self, listening: socket.socket) -> None:
-        """Serve until `stop` or a signal; requests in progress are finished first.
-
-        Raises:
-            ValleConvertError: the model cannot be opened.
-        """
+        """Serve until `stop` or a signal; requests in progress are finished first."""
         self._worker.start()
         with self._worker:
             try:

@@ -13,31 +13,28 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from threading import Condition, Thread
-from typing import Any, Generic, TypeVar
 
 from valle_convert.closing import Closing
-from valle_convert.decode.control import ShouldStop
+from valle_convert.decode.options import ShouldStop
 from valle_convert.serve.refusal import RETRY_AFTER, Refusal
 from valle_convert.speech.speaker import AnySpeaker
-
-T = TypeVar("T")
 
 #: Yielded when a step of the batch has to come first.
 TURN = None
 #: The work of a request: called in the thread, with a function that stops it between two steps.
-Work = Callable[[AnySpeaker, ShouldStop], Generator[T | None, None, None]]
+Work = Callable[[AnySpeaker, ShouldStop], Generator[bytes | None, None, None]]
 
 
-class Job(Generic[T]):
+class Job:
     """Results of one request, awaited by the event loop that made it."""
 
-    def __init__(self, work: Work[T], seconds: float) -> None:
+    def __init__(self, work: Work, seconds: float) -> None:
         self._work = work
         self._loop = asyncio.get_running_loop()
-        self._results: asyncio.Queue[T | Exception] = asyncio.Queue()
+        self._results: asyncio.Queue[bytes | Exception] = asyncio.Queue()
         self._deadline = time.monotonic() + seconds
         self._is_left = False
-        self._steps: Generator[T | None, None, None] | None = None
+        self._steps: Generator[bytes | None, None, None] | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -47,10 +44,10 @@ class Job(Generic[T]):
         """Mark that nobody waits for it any more."""
         self._is_left = True
 
-    def __aiter__(self) -> Job[T]:
+    def __aiter__(self) -> Job:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> bytes:
         found = await self._results.get()
         if isinstance(found, Exception):
             raise found
@@ -84,7 +81,7 @@ class Job(Generic[T]):
     def _must_stop(self) -> bool:
         return self._is_left or self.seconds_left < 0
 
-    def _tell(self, result: T | Exception) -> None:
+    def _tell(self, result: bytes | Exception) -> None:
         with suppress(RuntimeError):  # the loop is closed, since the server was killed
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
 
@@ -97,7 +94,7 @@ class Worker(Closing):
     ) -> None:
         self._open, self._failed = open_speaker, failed
         self._n_places = n_places
-        self._jobs: list[Job[Any]] = []
+        self._jobs: list[Job] = []
         self._changed = Condition()
         self._is_closing = False
         self._thread = Thread(target=self._run, name="speech", daemon=True)
@@ -121,7 +118,7 @@ class Worker(Closing):
     def release(self) -> None:
         self.n_admitted -= 1
 
-    def add(self, job: Job[Any]) -> None:
+    def add(self, job: Job) -> None:
         with self._changed:
             self._jobs.append(job)
             self._changed.notify()
@@ -151,7 +148,7 @@ class Worker(Closing):
             self.is_ready = False
             self._failed()
 
-    def _wait(self) -> list[Job[Any]]:
+    def _wait(self) -> list[Job]:
         """The jobs, as soon as there are any; none at the end."""
         with self._changed:
             while not (self._jobs or self._is_closing):

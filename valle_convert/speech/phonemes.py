@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode.batch import Append
+from valle_convert.decode.batch import Element
+from valle_convert.decode.sampling import Logits
 from valle_convert.decode.speech import Prefix, Speech
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, Codes, GemmaModel
+from valle_convert.network.protocol import Computing
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
@@ -34,32 +36,26 @@ Tokenize = Callable[[str], list[int]]
 Detokenize = Callable[[Sequence[int]], str]
 
 
-class PhonemeSpeaker(Speaker[Recording, Codes, Codes]):
-    """A speaker for a model that reads phonemes. Close it, or use it as a context manager.
+N = TypeVar("N", bound=Computing)
 
-    Args:
-        model: the model.
-        append: grows sequences of the network.
-        tokenize: turns phonemes into ids.
-        codec: converts between audio and codes; None works with codes only.
-        opened: resources to close with the speaker.
 
-    Raises:
-        InputError: the codec does not fit the model.
-    """
+class PhonemeSpeaker(Speaker[Recording, Codes, Codes], Generic[N]):
+    """A speaker for a model that reads phonemes. Close it, or use it as a context manager."""
 
     def __init__(
         self,
-        model: GemmaModel[Any],
-        append: Append,
-        *,
-        tokenize: Tokenize,
+        network: N,
+        tokenizer: tuple[Tokenize, Detokenize],
         codec: AudioCodec | None = None,
         opened: ExitStack | None = None,
     ) -> None:
-        super().__init__(model, append, codec, opened)
-        self._model = model
-        self._tokenize = tokenize
+        super().__init__(network.model, self._append, codec, opened)
+        self._network, self._model = network, network.model
+        self._tokenize, self._detokenize = tokenizer
+
+    def _append(self, elements: Sequence[Element]) -> Logits:
+        """Grow sequences of the network; only models with an AR have any."""
+        raise NotImplementedError(elements)
 
     # ----------------------------------------------------------------------------- text
 
@@ -147,12 +143,7 @@ def prefix_of(
 
 
 def phoneme_tokenizer(file: GgufFile, opened: ExitStack) -> tuple[Tokenize, Detokenize]:
-    """llama.cpp's tokenizer of a converted file, with the ids that the network was trained on.
-
-    Args:
-        file: the file with the vocabulary.
-        opened: closes the tokenizer.
-    """
+    """llama.cpp's tokenizer of a converted file, with the ids that the network was trained on."""
     from valle_convert.tokenizer.oracle import LlamaTokenizer
 
     true_ids: Sequence[int] = file.keys[TRUE_IDS_KEY]

@@ -25,11 +25,7 @@ Recording = str | Path | Audio | SavedCodes
 
 
 class Recordings:
-    """The format of a model's codes, and a codec for it or None.
-
-    Raises:
-        InputError: the codec does not fit the model.
-    """
+    """The format of a model's codes, and a codec for it or None."""
 
     def __init__(self, model: CodeFormat, codec: AudioCodec | None) -> None:
         if codec is not None:
@@ -48,11 +44,7 @@ class Recordings:
         return self.codec_description.frame_rate or DEFAULT_FRAME_RATE
 
     def decode(self, codes: Codes | SavedCodes | str | Path) -> Audio:
-        """Decode codes [frames, levels or fewer], or a file of codes, to audio.
-
-        Raises:
-            InputError: the speaker has no codec, or the codes do not fit the model.
-        """
+        """Decode codes [frames, levels or fewer], or a file of codes, to audio."""
         if not isinstance(codes, np.ndarray):
             codes = self._saved(codes, "the file of codes").codes
         return self._needed_codec().decode(codes)
@@ -60,18 +52,9 @@ class Recordings:
     def encode(
         self, recording: Path | Audio, seconds: float | None, name: str
     ) -> tuple[SavedCodes, tuple[str, ...]]:
-        """The codes of a recording, which serve as a voice in its place.
+        """The codes of a recording, which serve as a voice in its place, and notices.
 
-        Args:
-            recording: what is heard, or a file of it.
-            seconds: at most so many from the first sound on; None for all of it.
-            name: of the recording, for messages.
-
-        Returns:
-            The codes, and notices of what was left out.
-
-        Raises:
-            InputError: as `prompt_audio`, or the speaker has no codec.
+        At most `seconds` from the first sound on are taken; None takes all. `name` is for messages.
         """
         codes, notices = self._codes_of(self._read(recording, name), seconds, name)
         return SavedCodes(codes, self.codec_description, self._format.codebook_size), notices
@@ -79,16 +62,7 @@ class Recordings:
     def prompt(
         self, recording: Recording, seconds: float | None, name: str
     ) -> tuple[Codes, tuple[str, ...]]:
-        """The codes of a recording, cut or repeated to a length, and notices.
-
-        Args:
-            recording: what is heard, its codes, or a file of them.
-            seconds: the length; None for all of it.
-            name: of the recording, for messages.
-
-        Raises:
-            InputError: as `encode`, or the codes do not fit the model.
-        """
+        """As `encode`, also from codes, but cut or repeated to exactly `seconds`, unless None."""
         name = str(recording) if isinstance(recording, str | Path) else name
         codes, notices = self._codes_of(self._read(recording, name), seconds, name)
         if seconds is None:

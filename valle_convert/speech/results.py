@@ -9,8 +9,7 @@ import numpy as np
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio
 from valle_convert.audio.voice import PROMPT_SECONDS
-from valle_convert.decode.control import End, check_range
-from valle_convert.decode.options import DecodeOptions, Mode
+from valle_convert.decode.options import DecodeOptions, End, Mode, check_range
 from valle_convert.decode.speech import Timings
 from valle_convert.model.spec import Codec, Codes
 

@@ -59,11 +59,7 @@ class SpeakSetting:
     default: object
 
     def parse(self, text: str) -> object:
-        """The value of a text.
-
-        Raises:
-            InputError: the text is not a value of this setting.
-        """
+        """The value of a text."""
         try:
             value = self.kind(text)
         except ValueError:
@@ -84,14 +80,7 @@ def settings() -> dict[str, SpeakSetting]:
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, object]:
-    """The values of settings, by name.
-
-    Args:
-        given: `NAME=VALUE` each, or several with commas between.
-
-    Raises:
-        InputError: a name is unknown, or a value is of another type.
-    """
+    """The values of settings by name, each given as `NAME=VALUE`, or several with commas."""
     found = {}
     for one in ",".join(given).split(",") if given else ():
         name, equals, text = one.partition("=")
@@ -105,15 +94,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
 
 
 def with_settings(options: SpeakOptions, values: Mapping[str, object]) -> SpeakOptions:
-    """Options with some settings changed.
-
-    Args:
-        options: what to start from.
-        values: as `parse_settings` gives them.
-
-    Raises:
-        InputError: a value is out of range.
-    """
+    """Options with some settings changed."""
     for name, value in values.items():
         setting, changed = settings()[name], value
         if setting.inner:

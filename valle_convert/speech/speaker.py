@@ -28,7 +28,7 @@ from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.closing import Closing
 from valle_convert.decode.batch import Append, Batch, Decoding, Steps
-from valle_convert.decode.control import Callbacks
+from valle_convert.decode.options import Callbacks
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes
@@ -89,18 +89,6 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
     SourceT is a voice as given, VoiceT a voice for the network, RowsT a text for the network.
-
-    Args:
-        model: the model of the codes.
-        append: grows sequences of the network, for `batch`.
-        codec: converts between audio and codes; None works with codes only.
-        opened: resources to close with the speaker.
-
-    Attributes:
-        batch: the sentences that are being decoded.
-
-    Raises:
-        InputError: the codec does not fit the model.
     """
 
     #: Advice if the model generates nothing.
@@ -112,11 +100,11 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         self,
         model: CodeFormat,
         append: Append,
-        codec: AudioCodec | None,
-        opened: ExitStack | None = None,
+        codec: AudioCodec | None,  # None works with codes only
+        opened: ExitStack | None = None,  # closed with the speaker
     ) -> None:
         super().__init__(model, codec)
-        self.batch = Batch(append)
+        self.batch = Batch(append)  # the sentences that are being decoded
         self._opened = ExitStack() if opened is None else opened.pop_all()
 
     def close(self) -> None:
@@ -153,11 +141,7 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
     # ------------------------------------------------------------------------- speaking
 
     def check_parallel(self, options: SpeakOptions) -> None:
-        """Check that sentences with these options can be decoded side by side.
-
-        Raises:
-            InputError: all frames of a sentence are decoded at once.
-        """
+        """Reject options with which all frames of a sentence are decoded at once."""
         if not self._n_sequences(options):
             raise InputError(
                 "This model decodes all frames of a sentence at once, so --parallel does not apply;"
@@ -176,14 +160,8 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         """Speak a text, and yield each sentence when it is done.
 
         All of the text is turned into phonemes before the first sentence, so that errors show at
-        once.
-
-        Args:
-            text: a text of any length.
-            voice: the voice to speak in; None leaves the choice to the model.
-            options: options of speech.
-            is_phonemes: the text is phonemes, and one sentence.
-            watch: callbacks; `on_piece` is not called.
+        once. Without a voice, the model chooses one; with `is_phonemes`, the text is the phonemes
+        of one sentence. `watch.on_piece` is not called.
 
         Raises:
             InputError: there is nothing to say, the model does not have the language, the voice is
@@ -315,9 +293,6 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         """Keep level 0 of saved codes of a text, and decode the other levels again.
 
         The other arguments and errors are those of `pieces`; `watch.on_piece` is called.
-
-        Raises:
-            InputError: the codes do not fit the model.
         """
         options = seeded(options)
         level_0 = self._saved(saved, "the file of codes").codes[:, 0]
@@ -405,15 +380,7 @@ def seeded(options: SpeakOptions | None) -> SpeakOptions:
 def sayable(
     sentences: Iterable[tuple[str, Callable[[], Line[RowsT]]]], notices: tuple[str, ...] = ()
 ) -> list[Line[RowsT]]:
-    """The lines that can be spoken; the first one has a notice about those that cannot.
-
-    Args:
-        sentences: texts, and functions that make lines of them.
-        notices: notices for the whole text.
-
-    Raises:
-        InputError: no sentence can be spoken.
-    """
+    """The lines that can be spoken; the first one has a notice about those that cannot."""
     lines: list[Line[RowsT]] = []
     silent_parts: list[str] = []
     refusal: InputError | None = None

@@ -26,7 +26,7 @@ from pathlib import Path
 from valle_convert.errors import InputError
 from valle_convert.files import read_small_file
 from valle_convert.strict_json import unique_json
-from valle_convert.tokenizer.problems import refusal, short
+from valle_convert.tokenizer.compiled import refusal, short
 
 # A phoneme vocabulary takes 20 kB; the largest tokenizer.json of a language model, 40 MB.
 MAX_FILE_BYTES = 64 << 20

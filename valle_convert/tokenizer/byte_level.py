@@ -11,7 +11,6 @@ from itertools import count
 
 
 def _alphabet() -> tuple[str, ...]:
-    """The character for each of the 256 bytes."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = map(chr, count(0x100))
     return tuple(chr(byte) if byte in printable else next(others) for byte in range(256))

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe, parse_bpe, read_file
 from valle_convert.tokenizer.compile import compile_bpe
-from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
+from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer, refusal, short
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Oracle, SentencePieceOracle
-from valle_convert.tokenizer.problems import refusal, short
 from valle_convert.tokenizer.sentencepiece import (
     SentencePieceBpe,
     compile_sentencepiece,
@@ -61,7 +60,6 @@ class TokenizerFile:
         return [piece.replace("\u2581", " ") for piece in self.tokenizer.pieces]
 
     def oracle(self) -> Oracle:
-        """The library that made the file, for comparison."""
         if isinstance(self.tokenizer, PhonemeBpe):
             return HuggingFaceOracle(self.data)
         return SentencePieceOracle(self.data)

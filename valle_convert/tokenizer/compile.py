@@ -27,8 +27,13 @@ from itertools import product
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.byte_level import to_byte_level
-from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
-from valle_convert.tokenizer.problems import refusal, short
+from valle_convert.tokenizer.compiled import (
+    CompiledTokenizer,
+    TokenType,
+    check_placeholders,
+    refusal,
+    short,
+)
 
 #: llama.cpp's splitter before merging. Its time is linear in the length of a text, and it never
 #: splits two neighbours that are both letters or combining marks, so merges among them are safe.

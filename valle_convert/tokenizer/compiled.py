@@ -1,16 +1,17 @@
-"""The result of compiling any kind of tokenizer: the vocabulary keys of a GGUF file.
+"""The result of compiling any kind of tokenizer, the vocabulary keys of a GGUF file, or its faults.
 
 The writer needs `metadata()` and `extra_rows`, the verifier `true_ids`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
 from valle_convert.errors import InputError
+from valle_convert.wording import listing
 
 #: Keys of a converted file.
 TOKENS_KEY = "tokenizer.ggml.tokens"
@@ -91,3 +92,14 @@ def check_placeholders(placeholders: Iterable[str], taken: Iterable[str]) -> Non
                 "text could be split into; use a name of two characters or more."
             )
         seen.add(text)
+
+
+def refusal(what: str, problems: Sequence[str], remedy: str) -> InputError:
+    """The error for a file: what failed, the problems, the remedy."""
+    return InputError(f"{what}: {listing(problems, separator='; ')}. {remedy}")
+
+
+def short(value: object) -> str:
+    """A value from a file in at most 60 characters."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

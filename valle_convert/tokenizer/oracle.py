@@ -14,7 +14,6 @@ without `parse_special` is the same tokenizer with that flag on.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,23 +101,14 @@ class LlamaTokenizer(Closing):
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._model: int | None = None
+        from valle_convert.llama.context import LlamaModel
         from valle_convert.llama.library import load_library
 
         library = load_library()
-        self.library = lib = library.api
-        params = lib.llama_model_default_params()
-        params.vocab_only = True
-        params.n_gpu_layers = 0
-        since = library.log.mark()
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            raise InputError(
-                f"llama.cpp does not load the vocabulary of {path}; convert the checkpoint again."
-                f"{library.log.explain(since)}"
-            )
-        self.vocabulary = lib.llama_model_get_vocab(self._model)
-        self.n_tokens: int = lib.llama_vocab_n_tokens(self.vocabulary)
+        self.library = library.api
+        self._model = LlamaModel(library, Path(path), vocab_only=True)
+        self.vocabulary = self.library.llama_model_get_vocab(self._model.handle)
+        self.n_tokens = self._model.n_vocab
         # A byte gives at most one token; <bos>, </eos> and a leading space come on top.
         self._ids = (ctypes.c_int32 * (MAX_TEXT_BYTES + 8))()
         self._text = ctypes.create_string_buffer(4 * MAX_TEXT_BYTES)
@@ -175,9 +165,4 @@ class LlamaTokenizer(Closing):
         return " ".join(f"[{readable(piece) if is_bpe else piece}]" for piece in pieces)
 
     def close(self) -> None:
-        if self._model:
-            self.library.llama_model_free(self._model)
-            self._model = None
-
-    def __del__(self) -> None:
-        self.close()
+        self._model.close()

@@ -20,8 +20,13 @@ from itertools import permutations
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import MAX_ADDED_TOKENS, can_overlap
-from valle_convert.tokenizer.compiled import CompiledTokenizer, TokenType, check_placeholders
-from valle_convert.tokenizer.problems import refusal, short
+from valle_convert.tokenizer.compiled import (
+    CompiledTokenizer,
+    TokenType,
+    check_placeholders,
+    refusal,
+    short,
+)
 
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +15,13 @@ from valle_convert.gguf_file.keys import SOURCE_FORMAT_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Contents, Description
 from valle_convert.model.spec import Head, Model, Table
+from valle_convert.network.protocol import Network
 
 if TYPE_CHECKING:
-    from valle_convert.audio.codec import AudioCodec
     from valle_convert.families.bundle import Bundle
-    from valle_convert.families.v5.speech import VersionFiveSpeaker
-    from valle_convert.network.protocol import Network
 
 
-class VersionFive(GemmaFamily[Model, "Network"]):
-    """Versions 5 and 6; see the modules of this folder."""
-
+class VersionFive(GemmaFamily[Model, Network]):
     name = ""
     title = "VALL-E"
     abilities = MappingProxyType(
@@ -83,23 +78,12 @@ class VersionFive(GemmaFamily[Model, "Network"]):
     def open_adapters(
         self, adapters: Sequence[LoraFile], base: Bundle | Checkpoint
     ) -> Sequence[Any]:
-        from valle_convert.families.v5.adapter import AdapterBase, open_adapter
+        from valle_convert.families.v5.adapter import Adapter, AdapterBase
 
         if not adapters:
             return []
         fits = AdapterBase.of(base)
-        return [open_adapter(one, fits) for one in adapters]
-
-    def speaker_on(
-        self, network: Network, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
-    ) -> VersionFiveSpeaker:
-        from valle_convert.families.v5.speech import VersionFiveSpeaker
-        from valle_convert.speech.phonemes import phoneme_tokenizer
-
-        tokenize, detokenize = phoneme_tokenizer(bundle.main, opened)
-        return VersionFiveSpeaker(
-            network, tokenize=tokenize, detokenize=detokenize, codec=codec, opened=opened
-        )
+        return [Adapter(one, fits) for one in adapters]
 
     def words(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         sizes, behaviour = super().words(model)

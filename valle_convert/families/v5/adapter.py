@@ -16,7 +16,7 @@ which llama.cpp applies no adapter: a LoRA that changes them is rejected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,8 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
     is_converted,
 )
-from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.gguf_file.types import F16, F32, GgmlType
+from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.types import F16, F32, PLAIN_DTYPES, GgmlType
 from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.wording import listing
 
@@ -48,6 +48,7 @@ BASE_SHA256_KEY = "valle.adapter.base_sha256"
 ALPHA_KEY = "adapter.lora.alpha"
 _FORMAT_KEY, _FORMAT = "valle.adapter.format_version", 1
 _SIDES = (".lora_a", ".lora_b")
+_KIND = [ARCHITECTURE, "lora"]  # general.architecture and adapter.type
 _TYPES: dict[str, GgmlType] = {"f32": F32, "f16": F16}
 
 
@@ -79,31 +80,59 @@ class AdapterBase:
         return cls(str(file.path), specs, said if isinstance(said, str) else None)
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
+class Adapter(LoraPairs):
     """An adapter file that fits a converted file."""
 
-    path: Path
-    factor: float  # the user's factor on its update
-    alpha: float
-    levels: tuple[int, ...]  # its codebook levels; empty for all
-    #: By the names of the checkpoint, lora_a [r, in] and lora_b [out, r].
-    pairs: Mapping[str, tuple[TensorInfo, TensorInfo]]
-    notes: tuple[str, ...] = ()  # what was left out or renamed in its source, in words
+    def __init__(self, given: LoraFile, base: AdapterBase) -> None:
+        file, where = GgufFile(given.path), str(given.path)
+        if file.keys.get("general.type") != "adapter":
+            raise InputError(
+                f"{where} is not a LoRA adapter but another GGUF file; make one "
+                "with `valle-convert lora BASE LORA OUT.gguf`."
+            )
+        said = file.keys.get(BASE_SHA256_KEY)
+        alpha = file.keys.get(ALPHA_KEY)
+        faults = [name for name in file.tensors if not name.endswith(_SIDES)]
+        if said is not None and base.sha256 is not None and said != base.sha256:
+            faults.insert(
+                0,
+                f"it was made for the checkpoint with sha256 {str(said)[:16]}..., but the file is "
+                f"of {base.sha256[:16]}...",
+            )
+        if [file.keys.get(key) for key in ("general.architecture", "adapter.type")] != _KIND:
+            faults.append(f"it is not a lora of the architecture {ARCHITECTURE}")
+        if not isinstance(alpha, float) or not np.isfinite(alpha) or not alpha:
+            faults.append(f"{ALPHA_KEY} is {alpha!r:.40}")
+        if faults:
+            raise InputError(
+                f"{where} is not an adapter for {base.name}: {listing(faults, separator='; ')}. "
+                "Give the file that it was made for, or make it again with `valle-convert lora`."
+            )
+        config = {"alpha": alpha, "rvq_levels": file.keys.get(LEVELS_KEY)}
+        super().__init__(_Stored(file), config, base.specs, where, factor=given.factor)
+        self.path = given.path
 
     def is_for(self, level: int) -> bool:
         """Whether passes of that codebook level use it."""
         return not self.levels or level in self.levels
 
-    def update(self, name: str) -> NDArray[np.float32] | None:
-        """The update of a weight of the checkpoint, or None."""
-        pair = self.pairs.get(name)
-        if pair is None:
-            return None
-        down, up = (tensor.rows() for tensor in pair)
-        scale = np.float32(self.factor * self.alpha / len(down))
-        update: NDArray[np.float32] = scale * (up @ down)
-        return update
+
+class _Stored:
+    """The tensors of an adapter file under the checkpoint's names; a `TensorSource`."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._stored = {}
+        self.specs: Mapping[str, TensorSpec] = {}
+        for target, tensor in file.tensors.items():
+            weight, _, side = target.rpartition(".lora_")
+            module = (source_name(weight) or weight).removesuffix(".weight")
+            name, kind = f"{module}.lora_{side.upper()}", tensor.ggml_type
+            self._stored[name] = tensor
+            dtype = PLAIN_DTYPES[kind] if kind in _TYPES.values() else None
+            self.specs[name] = TensorSpec(name, dtype, kind.name, tensor.shape)
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        return self._stored[name].rows()
 
 
 class AdaptedTensors:
@@ -116,9 +145,9 @@ class AdaptedTensors:
     def read(self, name: str) -> NDArray[np.float32]:
         values: NDArray[np.float32] = np.asarray(self._tensors.read(name), np.float32)
         for adapter in self._adapters:
-            update = adapter.update(name)
-            if update is not None:
-                values = values + update
+            if (pair := adapter.by_target.get(name)) is not None:
+                down, up = adapter.read(pair)
+                values = values + np.float32(pair.scale) * (up @ down)
         return values
 
 
@@ -137,69 +166,6 @@ def target_name(source: str) -> str:
     _, _, layer, rest = source.split(".", 3)
     targets = {f"{name}.weight": target for name, target, _ in LAYER_TENSORS}
     return f"blk.{layer}.{targets[rest]}.weight"
-
-
-def open_adapter(given: LoraFile, fits: AdapterBase) -> Adapter:
-    return replace(read_adapter(GgufFile(given.path), fits), factor=given.factor)
-
-
-def read_adapter(file: GgufFile, fits: AdapterBase) -> Adapter:
-    where = str(file.path)
-    if file.keys.get("general.type") != "adapter":
-        raise InputError(
-            f"{where} is not a LoRA adapter but another GGUF file; make one "
-            "with `valle-convert lora BASE LORA OUT.gguf`."
-        )
-    faults: list[str] = []
-    if file.keys.get("general.architecture") != ARCHITECTURE or (
-        file.keys.get("adapter.type") != "lora"
-    ):
-        faults.append(f"it is not a lora of the architecture {ARCHITECTURE}")
-    alpha = file.keys.get(ALPHA_KEY)
-    if not isinstance(alpha, float) or not np.isfinite(alpha) or not alpha:
-        faults.append(f"{ALPHA_KEY} is {alpha!r:.40}")
-        alpha = 1.0
-    levels = file.keys.get(LEVELS_KEY, [])
-    if not isinstance(levels, list) or any(not isinstance(level, int) for level in levels):
-        faults.append(f"{LEVELS_KEY} is {levels!r:.40}")
-        levels = []
-    pairs: dict[str, tuple[TensorInfo, TensorInfo]] = {}
-    names = {name.removesuffix(side) for name in file.tensors for side in _SIDES}
-    for name in sorted(names - set(file.tensors)):
-        source = source_name(name)
-        down, up = (file.tensors.get(name + side) for side in _SIDES)
-        spec = None if source is None else fits.specs.get(source)
-        if source is None or spec is None or down is None or up is None:
-            faults.append(f"{name}: the base has no such matrix, or it is not a pair")
-        elif (
-            {down.ggml_type, up.ggml_type} - {F32, F16}
-            or len(down.shape) != 2
-            or len(up.shape) != 2
-            or (up.shape[0], down.shape[1]) != spec.shape
-            or up.shape[1] != down.shape[0]
-        ):
-            faults.append(
-                f"{name}: lora_b {list(up.shape)} times lora_a {list(down.shape)} does not have "
-                f"the shape {list(spec.shape)}"
-            )
-        else:
-            pairs[source] = (down, up)
-    if len(pairs) * 2 != len(file.tensors) and not faults:
-        faults.append("it holds tensors that no adapter has")
-    said = file.keys.get(BASE_SHA256_KEY)
-    if said is not None and fits.sha256 is not None and said != fits.sha256:
-        faults.insert(
-            0,
-            f"it was made for the checkpoint with sha256 {str(said)[:16]}..., but the file is of "
-            f"{fits.sha256[:16]}...",
-        )
-    if faults:
-        raise InputError(
-            f"{where} is not an adapter for {fits.name}: "
-            f"{listing(faults, separator='; ')}. Give the file that it was made for, or make it "
-            "again with `valle-convert lora`."
-        )
-    return Adapter(file.path, 1.0, alpha, tuple(levels), pairs)
 
 
 def write_lora(
@@ -224,7 +190,9 @@ def write_lora(
     keys = _keys(fits, pairs, source, kind)
     with atomic_output(target, force=force, sources=inputs) as file:
         write_entries(file, pack_header(keys, entries), entries, data.values())
-    return replace(read_adapter(GgufFile(target), fits), notes=pairs.notes)
+    written = Adapter(LoraFile(target), fits)
+    written.notes = pairs.notes
+    return written
 
 
 def _keys(base: AdapterBase, pairs: LoraPairs, source: Path, kind: GgmlType) -> list[Key]:

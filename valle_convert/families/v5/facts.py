@@ -1,8 +1,5 @@
 """Checkpoints of versions 5 and 6: from config keys to tensor names.
 
-Read from top to bottom: the switches of the config, the sizes, the input tables, the heads, the
-backbone, dropped tensors, and `describe`, which combines them.
-
 Two facts make the model an ordinary `gemma` for llama.cpp:
 * its input tables and heads are all rows of one tied token embedding (inputs are fed as
   sums of rows, and the logits of a head are a slice of all logits);
@@ -12,11 +9,11 @@ Two facts make the model an ordinary `gemma` for llama.cpp:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import UnsupportedModelError
-from valle_convert.families.gemma import PART
+from valle_convert.families.gemma import PART, described
 from valle_convert.model.description import (
     BiasBlock,
     Collector,
@@ -30,60 +27,15 @@ from valle_convert.model.description import (
 )
 from valle_convert.model.spec import LENGTH_STOP, Head, Model, ModelConfig, RowMap
 from valle_convert.model.trainer import (
-    DROPPED,
     SUPPORTED,
     ConfigReader,
-    TrainerConfig,
     backbone_tensors,
     gemma_config,
     names_of_rows,
-    unread_notes,
     version_of,
 )
 
 VERSIONS = (5, 6)
-
-# ------------------------------------------------------------------------- the config
-
-
-@dataclass(frozen=True)
-class _Switches:
-    """The parsed config; its sizes are checked against the tensors."""
-
-    common: TrainerConfig
-    kv_heads: int
-    split: bool | None
-    bias: bool | None
-    sum_prompt: bool
-    sum_response: bool
-    assumed: tuple[str, ...]
-
-
-def _read_switches(checkpoint: Checkpoint) -> _Switches:
-    reader = ConfigReader(checkpoint)
-    common = reader.common()
-    sums = reader.switch("audio_embedding_sums")
-    if not (isinstance(sums, bool) or sums in ("prom", "resp")):
-        reader.faults.append(
-            f"experimental.audio_embedding_sums is {sums!r}, expected true, false, 'prom' or 'resp'"
-        )
-    kv_heads = reader.number("kv_heads", 0)
-    if kv_heads and (kv_heads > common.heads or common.heads % kv_heads):
-        reader.faults.append(
-            f"experimental.kv_heads {kv_heads} does not divide {common.heads} heads"
-        )
-    switches = _Switches(
-        common=common,
-        kv_heads=kv_heads,
-        split=reader.optional_flag("split_classifiers"),
-        bias=reader.optional_flag("classifiers_bias"),
-        sum_prompt=sums in (True, "prom"),
-        sum_response=sums in (True, "resp"),
-        assumed=tuple(reader.assumed),
-    )
-    reader.finish()
-    return switches
-
 
 # ------------------------------------------------------------------- tables and heads
 
@@ -136,7 +88,6 @@ def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict
 
 
 def check_version(checkpoint: Checkpoint) -> None:
-    """Reject every version except 5 and 6."""
     version = version_of(checkpoint)
     if version in VERSIONS:
         return
@@ -150,9 +101,21 @@ def check_version(checkpoint: Checkpoint) -> None:
 
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Model]:
-    """Understand a checkpoint of version 5 or 6."""
     check_version(checkpoint)
-    switches = _read_switches(checkpoint)
+    reader = ConfigReader(checkpoint)
+    common = reader.common()
+    sums = reader.switch("audio_embedding_sums")
+    if not (isinstance(sums, bool) or sums in ("prom", "resp")):
+        reader.faults.append(
+            f"experimental.audio_embedding_sums is {sums!r}, expected true, false, 'prom' or 'resp'"
+        )
+    kv_heads = reader.number("kv_heads", 0)
+    if kv_heads and (kv_heads > common.heads or common.heads % kv_heads):
+        reader.faults.append(
+            f"experimental.kv_heads {kv_heads} does not divide {common.heads} heads"
+        )
+    said = {key: reader.optional_flag(key) for key in ("split_classifiers", "classifiers_bias")}
+    reader.finish()
     collector = Collector(checkpoint.tensors.specs)
     n_phonemes, n_text = map(collector.rows_of, ("text_emb.weight", "raw_text_emb.weight"))
     found = {
@@ -161,9 +124,9 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         "phonemes": n_phonemes,
         "text tokens": n_text,
     }
-    common, notes = gemma_config(collector, switches.common, found, codec, switches.kv_heads)
+    values, notes = gemma_config(collector, common, found, codec, kv_heads)
     config = ModelConfig(
-        **common, sum_prompt=switches.sum_prompt, sum_response=switches.sum_response
+        **values, sum_prompt=sums in (True, "prom"), sum_response=sums in (True, "resp")
     )
     rows = RowBlocks()
     needed = rows_of_tables(config)
@@ -171,39 +134,26 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         if name in needed or source in collector.specs:
             known = needed.get(name, LENGTH_STOP + 1 if name == "length" else None)
             rows.add(name, source, known or max(1, collector.rows_of(source)))
-    tables, single = rows.tables, "classifier.weight" in collector.specs
-    split = "classifiers.proj.0.weight" in collector.specs or not single
-    collector.agree("split_classifiers", switches.split, split)
+    split = (
+        "classifiers.proj.0.weight" in collector.specs or "classifier.weight" not in collector.specs
+    )
+    has_biases = f"classifier{'s.proj.0' if split else ''}.bias" in collector.specs
+    collector.agree("split_classifiers", said["split_classifiers"], split)
+    collector.agree("classifiers_bias", said["classifiers_bias"], has_biases)
     wanted = rows_of_heads(config, n_phonemes, n_text if split else 0)
     heads, first = [], rows.n_rows
     for name, n_rows in wanted.items():
         heads.append(Head(name, first, n_rows))
         first += n_rows if split else 0
-    model = Model(tables, tuple(heads), config, **names_of_rows(checkpoint))
-    has_biases = f"classifier{'s.proj.0' if split else ''}.bias" in collector.specs
-    collector.agree("classifiers_bias", switches.bias, has_biases)
+    model = Model(rows.tables, tuple(heads), config, **names_of_rows(checkpoint))
     contents = contents_of(model, has_biases=has_biases)
     dropped = []
     n_read, n_there = max(wanted.values()), collector.rows_of("classifier.weight")
-    for source, (n_rows, *columns) in source_shapes(contents, config.n_embd).items():
+    for source, (_, *columns) in source_shapes(contents, config.n_embd).items():
         if n_there > n_read and source.startswith("classifier."):
             collector.take(source, (n_there, *columns))
             dropped.append(Dropped(source, f"rows {n_read} to {n_there - 1} are read by no head"))
-        else:
-            collector.take(source, (n_rows, *columns))
-    dropped += collector.finish(
-        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
-        "Give the config that belongs to these weights with --config.",
-        DROPPED,
-    )
-    return Description(
-        model,
-        checkpoint.tensors,
-        {PART: contents},
-        tuple(dropped),
-        (*notes, *unread_notes(checkpoint.config)),
-        switches.assumed,
-    )
+    return described(checkpoint, reader, collector, model, {PART: contents}, notes, dropped)
 
 
 def contents_of(model: Model, *, has_biases: bool) -> Contents:

@@ -50,7 +50,6 @@ def model_keys(model: Model) -> Iterator[Key]:
 
 
 def read_model(file: GgufFile) -> Model:
-    """The model that a converted file describes."""
     if is_old(file):
         raise InputError(why_wrong(file.path))
     if (family := file.keys.get(FAMILY_KEY)) is not None:

@@ -31,7 +31,7 @@ from valle_convert.checkpoint.exported import (
     is_named,
     rows_of_export,
 )
-from valle_convert.checkpoint.folder import DiskTree, found_file
+from valle_convert.checkpoint.folder import Tree, found_file
 from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.source import FLOAT32, BlockSource, CarriedVocabulary
 from valle_convert.errors import InputError
@@ -96,7 +96,7 @@ def read_old(
             f"{file.keys.get('general.architecture')!r:.40}, expected 'llama' with tokens."
         )
     sizes = _Sizes(file)
-    given = Config({}, "") if config is None else load_config(config, found_file(DiskTree(), path))
+    given = Config({}, "") if config is None else load_config(config, found_file(Tree(), path))
     export = _OldTensors(file, sizes)
     n_rows = export.specs[EMBEDDINGS].shape[0] if EMBEDDINGS in export.specs else 0
     rows = rows_of_export(names, n_rows, given.keys, str(path))
@@ -250,7 +250,6 @@ class _OldTensors:
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
 
     def read(self, name: str) -> NDArray[Any]:
-        """A tensor in its own type if numpy has it."""
         stored = self._stored[name]
         dtype = PLAIN_DTYPES.get(stored.ggml_type)
         if len(stored.shape) == 1:
@@ -259,7 +258,6 @@ class _OldTensors:
         return decode(rows, stored.ggml_type) if dtype is None else rows.view(dtype)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """Rows as stored; None for a type of numpy."""
         stored = self._stored[name]
         if stored.ggml_type in PLAIN_DTYPES or len(stored.shape) == 1:
             return None
@@ -317,13 +315,11 @@ class _WithBiases:
                 )
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, a bias from the checkpoint."""
         if name in self._tensors.specs:
             return self._tensors.read(name)
         return self._checkpoint.read(name)
 
     def read_blocks(self, name: str) -> NDArray[np.uint8] | None:
-        """Rows as stored, see `BlockSource`."""
         return self._tensors.read_blocks(name) if name in self._tensors.specs else None
 
 

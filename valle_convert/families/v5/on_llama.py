@@ -12,22 +12,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from valle_convert.closing import Closing
 from valle_convert.families.gemma import PART
 from valle_convert.families.v5.adapter import Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
-from valle_convert.llama.session import Session
+from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.spec import Head, Model, level_of_head
-from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.tuned import head_rows, tuned_for
+from valle_convert.network.protocol import Network, OnLlama
+from valle_convert.network.tuned import head_rows, read_probe_rows, tuned_for
 
 
-class GgufNetwork(Closing):
+class GgufNetwork(OnLlama, Network):
     """A `protocol.Network` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
@@ -40,12 +38,12 @@ class GgufNetwork(Closing):
         adapters: Sequence[Adapter] = (),
     ) -> None:
         self.file = files[PART]
-        self._model = model
+        self.model = model
         self.adapters = tuple(adapters)
         self._embedding = self.file.tensors[TOKEN_EMBEDDING]
         self._biases = {
             head.name: np.array(head.bias, np.float32)
-            for head in self._model.heads
+            for head in self.model.heads
             if head.bias is not None
         }
         probe_rows = read_probe_rows(self.file)
@@ -66,16 +64,11 @@ class GgufNetwork(Closing):
             self._passes = self.session
             if tuned.passes != replace(tuned.steps, n_parallel=1):
                 self._passes = opened.enter_context(open_session(tuned.passes))
+            self.sessions = {PART: self.session}
             self._opened = opened.pop_all()
 
-    @property
-    def model(self) -> Model:
-        """Tables, heads and switches, as the file describes them."""
-        return self._model
-
-    def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Rows of an input table, [n] -> [n, n_embd], dequantized from the mapped file."""
-        return self._embedding.rows(self._model.table(table).first_row + np.asarray(rows))
+    def look_up(self, table: str, rows: IntArray) -> FloatArray:
+        return self._embedding.rows(self.model.table(table).first_row + np.asarray(rows))
 
     def make_room(self, n_seq: int) -> None:
         self.session.make_room(n_seq)
@@ -85,17 +78,16 @@ class GgufNetwork(Closing):
 
     def step(
         self,
-        embeddings: NDArray[np.float32],
-        positions: NDArray[np.integer],
+        embeddings: FloatArray,
+        positions: IntArray,
         *,
         head: str,
         outputs: slice,
         sequence: Hashable = 0,
-    ) -> NDArray[np.float32]:
-        """Run a batch; see `protocol.Network.step`."""
+    ) -> FloatArray:
         self._switch_adapters(head)
-        target: Head = self._model.head(head)
-        causal = self._model.is_causal(head)
+        target: Head = self.model.head(head)
+        causal = self.model.is_causal(head)
         logits = (self.session if causal else self._passes).step(
             embeddings,
             positions,
@@ -109,14 +101,13 @@ class GgufNetwork(Closing):
     def append(
         self,
         sequences: Sequence[Hashable],
-        embeddings: NDArray[np.float32],
-        positions: NDArray[np.integer],
+        embeddings: FloatArray,
+        positions: IntArray,
         *,
         head: str,
-    ) -> NDArray[np.float32]:
-        """Grow several causal sequences in one batch; see `protocol.Network.append`."""
+    ) -> FloatArray:
         self._switch_adapters(head)
-        columns = self._model.head(head).columns
+        columns = self.model.head(head).columns
         logits = self.session.append(sequences, embeddings, positions, columns=columns)
         return self._biased(head, logits)
 
@@ -127,13 +118,9 @@ class GgufNetwork(Closing):
             self.session.use_adapters(scales)
             self._passes.use_adapters(scales)
 
-    def _biased(self, head: str, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _biased(self, head: str, logits: FloatArray) -> FloatArray:
         bias = self._biases.get(head)
         return logits if bias is None else logits + bias
-
-    @property
-    def sessions(self) -> Mapping[str, Session]:
-        return {PART: self.session}
 
     def close(self) -> None:
         self._opened.close()

@@ -112,7 +112,6 @@ def say_all(
     language: str | None = None,
     is_phonemes: bool = False,
 ) -> list[Line[Codes]]:
-    """Turn the texts into phonemes and ids."""
     if language is not None:
         language = known_language(language, model.languages or LANGUAGES)
     return [_say(one, model, tokenize, language, is_phonemes=is_phonemes) for one in recorded]

@@ -6,22 +6,21 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from valle_convert.checkpoint.source import NamedTensors
-from valle_convert.closing import Closing
 from valle_convert.families.gemma import PART
 from valle_convert.families.v5.adapter import AdaptedTensors, Adapter
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.model.description import Description, RowBlock
+from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.spec import Model, level_of_head
 from valle_convert.network.arithmetic import EXACT, Arithmetic
-from valle_convert.network.backbone import Backbone, Cache
+from valle_convert.network.backbone import Backbone
 from valle_convert.network.protocol import Network
 
 
-class ReferenceNetwork(Backbone, Closing, Network):
+class ReferenceNetwork(Backbone, Network):
     """A `protocol.Network` on PyTorch; with `adapters`, each in the passes of its levels."""
 
     def __init__(
@@ -32,11 +31,11 @@ class ReferenceNetwork(Backbone, Closing, Network):
         arithmetic: Arithmetic = EXACT,
         adapters: Sequence[Adapter] = (),
     ) -> None:
-        self._model = description.model
+        self.model = description.model
         self._adapters = tuple(adapters)
         self._plain = tensors
         self._merged: dict[tuple[Adapter, ...], dict[str, Tensor]] = {}
-        super().__init__(PART, tensors, self._model.config, arithmetic)
+        super().__init__(PART, tensors, self.model.config, arithmetic)
         contents = description.contents[PART]
         self._tables = {block.label: block for block in contents.rows}
         # By position in the model's row order, since heads may share rows.
@@ -44,57 +43,41 @@ class ReferenceNetwork(Backbone, Closing, Network):
             block.first_row: block for block in contents.rows if block.label.startswith("head.")
         }
         self._biases = {bias.head: bias for bias in contents.biases}
-        self._caches: dict[Hashable, Cache] = {}
 
-    @property
-    def model(self) -> Model:
-        return self._model
-
-    def look_up(self, table: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Rows of an input table, [n] -> [n, n_embd]."""
-        found: NDArray[np.float32] = self._rows(self._tables[table]).numpy()[rows]
+    def look_up(self, table: str, rows: IntArray) -> FloatArray:
+        found: FloatArray = self._rows(self._tables[table]).numpy()[rows]
         return found
-
-    def make_room(self, n_seq: int) -> None:
-        """PyTorch needs no preparation."""
-
-    def forget(self, sequence: Hashable) -> None:
-        self._caches.pop(sequence, None)
 
     @torch.inference_mode()
     def step(
         self,
-        embeddings: NDArray[np.float32],
-        positions: NDArray[np.integer],
+        embeddings: FloatArray,
+        positions: IntArray,
         *,
         head: str,
         outputs: slice,
         sequence: Hashable = 0,
-    ) -> NDArray[np.float32]:
-        """Run a batch; see `Network.step`."""
+    ) -> FloatArray:
         self._use_adapters(level_of_head(head))
-        causal = self._model.is_causal(head)
+        causal = self.model.is_causal(head)
         cache = self._caches.setdefault(sequence, []) if causal else []
         x = self.run_layers(embeddings, positions, cache, causal=causal)
         hidden = self.rms_norm("model.norm.weight", x)[outputs]  # [n_out, d]
-        place = self._model.head(head)
+        place = self.model.head(head)
         weight = self._rows(self._heads[place.first_row])[: place.n_rows]
         bias = self._biases.get(head)
         of_head = None if bias is None else self.weight(bias.source)[: bias.n_rows]
-        logits: NDArray[np.float32] = self.linear(
-            PART, TOKEN_EMBEDDING, hidden, weight, of_head
-        ).numpy()
+        logits: FloatArray = self.linear(PART, TOKEN_EMBEDDING, hidden, weight, of_head).numpy()
         return logits
 
     def append(
         self,
         sequences: Sequence[Hashable],
-        embeddings: NDArray[np.float32],
-        positions: NDArray[np.integer],
+        embeddings: FloatArray,
+        positions: IntArray,
         *,
         head: str,
-    ) -> NDArray[np.float32]:
-        """Run several causal sequences one after the other; see `Network.append`."""
+    ) -> FloatArray:
         rows = zip(sequences, embeddings[:, None], positions[:, None], strict=True)
         return np.concatenate(
             [

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from valle_convert.audio.codec import AudioCodec
 from valle_convert.decode.ar import append_codes
-from valle_convert.decode.batch import Steps
+from valle_convert.decode.batch import Element, Steps
+from valle_convert.decode.greedy import decode_transcript
+from valle_convert.decode.sampling import Logits
 from valle_convert.decode.speech import Speech, Timings, choose_mode, speech_steps
-from valle_convert.decode.transcribe import decode_transcript
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
 from valle_convert.network.protocol import Network
-from valle_convert.speech.phonemes import (
-    Detokenize,
-    PhonemeSpeaker,
-    Tokenize,
-    language_id,
-    prefix_of,
-)
+from valle_convert.speech.phonemes import PhonemeSpeaker, language_id, prefix_of
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import Heard, SpeakOptions, Spoken
 from valle_convert.speech.speaker import (
@@ -35,25 +28,14 @@ from valle_convert.speech.speaker import (
 )
 
 
-class VersionFiveSpeaker(PhonemeSpeaker):
+class VersionFiveSpeaker(PhonemeSpeaker[Network]):
     """A version 5 or 6 model that speaks, answers recordings and transcribes them."""
 
     remedies = f"{PhonemeSpeaker.remedies}, or --set mode=nar-len"
     stepwise = ", or add --set mode=ar"
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        tokenize: Tokenize,
-        detokenize: Detokenize | None = None,
-        codec: AudioCodec | None = None,
-        opened: ExitStack | None = None,
-    ) -> None:
-        append = partial(append_codes, network)
-        super().__init__(network.model, append, tokenize=tokenize, codec=codec, opened=opened)
-        self._network = network
-        self._detokenize = detokenize
+    def _append(self, elements: Sequence[Element]) -> Logits:
+        return append_codes(self._network, elements)
 
     # ------------------------------------------------------------------------- speaking
 
@@ -142,12 +124,16 @@ class VersionFiveSpeaker(PhonemeSpeaker):
             max_phonemes,
             watch=watch,
         )
+        ids = tuple(transcript.codes.tolist())
         return Heard(
-            phonemes="" if self._detokenize is None else self._detokenize(transcript.phonemes),
-            ids=transcript.phonemes,
+            phonemes=self._detokenize(ids),
+            ids=ids,
             language=spoken,
             end=transcript.end,
             notices=notices,
             voice_seconds=voice_done - begin,
             decode_seconds=time.perf_counter() - voice_done,
         )
+
+
+SPEAKER = VersionFiveSpeaker

@@ -19,10 +19,9 @@ from valle_convert.audio.utterances import read_spoken
 from valle_convert.decode.ar import append_codes, decode_ar
 from valle_convert.decode.batch import Element
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
-from valle_convert.families.gemma import random_speech
+from valle_convert.families.gemma import everyday_speech, random_speech
 from valle_convert.model.inputs import (
     Condition,
     IntArray,
@@ -39,8 +38,6 @@ _N_TRANSCRIPT = 16
 _MASKED_PART = 0.5
 #: Codes that are decoded one by one at the beginning and at the end of the speech.
 _N_STEPS = 4
-# A request of everyday size: four seconds of EnCodec after three seconds of voice.
-_SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES = 60, 225, 300
 _SPEED_STEPS, _SPEED_PASSES = 16, 3
 
 
@@ -126,6 +123,7 @@ def pass_case(name: str, head: str, segments: Sequence[Segment], n_outputs: int)
 def _pass(
     network: Network, segments: Sequence[Segment], head: str, n_outputs: int
 ) -> NDArray[np.float32]:
+    # Also beyond the model's context, which decoders refuse.
     inputs = assemble(network.model, segments, network.look_up)
     outputs = slice(len(inputs) - n_outputs, None)
     logits = network.step(inputs.embeddings, inputs.positions, head=head, outputs=outputs)
@@ -163,15 +161,8 @@ def speak_levels(
 def measure_speed(network: Network) -> Speed:
     """Time an AR step and a pass over all frames on a request of everyday size."""
     model = network.model
-    draw = np.random.default_rng(0)
-    n_codes, n_levels = model.codebook_size, model.n_levels
-    condition = Condition.of(
-        model,
-        draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES),
-        draw.integers(0, n_codes, (_SPEED_PROMPT, n_levels)),
-    )
-    response = draw.integers(0, n_codes, (_SPEED_FRAMES, n_levels))
-    head, level = ("nar.1", 1) if n_levels > 1 else ("mask", 0)
+    condition, response = everyday_speech(model)
+    head, level = ("nar.1", 1) if model.n_levels > 1 else ("mask", 0)
     spoken, passed = (
         assemble(model, segments, network.look_up)
         for segments in (

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.plain_values import whole
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma import PART, GemmaFamily
 from valle_convert.families.v7 import facts, files
+from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.facts import AUDIO, VersionSevenModel
 from valle_convert.gguf_file.keys import FAMILY_KEY, PART_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Contents, Description
 from valle_convert.model.spec import Head, Table
 
-if TYPE_CHECKING:
-    from valle_convert.audio.codec import AudioCodec
-    from valle_convert.families.bundle import Bundle
-    from valle_convert.families.v7.composed import AllLevelsNetwork
-    from valle_convert.families.v7.speech import VersionSevenSpeaker
 
-
-class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
-    """Version 7; see the modules of this folder."""
-
+class VersionSeven(GemmaFamily[VersionSevenModel, AllLevelsNetwork]):
     name = files.FAMILY
     title = "VALL-E of version 7"
     speaks_with = frozenset(
@@ -49,19 +41,6 @@ class VersionSeven(GemmaFamily[VersionSevenModel, "AllLevelsNetwork"]):
 
     def part_keys(self, part: str) -> Mapping[str, Any]:
         return {FAMILY_KEY: self.name, PART_KEY: part}
-
-    def speaker_on(
-        self,
-        network: AllLevelsNetwork,
-        bundle: Bundle,
-        codec: AudioCodec | None,
-        opened: ExitStack,
-    ) -> VersionSevenSpeaker:
-        from valle_convert.families.v7.speech import VersionSevenSpeaker
-        from valle_convert.speech.phonemes import phoneme_tokenizer
-
-        tokenize, _ = phoneme_tokenizer(bundle.main, opened)
-        return VersionSevenSpeaker(network, tokenize=tokenize, codec=codec, opened=opened)
 
     def words(self, model: VersionSevenModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config

@@ -10,33 +10,29 @@ A frame of the prompt or of the response is one element; a separator is between 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.closing import Closing
 from valle_convert.decode.causal import check_context
 from valle_convert.families.v7.facts import DIGITS, VersionSevenModel
 from valle_convert.model.inputs import Condition, FloatArray, IntArray, join
+from valle_convert.network.protocol import Computing
 
 Encoded = Literal["prompt", "response"]
 
 
-class AllLevelsNetwork(Closing, ABC):
+class AllLevelsNetwork(Computing):
     """A model of version 7 that computes. Close it, or use it as a context manager.
 
     d is the width, A the codebook size.
     """
 
     def __init__(self, model: VersionSevenModel) -> None:
-        self._model = model
+        self.model: VersionSevenModel = model
         self._prompt: tuple[NDArray[Any], FloatArray] | None = None
-
-    @property
-    def model(self) -> VersionSevenModel:
-        return self._model
 
     # ---------------------------------------------------------------------- implementation
 
@@ -112,7 +108,7 @@ class AllLevelsNetwork(Closing, ABC):
                 self._prompt = (np.array(prompt), self._encoded("prompt", prompt))
             encoded = self._prompt[1]
             if condition.task != "tts":
-                row = self._model.tasks.index(condition.task)
+                row = self.model.tasks.index(condition.task)
                 encoded = np.concatenate([self.look_up("task", np.array([row])), encoded])
             segments.append(encoded)
         if condition.tone is not None:
@@ -123,16 +119,17 @@ class AllLevelsNetwork(Closing, ABC):
         return [] if language is None else [self.look_up("language", np.array([language]))]
 
     def _encoded(self, kind: Encoded, codes: IntArray) -> FloatArray:
-        config = self._model.config
-        codes, n_codes = np.asarray(codes), self._model.audio.table(f"{kind}.0").n_rows
+        config = self.model.config
+        codes, n_codes = np.asarray(codes), self.model.audio.table(f"{kind}.0").n_rows
         if codes.ndim != 2 or codes.shape[1] != config.n_levels:
             raise ValueError(f"{kind} of {list(codes.shape)}, expected [n, {config.n_levels}]")
         if codes.size and (codes.min() < 0 or codes.max() >= n_codes):
             raise ValueError(f"{kind} has codes up to {codes.max()}, expected 0 to {n_codes - 1}")
+        check_context(config, len(codes))  # before an encoder takes memory for all of them
         return self.encode(kind, codes)
 
     def _states(self, segments: list[FloatArray], head: str, n_outputs: int) -> FloatArray:
-        config, causal = self._model.config, self._model.is_causal(head)
+        config, causal = self.model.config, self.model.is_causal(head)
         check_context(config, sum(len(segment) + 1 for segment in segments) - 1)
         separator = self.look_up("separator", np.zeros(1, np.int64))
         inputs = join(segments, separator, config.positions)

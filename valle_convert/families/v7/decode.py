@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded
-from valle_convert.decode.length import frames_for, most_frames
+from valle_convert.decode.greedy import frames_for, most_frames
 from valle_convert.decode.masked import demask
-from valle_convert.decode.options import DecodeOptions
+from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions
 from valle_convert.decode.sampling import Logits
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.model.inputs import Condition

@@ -18,7 +18,7 @@ import numpy as np
 
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
-from valle_convert.families.gemma import PART
+from valle_convert.families.gemma import PART, described
 from valle_convert.model.description import (
     BackboneTensor,
     BiasBlock,
@@ -29,17 +29,14 @@ from valle_convert.model.description import (
     RowBlocks,
     blocks_of,
     count_numbered,
-    source_shapes,
 )
 from valle_convert.model.spec import GemmaConfig, GemmaModel, RowMap
 from valle_convert.model.trainer import (
-    DROPPED,
     OUTPUT_NORM,
     ConfigReader,
     backbone_tensors,
     gemma_config,
     names_of_rows,
-    unread_notes,
 )
 
 #: The part beside the backbone.
@@ -51,15 +48,6 @@ LENGTH_DIGITS, DIGITS = 5, 10
 ENCODERS = {"prompt": "proms_emb", "response": "resps_emb"}
 
 # ------------------------------------------------------------------------- the config
-
-#: Switches that follow from the tensors, and may be in the config too.
-_SWITCHES = (
-    "use_audio_encoder_norm",
-    "use_audio_encoder_ffn",
-    "use_audio_encoder_level_weights",
-    "per_level_normalization",
-    "len_use_logits",
-)
 
 
 @dataclass(frozen=True)
@@ -186,12 +174,6 @@ def contents_of(model: VersionSevenModel) -> dict[str, Contents]:
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[VersionSevenModel]:
     reader = ConfigReader(checkpoint)
     said = reader.common()
-    switches = {name: reader.optional_flag(name) for name in _SWITCHES}
-    factors = {
-        words: reader.number(f"audio_{words}_ffn_expansion_size", 0)
-        for words in ("encoder", "decoder")
-    }
-    reader.finish()
     collector = Collector(checkpoint.tensors.specs)
     found = {
         "codebook levels": count_numbered(collector.specs, "proms_emb.embs.{}.weight"),
@@ -208,7 +190,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         level_norm="audio_decoder.head.0.0.weight" in collector.specs,
         n_ff_decoder=collector.rows_of("audio_decoder.head.0.1.weight"),
     )
-    _check_switches(collector, config, switches, factors)
+    _check_switches(reader, collector, config)
     rows = _rows(collector, TABLES, config)
     audio = _rows(collector, audio_sources(config.n_levels), config)
     model = VersionSevenModel(
@@ -218,53 +200,34 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         **names_of_rows(checkpoint),
         audio=RowMap(audio.tables, audio.heads),
     )
-    contents = contents_of(model)
-    for one in contents.values():
-        for source, shape in source_shapes(one, config.n_embd).items():
-            collector.take(source, shape)
-    tensors = ComputedTensors(checkpoint.tensors)
-    if config.level_norm:
-        d = config.n_embd
-        spec = TensorSpec("no last norm", FLOAT32, "", (d,))
-        ones = BackboneTensor(tensors.add(spec, lambda: np.ones(d, np.float32)), OUTPUT_NORM, (d,))
-        main = contents[PART]
-        contents[PART] = replace(main, backbone=(*main.backbone, ones))
-    dropped = collector.finish(
-        f"{checkpoint.path} does not fit its config ({checkpoint.config_source})",
-        "Give the config that belongs to these weights with --config.",
-        DROPPED,
-    )
-    return Description(
-        model,
-        tensors,
-        contents,
-        tuple(dropped),
-        (*notes, *unread_notes(checkpoint.config)),
-        tuple(reader.assumed),
-    )
+    description = described(checkpoint, reader, collector, model, contents_of(model), notes)
+    if not config.level_norm:
+        return description
+    d, tensors = config.n_embd, ComputedTensors(checkpoint.tensors)
+    spec = TensorSpec("no last norm", FLOAT32, "", (d,))
+    ones = BackboneTensor(tensors.add(spec, lambda: np.ones(d, np.float32)), OUTPUT_NORM, (d,))
+    main = description.contents[PART]
+    contents = {**description.contents, PART: replace(main, backbone=(*main.backbone, ones))}
+    return replace(description, tensors=tensors, contents=contents)
 
 
-def _check_switches(
-    collector: Collector,
-    config: VersionSevenConfig,
-    switches: Mapping[str, bool | None],
-    factors: Mapping[str, int],
-) -> None:
+def _check_switches(reader: ConfigReader, collector: Collector, config: VersionSevenConfig) -> None:
     """Compare the config's values for encoders and decoders with the tensors."""
     length = collector.specs.get("len_decoder.head.weight")
     n_length = length.shape[0] if length and length.shape else 1
-    found = {
+    for name, found in {
         "use_audio_encoder_norm": config.encoder_norm,
         "use_audio_encoder_ffn": config.n_ff_encoder > 0,
         "use_audio_encoder_level_weights": config.level_weights,
         "per_level_normalization": config.level_norm,
         "len_use_logits": n_length > 1,
-    }
-    for name, value in found.items():
-        collector.agree(name, switches[name], value)
+    }.items():
+        collector.agree(name, reader.optional_flag(name), found)
     for words, n_ff in (("encoder", config.n_ff_encoder), ("decoder", config.n_ff_decoder)):
-        if factors[words] and n_ff:
-            collector.compare(f"{words} width", factors[words] * config.n_embd, n_ff)
+        factor = reader.number(f"audio_{words}_ffn_expansion_size", 0)
+        if factor and n_ff:
+            collector.compare(f"{words} width", factor * config.n_embd, n_ff)
+    reader.finish()
     if n_length not in (1, LENGTH_DIGITS * DIGITS):
         collector.faults.append(
             f"len_decoder.head.weight has {n_length} rows, expected 1 (seconds) or "

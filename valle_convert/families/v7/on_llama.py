@@ -24,19 +24,16 @@ from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
-from valle_convert.llama.session import Session
 from valle_convert.model.inputs import FloatArray, IntArray
 from valle_convert.model.trainer import OUTPUT_NORM
-from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.tuned import tuned_for
+from valle_convert.network.protocol import OnLlama
+from valle_convert.network.tuned import read_probe_rows, tuned_for
 
 #: Of every LayerNorm; PyTorch's default, which is in no config of these checkpoints.
 _NORM_EPSILON = 1e-5
-#: Frames that the encoders and decoders compute at once, to limit memory.
-_FRAMES_AT_ONCE = 512
 
 
-class VersionSevenGguf(AllLevelsNetwork):
+class VersionSevenGguf(OnLlama, AllLevelsNetwork):
     """An `AllLevelsNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
@@ -58,17 +55,14 @@ class VersionSevenGguf(AllLevelsNetwork):
             settings=tuned_for(self._main, probe_rows, settings).passes,
             last_norm=self._last_norm,
         )
-
-    @property
-    def sessions(self) -> Mapping[str, Session]:
-        return {PART: self.session}
+        self.sessions = {PART: self.session}
 
     def close(self) -> None:
         self.session.close()
 
     def look_up(self, table: str, rows: IntArray) -> FloatArray:
         """Rows of a table, dequantized from the mapped file."""
-        first = self._model.table(table).first_row
+        first = self.model.table(table).first_row
         return self._main.tensors[TOKEN_EMBEDDING].rows(first + np.asarray(rows))
 
     def run(
@@ -78,7 +72,7 @@ class VersionSevenGguf(AllLevelsNetwork):
         self.session.forget(0)
         outputs = slice(len(rows) - n_outputs, None)
         states = self.session.step(rows, positions, causal=causal, outputs=outputs)
-        if self._model.config.level_norm:
+        if self.model.config.level_norm:
             return states
         size = np.sqrt(np.square(states).mean(-1, keepdims=True) + np.float32(RMS_EPSILON))
         normed: FloatArray = states / size * self._last_norm
@@ -87,13 +81,8 @@ class VersionSevenGguf(AllLevelsNetwork):
     @torch.inference_mode()
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
         """One vector per frame, [n, levels] -> [n, d]."""
-        places = range(0, len(codes), _FRAMES_AT_ONCE)
-        parts = [self._encode(kind, codes[i : i + _FRAMES_AT_ONCE]) for i in places]
-        return np.concatenate([np.zeros((0, self._model.config.n_embd), np.float32), *parts])
-
-    def _encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
-        config, prefix = self._model.config, f"a.{kind}"
-        first = [self._model.audio.table(f"{kind}.{i}").first_row for i in range(config.n_levels)]
+        config, prefix = self.model.config, f"a.{kind}"
+        first = [self.model.audio.table(f"{kind}.{i}").first_row for i in range(config.n_levels)]
         rows = self._audio.tensors[TOKEN_EMBEDDING].rows((codes + np.array(first)).reshape(-1))
         x = torch.from_numpy(rows).reshape(*codes.shape, config.n_embd)  # [n, levels, d]
         x = x + self._weight(f"{prefix}.position_embd")
@@ -113,12 +102,7 @@ class VersionSevenGguf(AllLevelsNetwork):
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
         """The logits of all levels, each by its own decoder."""
-        places = range(0, len(states), _FRAMES_AT_ONCE)
-        parts = [self._decode(states[i : i + _FRAMES_AT_ONCE]) for i in places]
-        return np.concatenate(parts, axis=1)
-
-    def _decode(self, states: FloatArray) -> FloatArray:
-        config = self._model.config
+        config = self.model.config
         x = torch.from_numpy(states).expand(config.n_levels, *states.shape)  # [levels, n, d]
         if config.level_norm:
             x = F.layer_norm(x, (config.n_embd,), eps=_NORM_EPSILON)
@@ -143,7 +127,7 @@ class VersionSevenGguf(AllLevelsNetwork):
     def _levels(self, name: str) -> Tensor:
         """A tensor of every level's decoder, stacked for batched products."""
         if name not in self._weights:
-            levels = range(self._model.n_levels)
+            levels = range(self.model.n_levels)
             stacked = torch.stack([self._read(f"a.level.{level}.{name}") for level in levels])
             self._weights[name] = stacked[:, None] if stacked.dim() == 2 else stacked.mT
         return self._weights[name]
@@ -151,13 +135,13 @@ class VersionSevenGguf(AllLevelsNetwork):
     @cached_property
     def _level_heads(self) -> tuple[Tensor, Tensor]:
         """Weights [levels, d, A + 1] and biases [levels, 1, A + 1]."""
-        heads = [self._head(f"level.{level}") for level in range(self._model.n_levels)]
+        heads = [self._head(f"level.{level}") for level in range(self.model.n_levels)]
         weights, biases = (torch.stack(parts) for parts in zip(*heads, strict=True))
         return weights.mT, biases[:, None]
 
     def _head(self, name: str) -> tuple[Tensor, Tensor]:
         """The weights and the biases of a head."""
-        head = self._model.audio.head(name)
+        head = self.model.audio.head(name)
         rows = self._audio.tensors[TOKEN_EMBEDDING].rows(head.columns)
         return torch.from_numpy(rows), torch.tensor(head.bias)
 

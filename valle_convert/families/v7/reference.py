@@ -45,7 +45,6 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
         self._names = head_names(model.n_levels)
 
     def look_up(self, table: str, rows: IntArray) -> FloatArray:
-        """Rows of a table of the backbone's file."""
         weights = self.weight(TABLES[table]).numpy()
         found: FloatArray = weights.reshape(-1, weights.shape[-1])[rows]
         return found
@@ -53,7 +52,7 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
     @torch.inference_mode()
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
         """The levels' rows with their positions, normed and fed forward, as a weighted sum."""
-        source, config = ENCODERS[kind], self._model.config
+        source, config = ENCODERS[kind], self.model.config
         total = torch.zeros(len(codes), config.n_embd)
         weights = torch.ones(config.n_levels)
         if config.level_weights:
@@ -76,7 +75,7 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
     ) -> FloatArray:
         """The backbone, with the last norm unless the decoders have their own."""
         x = self.run_layers(rows, positions, [], causal=causal)[-n_outputs:]
-        if not self._model.config.level_norm:
+        if not self.model.config.level_norm:
             x = self.rms_norm("model.norm.weight", x)
         result: FloatArray = x.numpy()
         return result
@@ -84,9 +83,9 @@ class VersionSevenReference(Backbone, AllLevelsNetwork):
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
         logits = []
-        for level in range(self._model.n_levels):
+        for level in range(self.model.n_levels):
             x, source = torch.from_numpy(states), f"audio_decoder.head.{level}"
-            if self._model.config.level_norm:
+            if self.model.config.level_norm:
                 x = self._layer_norm(f"{source}.0", x)
             hidden = self._audio(f"a.level.{level}.ffn_up.weight", f"{source}.1", x)
             x = self._audio(f"a.level.{level}.ffn_down.weight", f"{source}.3", F.gelu(hidden))

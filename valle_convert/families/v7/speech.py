@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 
-from valle_convert.audio.codec import AudioCodec
-from valle_convert.decode.batch import Steps, no_steps
-from valle_convert.decode.length import most_frames
+from valle_convert.decode.batch import Steps
+from valle_convert.decode.greedy import most_frames
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_duration, decode_levels, without_stops
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes
-from valle_convert.speech.phonemes import PhonemeSpeaker, Tokenize, prefix_of
+from valle_convert.speech.phonemes import PhonemeSpeaker, prefix_of
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import SentenceInputs
 
 
-class VersionSevenSpeaker(PhonemeSpeaker):
+class VersionSevenSpeaker(PhonemeSpeaker[AllLevelsNetwork]):
     """A model of version 7 that speaks. Close it, or use it as a context manager."""
 
-    def __init__(
-        self,
-        network: AllLevelsNetwork,
-        *,
-        tokenize: Tokenize,
-        codec: AudioCodec | None = None,
-        opened: ExitStack | None = None,
-    ) -> None:
-        capabilities = network.model.config.capabilities
+    def _n_sequences(self, options: SpeakOptions) -> int:
+        del options
+        capabilities = self._model.config.capabilities
         if "len" not in capabilities:
             raise InputError(
                 f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, "
                 "expected len."
             )
-        super().__init__(network.model, no_steps, tokenize=tokenize, codec=codec, opened=opened)
-        self._network = network
-
-    def _n_sequences(self, options: SpeakOptions) -> int:
-        del options
         return 0
 
     def _decode(self, given: SentenceInputs[Codes, Codes]) -> Steps[Speech]:
@@ -77,3 +64,6 @@ class VersionSevenSpeaker(PhonemeSpeaker):
             end="limit" if is_limited and drawn.end == "stop" else drawn.end,
             seconds=Timings(length=length_done - begin, levels=time.perf_counter() - length_done),
         )
+
+
+SPEAKER = VersionSevenSpeaker

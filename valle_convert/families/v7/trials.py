@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.utterances import read_spoken
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
-from valle_convert.families.gemma import random_speech
+from valle_convert.families.gemma import everyday_speech, random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
 from valle_convert.families.v7.facts import VersionSevenModel
@@ -29,8 +28,7 @@ Logits = NDArray[np.float32]
 _N_TEXT = 12
 _MASKED_PART = 0.5
 _GREEDY_STEPS = 4
-# A request of everyday size: four seconds after three seconds of voice.
-_SPEED_PHONEMES, _SPEED_PROMPT, _SPEED_FRAMES, _SPEED_PASSES = 60, 258, 344, 3
+_SPEED_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -164,19 +162,11 @@ def _greedy(
 def measure_speed(network: AllLevelsNetwork) -> Speed:
     """Time a pass on a request of everyday size; a frame has its share of all steps' passes."""
     model = network.model
-    draw = np.random.default_rng(0)
-    prompt, response = (
-        draw.integers(0, model.codebook_size, (n, model.n_levels))
-        for n in (_SPEED_PROMPT, _SPEED_FRAMES)
-    )
-    phonemes = draw.integers(4, model.table("phonemes").n_rows, _SPEED_PHONEMES)
-    condition = Condition.of(model, phonemes, prompt)
+    condition, response = everyday_speech(model)
+    assert condition.prompt is not None  # noqa: S101 - it has a voice
     one_pass = partial(network.levels, condition, response)
     one_pass()  # dequantizes weights
     one = median_ms(one_pass, _SPEED_PASSES)
-    n_passes = 2 * DecodeOptions().max_steps
-    return Speed(
-        ar_step=one * n_passes / _SPEED_FRAMES,
-        nar_pass=one,
-        n_positions=_SPEED_PHONEMES + _SPEED_PROMPT + _SPEED_FRAMES + 4,
-    )
+    n_passes, n_frames = 2 * DecodeOptions().max_steps, len(response)
+    n_positions = len(condition.phonemes) + len(condition.prompt) + n_frames + 4
+    return Speed(one * n_passes / n_frames, one, n_positions)

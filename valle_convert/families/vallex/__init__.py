@@ -33,8 +33,6 @@ _FLOAT32 = ("float32", "F32")
 
 
 class VallEX(Family[VallexModel, "ComposedNetwork"]):
-    """VALL-E X; see the modules of this folder."""
-
     name = files.FAMILY
     title = "VALL-E X"
     reads = frozenset({"out_type", "codec", "metadata"})

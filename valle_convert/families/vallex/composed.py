@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.closing import Closing
 from valle_convert.decode.batch import Element
 from valle_convert.families.vallex.facts import Net, VallexModel
+from valle_convert.network.protocol import Computing
 
 Rows = NDArray[np.float32]
 Ids = NDArray[np.integer]
@@ -42,27 +42,14 @@ class VallexText:
         )
 
 
-class ComposedNetwork(Closing):
+class ComposedNetwork(Computing):
     """AR and NAR of one model, and the state of the AR's sequences, each named by any key.
 
-    AR logits have one code more than NAR logits: stop.
+    AR logits have one code more than NAR logits: stop, the codebook size.
     """
 
     def __init__(self, model: VallexModel) -> None:
-        self._model = model
-
-    @property
-    def model(self) -> VallexModel:
-        return self._model
-
-    @property
-    def n_levels(self) -> int:
-        return self._model.n_levels
-
-    @property
-    def codebook_size(self) -> int:
-        """Codes of a level, without stop; also the id of stop in AR logits."""
-        return self._model.codebook_size
+        self.model: VallexModel = model
 
     # ---- implemented by each backend
 
@@ -107,12 +94,12 @@ class ComposedNetwork(Closing):
 
         Reserves `room` codes for each. Gives the logits of the first code, [1, A + 1].
         """
-        codes = np.concatenate([[self._model.begin_code], prompt]).astype(np.int64)
+        codes = np.concatenate([[self.model.begin_code], prompt]).astype(np.int64)
         first, *copies = sequences
         for sequence in sequences:
             self.forget(sequence)
         self.make_room(len(sequences))
-        self._read_text(first, self._text_rows(self._model.ar, text), len(codes) + room)
+        self._read_text(first, self._text_rows(self.model.ar, text), len(codes) + room)
         logits = self._extend(first, self._audio_rows(codes, np.arange(len(codes))), 1)
         if copies:
             self._fork(first, copies)
@@ -132,10 +119,10 @@ class ComposedNetwork(Closing):
 
         Row i of [frames + 1, A + 1] is after i codes.
         """
-        given = np.concatenate([[self._model.begin_code], prompt, codes]).astype(np.int64)
+        given = np.concatenate([[self.model.begin_code], prompt, codes]).astype(np.int64)
         alone = object()
         try:
-            self._read_text(alone, self._text_rows(self._model.ar, text), len(given))
+            self._read_text(alone, self._text_rows(self.model.ar, text), len(given))
             rows = self._audio_rows(given, np.arange(len(given)))
             return self._extend(alone, rows, len(codes) + 1)
         finally:
@@ -148,9 +135,9 @@ class ComposedNetwork(Closing):
 
         The prompt [frames, levels] may have no frames.
         """
-        net, level = self._model.nar, codes.shape[1]
-        if not 1 <= level < self.n_levels or not len(codes):
-            raise ValueError(f"codes {codes.shape} of a model of {self.n_levels} levels")
+        net, level = self.model.nar, codes.shape[1]
+        if not 1 <= level < self.model.n_levels or not len(codes):
+            raise ValueError(f"codes {codes.shape} of a model of {self.model.n_levels} levels")
         audio = np.concatenate([self._summed(prompt), self._summed(codes)])
         audio += net.audio_scale * sinusoids(np.arange(len(audio)), net.n_embd)
         rows = np.concatenate([self._text_rows(net, text), audio])
@@ -164,13 +151,13 @@ class ComposedNetwork(Closing):
         return rows + net.text_scale * sinusoids(np.arange(len(rows)), net.n_embd)
 
     def _audio_rows(self, codes: Ids, positions: Ids) -> Rows:
-        net = self._model.ar
+        net = self.model.ar
         rows = self.look_up("ar", "audio", codes)
         return rows + net.audio_scale * sinusoids(positions, net.n_embd)
 
     def _summed(self, codes: NDArray[np.integer]) -> Rows:
         """Frames [n, levels] of the NAR's audio: the sum of their levels' rows, [n, d]."""
-        total = np.zeros((len(codes), self._model.nar.n_embd), np.float32)
+        total = np.zeros((len(codes), self.model.nar.n_embd), np.float32)
         if len(codes):
             for i in range(codes.shape[1]):
                 total += self.look_up("nar", f"audio.{i}", codes[:, i])

@@ -16,10 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element, Steps, alone
-from valle_convert.decode.control import UNWATCHED, Callbacks, Decoded, End
 from valle_convert.decode.nar import decode_levels_above
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import Logits, SamplingOptions, draw, filtered
+from valle_convert.decode.options import (
+    UNWATCHED,
+    Callbacks,
+    Decoded,
+    DecodeOptions,
+    End,
+    SamplingOptions,
+)
+from valle_convert.decode.sampling import Logits, draw, filtered
 from valle_convert.decode.speech import Speech, Timings
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.model.spec import Codes
@@ -60,7 +66,6 @@ def vallex_steps(
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
-    """Decode all levels of a continuation."""
     end: End = "stop"
     if level_0 is None:
         best = yield from vallex_ar_steps(
@@ -87,7 +92,7 @@ def vallex_ar_steps(
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Decoded]:
     """Decode level 0 of the best continuation, which may be interrupted; the prompt is [frames]."""
-    stop = network.codebook_size
+    stop = network.model.codebook_size
     longest = MAX_CODES_A_SYMBOL * len(text)
     max_frames = longest if max_frames is None else min(longest, max_frames)
     sampling = options.sampling
@@ -144,9 +149,8 @@ def decode_vallex_nar(
     *,
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
-    """Decode the levels above `level_0`, [frames]."""
     predict = partial(network.pass_nar, text, prompt)
-    return decode_levels_above(predict, level_0, network.n_levels, sampling, rng, watch)
+    return decode_levels_above(predict, level_0, network.model.n_levels, sampling, rng, watch)
 
 
 def log_probabilities(logits: Logits, codes: Codes, temperature: float) -> NDArray[np.float64]:

@@ -176,7 +176,6 @@ def _split_keys(number: int, description: Description[VallexModel]) -> Iterator[
 
 
 def parts_of(ar: GgufFile) -> tuple[str, ...]:
-    """The parts of an AR file's set."""
     n_levels = KeyReader(ar.keys).number("valle.codec.levels")
     if not 2 <= n_levels <= 64:
         raise InputError(

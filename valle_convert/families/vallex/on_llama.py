@@ -21,10 +21,9 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL_TESTED
 from valle_convert.llama.mpt import MptSession
-from valle_convert.llama.session import Session
 from valle_convert.metrics import nmse
-from valle_convert.network.probe import read_probe_rows
-from valle_convert.network.tuned import head_rows, tuned_for
+from valle_convert.network.protocol import OnLlama
+from valle_convert.network.tuned import head_rows, read_probe_rows, tuned_for
 
 #: The bits are the same, measured on f32, f16 and Q8_0, except for how threads share the work.
 _SAME_NMSE = 1e-9
@@ -39,7 +38,7 @@ class _Part:
         self.probe_rows = read_probe_rows(tables, net.n_rows)
 
 
-class VallexGguf(ComposedNetwork):
+class VallexGguf(OnLlama, ComposedNetwork):
     """A `ComposedNetwork` on stock llama.cpp. Close it, or use it as a context manager."""
 
     def __init__(
@@ -62,6 +61,7 @@ class VallexGguf(ComposedNetwork):
             passes = tuned_for(self._body, nar.probe_rows, for_nar, first=nar.first.path).passes
             self._nar = opened.enter_context(self._open(nar, passes, exchangeable=True))
             self._prove_exchange(nar)
+            self.sessions = {"ar": self._ar, "nar": self._nar}
             self._opened = opened.pop_all()
 
     def _open(self, part: _Part, settings: Settings, **how: bool) -> MptSession:
@@ -69,7 +69,7 @@ class VallexGguf(ComposedNetwork):
             part.first.path,
             part.further,
             probe_rows=part.probe_rows,
-            activation_factor=self._model.activation_factor,
+            activation_factor=self.model.activation_factor,
             settings=settings,
             head_rows=head_rows(part.tables),
             **how,
@@ -77,12 +77,12 @@ class VallexGguf(ComposedNetwork):
 
     def _prove_exchange(self, nar: _Part) -> None:
         """Exchange the first level's norms for the last level's."""
-        last = self.n_levels - 1
+        last = self.model.n_levels - 1
         if last == 1:
             return
         rows = np.stack(list(nar.probe_rows.values())[:3])
-        columns = self._model.nar.head("nar.1").columns
-        other = _Part(self._levels[-1], self._body, self._model.nar)
+        columns = self.model.nar.head("nar.1").columns
+        other = _Part(self._levels[-1], self._body, self.model.nar)
         with self._open(other, self._nar.settings, proven=True) as loaded:
             expected = loaded.both_ways(rows, len(rows), columns)
         self._switch(last)
@@ -110,7 +110,7 @@ class VallexGguf(ComposedNetwork):
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
         """Rows of an input table, [n] -> [n, d], dequantized from the mapped file."""
-        file, part = (self._file, self._model.ar) if net == "ar" else (self._body, self._model.nar)
+        file, part = (self._file, self.model.ar) if net == "ar" else (self._body, self.model.nar)
         return file.tensors[TOKEN_EMBEDDING].rows(part.table(table).first_row + np.asarray(ids))
 
     def make_room(self, n_seq: int) -> None:
@@ -123,21 +123,17 @@ class VallexGguf(ComposedNetwork):
         self._ar.read(sequence, rows, room=room)
 
     def _extend(self, sequence: Hashable, rows: Rows, n_outputs: int) -> Rows:
-        return self._ar.extend(sequence, rows, n_outputs, self._model.ar.head("ar").columns)
+        return self._ar.extend(sequence, rows, n_outputs, self.model.ar.head("ar").columns)
 
     def _append(self, sequences: Sequence[Hashable], rows: Rows) -> Rows:
-        return self._ar.append(sequences, rows, self._model.ar.head("ar").columns)
+        return self._ar.append(sequences, rows, self.model.ar.head("ar").columns)
 
     def _fork(self, sequence: Hashable, copies: Sequence[Hashable]) -> None:
         self._ar.fork(sequence, copies)
 
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
         self._switch(level)
-        return self._nar.both_ways(rows, n_outputs, self._model.nar.head(f"nar.{level}").columns)
-
-    @property
-    def sessions(self) -> Mapping[str, Session]:
-        return {"ar": self._ar, "nar": self._nar}
+        return self._nar.both_ways(rows, n_outputs, self.model.nar.head(f"nar.{level}").columns)
 
     def close(self) -> None:
         self._opened.close()

@@ -38,27 +38,19 @@ class VallexReference(TorchNetwork, ComposedNetwork):
         TorchNetwork.__init__(self, tensors, arithmetic)
         self._activation = arithmetic.activation or F.relu
         self._norm_of = self._stored if folded else self._folded
-        self._caches: dict[Hashable, Cache] = {}
 
     def look_up(self, net: str, table: str, ids: Ids) -> Rows:
-        """Rows of an input table, [n] -> [n, d]."""
         found: Rows = self.weight(table_source(net, table)).numpy()[ids]
         return found
-
-    def make_room(self, n_seq: int) -> None:
-        """PyTorch needs no preparation."""
-
-    def forget(self, sequence: Hashable) -> None:
-        self._caches.pop(sequence, None)
 
     def _read_text(self, sequence: Hashable, rows: Rows, room: int) -> None:
         del room
         cache = self._caches[sequence] = []
-        self._run(self._model.ar, rows, cache, causal=False, level=0)
+        self._run(self.model.ar, rows, cache, causal=False, level=0)
 
     @torch.inference_mode()
     def _extend(self, sequence: Hashable, rows: Rows, n_outputs: int) -> Rows:
-        hidden = self._run(self._model.ar, rows, self._caches[sequence], causal=True, level=0)
+        hidden = self._run(self.model.ar, rows, self._caches[sequence], causal=True, level=0)
         return self._head("ar", "ar_predict_layer.weight", hidden[-n_outputs:])
 
     def _append(self, sequences: Sequence[Hashable], rows: Rows) -> Rows:
@@ -71,7 +63,7 @@ class VallexReference(TorchNetwork, ComposedNetwork):
 
     @torch.inference_mode()
     def _run_nar(self, level: int, rows: Rows, n_outputs: int) -> Rows:
-        hidden = self._run(self._model.nar, rows, [], causal=False, level=level)
+        hidden = self._run(self.model.nar, rows, [], causal=False, level=level)
         return self._head("nar", f"nar_predict_layers.{level - 1}.weight", hidden[-n_outputs:])
 
     @torch.inference_mode()

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element
-from valle_convert.decode.options import DecodeOptions
-from valle_convert.decode.sampling import GREEDY
+from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.errors import InputError
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.vallex.composed import ComposedNetwork, Ids, Rows, VallexText
@@ -125,7 +124,9 @@ def measure_speed(network: ComposedNetwork) -> Speed:
     symbols = draw.integers(5, 70, _SPEED_SYMBOLS, dtype=np.int32)
     text = VallexText(symbols, np.zeros(_SPEED_SYMBOLS, np.int32))
     n = _SPEED_PROMPT + _SPEED_FRAMES
-    codes = draw.integers(0, network.codebook_size, (n, network.n_levels), dtype=np.int32)
+    codes = draw.integers(
+        0, network.model.codebook_size, (n, network.model.n_levels), dtype=np.int32
+    )
     network.begin_ar(text, codes[:, 0], room=_SPEED_STEPS)
     places = count(n + 1)
     ar_step = median_ms(lambda: network.append_codes([Element(0, 0, next(places))]), _SPEED_STEPS)

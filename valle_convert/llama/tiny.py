@@ -1,11 +1,12 @@
-"""A random model of llama.cpp's `gemma` architecture, small enough to make on the spot.
+"""Random models of the architectures `gemma` and `mpt`, small enough to make on the spot.
 
-It tests a machine's llama.cpp before that is trusted with a real file, and the tests and benchmarks
-of the session use it.
+They test a machine's llama.cpp, and what it computes, before a real file relies on it. The tests of
+the sessions use them too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+
+MPT_WIDTH, MPT_FF, MPT_ROWS = 32, 64, 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def tensor_shapes(shape: GemmaShape) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def random_weights(shape: GemmaShape, seed: int) -> dict[str, FloatArray]:
+def random_gemma(shape: GemmaShape, seed: int) -> dict[str, FloatArray]:
     """Weights that keep activations of order one, with attention sharp enough to matter."""
     generator = np.random.default_rng(seed)
     weights = {}
@@ -75,14 +78,9 @@ def random_weights(shape: GemmaShape, seed: int) -> dict[str, FloatArray]:
 
 
 def write_gemma(
-    path: Path, shape: GemmaShape, weights: dict[str, FloatArray], *, file_type: str = "f32"
+    path: Path, shape: GemmaShape, weights: Mapping[str, FloatArray], *, file_type: str = "f32"
 ) -> None:
     """Write a GGUF file that llama.cpp loads, without a tokenizer."""
-    quantization = {
-        "f32": gguf.GGMLQuantizationType.F32,
-        "f16": gguf.GGMLQuantizationType.F16,
-        "q8_0": gguf.GGMLQuantizationType.Q8_0,
-    }[file_type]
     writer = gguf.GGUFWriter(path, "gemma")
     writer.add_context_length(8192)
     writer.add_embedding_length(shape.n_embd)
@@ -96,13 +94,60 @@ def write_gemma(
     writer.add_rope_freq_base(shape.rope_freq_base)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_tokenizer_model("none")
-    for name in tensor_shapes(shape):
-        tensor = weights[name]
-        if tensor.ndim == 1 or file_type == "f32":
-            writer.add_tensor(name, tensor)
-        else:
-            packed = gguf.quants.quantize(tensor, quantization)
-            writer.add_tensor(name, packed, raw_dtype=quantization)
+    tensors = {name: weights[name] for name in tensor_shapes(shape)}
+    _finish(writer, tensors, gguf.GGMLQuantizationType[file_type.upper()])
+
+
+def random_mpt(*, attention: bool) -> dict[str, FloatArray]:
+    """Weights of one layer by name, without the activation's factor; without attention, its
+    matrices are zeros, so that the rows of a batch are independent.
+    """
+    draw = np.random.default_rng(0)
+
+    def normal(*shape: int) -> FloatArray:
+        return draw.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
+
+    sharp = np.float32(2.0 * attention)
+    ones = np.ones(MPT_WIDTH, np.float32)
+    return {
+        "token_embd.weight": normal(MPT_ROWS, MPT_WIDTH),
+        "output_norm.weight": ones,
+        "blk.0.attn_norm.weight": ones,
+        "blk.0.attn_qkv.weight": sharp * normal(3 * MPT_WIDTH, MPT_WIDTH),
+        "blk.0.attn_output.weight": sharp * normal(MPT_WIDTH, MPT_WIDTH),
+        "blk.0.ffn_norm.weight": ones,
+        "blk.0.ffn_up.weight": normal(MPT_FF, MPT_WIDTH),
+        "blk.0.ffn_up.bias": normal(MPT_FF),
+        "blk.0.ffn_down.weight": normal(MPT_WIDTH, MPT_FF),
+        "blk.0.ffn_down.bias": np.zeros(MPT_WIDTH, np.float32),
+    }
+
+
+def write_mpt(path: Path, weights: Mapping[str, FloatArray], factor: int) -> None:
+    """Write a GGUF file that llama.cpp loads, without a vocabulary."""
+    writer = gguf.GGUFWriter(path, "mpt")
+    writer.add_context_length(64)
+    writer.add_embedding_length(MPT_WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(MPT_FF)
+    writer.add_head_count(1)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(MPT_ROWS)
+    writer.add_tokenizer_model("no_vocab")
+    scaled = {name: one * factor if "ffn_up" in name else one for name, one in weights.items()}
+    scaled["blk.0.ffn.act.scales"] = np.full(MPT_FF, factor, np.float32)
+    _finish(writer, scaled, gguf.GGMLQuantizationType.F32)
+
+
+def _finish(
+    writer: gguf.GGUFWriter,
+    weights: Mapping[str, FloatArray],
+    kind: gguf.GGMLQuantizationType,
+) -> None:
+    for name, tensor in weights.items():
+        of_matrices = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else kind
+        packed = gguf.quants.quantize(tensor, of_matrices)
+        writer.add_tensor(name, packed, raw_dtype=of_matrices)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
