@@ -21,7 +21,7 @@ from support import (
     with_keys,
 )
 
-from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma_export import export_file
@@ -156,18 +156,6 @@ def test_a_quantized_file_comes_back_dequantized(
                 found = found[list(span.gather)] if span.gather else found
                 np.testing.assert_array_equal(found.reshape(right.shape), right)
     assert plan.checkpoint.config == read_checkpoint(source).config
-
-
-def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
-    repaired = tmp_path / "new.gguf"
-    write_gguf(plan_repair(GOLDEN / "old-gguf" / "f16.gguf"), repaired)
-    assert cli("export", repaired, tmp_path / "sft").code == 0
-    back = read_checkpoint(tmp_path / "sft" / "fp32.sft")
-    right = read_checkpoint(golden_checkpoint("ar-nar-len"))
-    for name in ("text_emb.weight", "model.layers.1.self_attn.k_proj.weight", "sep"):
-        np.testing.assert_array_equal(
-            back.tensors.read(name), right.tensors.read(name).astype(np.float16)
-        )
 
 
 def test_what_cannot_be_exported_leaves_nothing(
