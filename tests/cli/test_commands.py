@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 from make_checkpoint import Shape, config_of, make_checkpoint, tensor_shapes, userdata
-from support import GOLDEN_NAMES, PROJECT, Cli, Convert, error_of, golden_checkpoint, with_keys
+from support import (
+    GOLDEN_NAMES,
+    GOLDEN_VERSION_7,
+    PROJECT,
+    Cli,
+    Convert,
+    error_of,
+    golden_checkpoint,
+    with_keys,
+)
 
 from valle_convert import __version__
 from valle_convert.gguf_file.header import Key
@@ -117,7 +126,7 @@ def test_metadata_comes_from_a_file_and_a_name_that_is_given_wins(tmp_path: Path
     assert keys["general.name"] == "N"
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, GOLDEN_VERSION_7])
 def test_inspect_shows_a_checkpoint_and_its_file_alike(
     name: str, converted: Convert, cli: Cli
 ) -> None:
@@ -132,7 +141,8 @@ def test_inspect_shows_a_checkpoint_and_its_file_alike(
     ]
     assert rows[0] == rows[1]
     shown = cli("inspect", converted(name, "f16"))
-    for words in ("positions", "response.mask", "attention", "F16", "valle.source.sha256"):
+    of_family = ("duration", "level.1") if name == GOLDEN_VERSION_7 else ("response.mask",)
+    for words in ("positions", "attention", "F16", "valle.source.sha256", *of_family):
         assert words in shown.out
 
 
