@@ -44,28 +44,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.usefixtures("way")
 class TestRegularFiles:
-    def test_a_file_appears_when_it_is_whole(self, tmp_path: Path) -> None:
-        target = tmp_path / "a.txt"
-        with atomic_output(target, force=False) as file:
-            file.write(b"whole")
-            assert not target.exists()
-        assert target.read_bytes() == b"whole"
-        assert list(tmp_path.iterdir()) == [target]
-
-    def test_an_error_leaves_what_was_there(self, tmp_path: Path) -> None:
-        target = tmp_path / "a.txt"
-        target.write_text("old")
-
-        def fail() -> None:
-            with atomic_output(target, force=True) as file:
-                file.write(b"half")
-                raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            fail()
-        assert target.read_text() == "old"
-        assert list(tmp_path.iterdir()) == [target]
-
     def test_a_file_that_came_in_between_stays(self, tmp_path: Path) -> None:
         target = tmp_path / "a.txt"
 

@@ -149,15 +149,6 @@ def score(network: Chain, prompt: Ids, codes: Sequence[int], options: DecodeOpti
     return total / (1 + len(prompt) + len(codes)) ** (options.length_penalty or 0)
 
 
-def test_one_of_several_may_end_while_others_go_on() -> None:
-    lengths = set()
-    for seed in range(10):
-        network = Chain(seed=3)
-        decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], DecodeOptions(best_of=5), rng(seed))
-        lengths |= {len(one) for one in network.sequences.values()}
-    assert len(lengths) > 2
-
-
 def test_the_best_codes_need_no_second_copy() -> None:
     network = Chain(stop_at=3)
     options = DecodeOptions(sampling=GREEDY, best_of=5)

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,20 +97,6 @@ def test_random_checkpoints_come_back(seed: int, version: str, tmp_path: Path) -
         for name in first.keys:
             if not name.startswith(OF_THE_SOURCE):
                 assert first.keys[name] == again.keys[name], name
-
-
-def test_an_export_of_an_export_gives_identical_files(tmp_path: Path) -> None:
-    source = shutil.copy(golden_checkpoint(GOLDEN_VERSION_7), tmp_path / "fp32.sft")
-    made: list[dict[str, bytes]] = []
-    for i in range(3):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        write_gguf(plan_conversion(source), folder / "out.gguf")
-        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
-        export_file(open_files(folder / "out.gguf"), folder)
-        source = folder / "fp32.sft"
-    assert len(made[1]) == 2
-    assert made[1] == made[2]
 
 
 @pytest.mark.parametrize("out_type", ["f16", "bf16", "q8_0"])
