@@ -16,11 +16,6 @@ OPTIONS = MakeOptions(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 
-@pytest.fixture
-def narrow(converted: Convert) -> Source:
-    return source_of(converted(NARROW, "f16"))
-
-
 def made(plan: FilePlan, folder: Path) -> Path:
     path = folder / f"{plan.kind.name}.gguf"
     make_one(plan, path)
@@ -47,9 +42,10 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
 
 
 def test_what_the_user_chose_for_a_tensor_is_no_fallback(
-    program: Quantizer, narrow: Source
+    program: Quantizer, converted: Convert
 ) -> None:
     settings = MakeOptions(tensor_types=("token_embd=q8_0",), threads=1)
+    narrow = source_of(converted(NARROW, "f16"))
     plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     assert "token_embd.weight" not in {one.tensor for one in plan.fallbacks}
 
