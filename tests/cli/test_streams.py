@@ -45,10 +45,8 @@ def run_with(streams: dict[int, str | None], *arguments: str) -> tuple[int, str]
 def test_no_reader_turns_a_failed_verdict_into_another(
     stdout: str | None, form: list[str], converted: Convert, tmp_path: Path
 ) -> None:
-    data, damaged = (
-        bytearray(converted("ar-nar-len", "f32").read_bytes()),
-        tmp_path / "damaged.gguf",
-    )
+    damaged = tmp_path / "damaged.gguf"
+    data = bytearray(converted("ar-nar-len", "f32").read_bytes())
     data[-500:-496] = b"\0\0\0@"  # one weight
     damaged.write_bytes(data)
     given = ["verify", CHECKPOINT, str(damaged), "--level", "tensors", *form]
