@@ -44,28 +44,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.usefixtures("way")
 class TestRegularFiles:
-    def test_a_file_appears_when_it_is_whole(self, tmp_path: Path) -> None:
-        target = tmp_path / "a.txt"
-        with atomic_output(target, force=False) as file:
-            file.write(b"whole")
-            assert not target.exists()
-        assert target.read_bytes() == b"whole"
-        assert list(tmp_path.iterdir()) == [target]
-
-    def test_an_error_leaves_what_was_there(self, tmp_path: Path) -> None:
-        target = tmp_path / "a.txt"
-        target.write_text("old")
-
-        def fail() -> None:
-            with atomic_output(target, force=True) as file:
-                file.write(b"half")
-                raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            fail()
-        assert target.read_text() == "old"
-        assert list(tmp_path.iterdir()) == [target]
-
     def test_a_file_that_came_in_between_stays(self, tmp_path: Path) -> None:
         target = tmp_path / "a.txt"
 
@@ -135,25 +113,6 @@ class TestRegularFiles:
         assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
 
 
-def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    pipe, link, null = tmp_path / "pipe", tmp_path / "link", Path("/dev/null")
-    os.mkfifo(pipe)
-    link.symlink_to(null)
-    before = null.stat()
-    for target, words in ((pipe, "a pipe"), (null, "a device"), (link, "a device")):
-        for force in (False, True):
-            with pytest.raises(InputError, match=f"is {words}, expected a regular file"):
-                write_text_atomically(target, "text", force=force)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
-    assert (before.st_ino, before.st_rdev) == (null.stat().st_ino, null.stat().st_rdev)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "socket"))
-        with pytest.raises(InputError, match="is a socket"):
-            check_outputs([tmp_path / "socket"], force=True)
-    with pytest.raises(InputError, match="is a directory"):
-        check_outputs([tmp_path], force=True)
-
-
 def test_the_file_on_standard_output_is_not_replaced(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom valle_convert.files import *\n"
@@ -204,29 +163,6 @@ def test_what_other_users_own_is_told_before_any_work(mode: int, words: str) -> 
         arguments = [sys.executable, "-c", AS_NOBODY, str(folder / "a.txt")]
         done = subprocess.run(arguments, capture_output=True, text=True, cwd=PROJECT, check=True)
     assert words in done.stdout, done
-
-
-def test_an_output_is_held_against_every_input_by_file(tmp_path: Path) -> None:
-    source, hard, soft = tmp_path / "in", tmp_path / "hard", tmp_path / "soft"
-    source.write_text("precious")
-    hard.hardlink_to(source)
-    soft.symlink_to(source)
-    (tmp_path / "sub").mkdir()
-    for target in (source, hard, soft, tmp_path / "sub" / ".." / "in"):
-        with pytest.raises(InputError, match="is the input file itself"):
-            check_outputs({"OUT": target}, inputs=[None, source], force=True)
-    with pytest.raises(InputError, match="is a file of the input"):
-        check_outputs({"OUT": source}, inputs=[tmp_path], force=True)
-    check_outputs({"OUT": tmp_path / "new"}, inputs=[source, tmp_path], force=False)
-
-
-def test_two_outputs_are_never_one_file(tmp_path: Path) -> None:
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "new")
-    (tmp_path / "sub").mkdir()
-    for other in (tmp_path / "new", link, tmp_path / "sub" / ".." / "new"):
-        with pytest.raises(InputError, match="OUT and --log are the same file"):
-            check_outputs({"OUT": tmp_path / "new", "--log": other}, inputs=[], force=False)
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import NoReturn
 from support import Cli
 
 from valle_convert.gguf_file.header import Key, pack_header
-from valle_convert.strict_json import to_json_text
 
 
 def refuse(constant: str) -> NoReturn:
@@ -17,16 +16,6 @@ def refuse(constant: str) -> NoReturn:
 
 def strict(text: str) -> object:
     return json.loads(text, parse_constant=refuse)
-
-
-def test_numbers_that_are_not_finite_are_null_wherever_they_stand() -> None:
-    value = {"a": math.nan, "b": [1.5, -math.inf, (math.inf, {"c": math.nan})], "d": "nan", "e": 0}
-    assert strict(to_json_text(value)) == {
-        "a": None,
-        "b": [1.5, None, [None, {"c": None}]],
-        "d": "nan",
-        "e": 0,
-    }
 
 
 def test_inspect_prints_json_of_a_file_with_nan_in_its_keys(cli: Cli, tmp_path: Path) -> None:

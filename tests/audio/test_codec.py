@@ -1,7 +1,5 @@
 """EnCodec as speaking uses it: codes in and out, and the voice in front."""
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +40,6 @@ def test_a_codec_with_other_codebooks_finds_its_own_bandwidth(tmp_path: Path) ->
 def test_a_codec_without_the_needed_levels_is_refused(codec_folder: Path) -> None:
     with pytest.raises(InputError, match="has 8 levels, expected at least 9"):
         EncodecCodec(codec_folder, n_levels=9)
-
-
-def test_a_stereo_codec_is_refused(tmp_path: Path, codec_folder: Path) -> None:
-    config = json.loads((codec_folder / "config.json").read_text())
-    shutil.copytree(codec_folder, tmp_path / "codec")
-    (tmp_path / "codec" / "config.json").write_text(json.dumps(config | {"normalize": True}))
-    with pytest.raises(InputError, match=r"not like facebook.*normalize is true.*\.npz"):
-        EncodecCodec(tmp_path / "codec")
 
 
 def test_codes_that_are_none_of_the_codecs_are_a_mistake(codec: EncodecCodec) -> None:

@@ -12,10 +12,10 @@ import torch
 import yaml
 from make_checkpoint import DTYPES, Shape, config_of, make_checkpoint, tensors, userdata
 from support import GOLDEN, describe
+from verify.old_files import matrices
 
 from valle_convert import read_checkpoint
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.model.spec import LANGUAGES, TASKS
 
 EXPORT = GOLDEN / "hf-export"
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -161,70 +161,14 @@ def plain(path: Path, shape: Shape, dtype: str = "f32") -> Path:
     return path
 
 
-def export_arrays(shape: Shape, dtype: str) -> tuple[Arrays, list[str], Arrays]:
-    """The two matrices and the backbone, the names of the rows, and the original's tensors."""
-    own = arrays_of(shape, dtype)
-    n = shape.levels
-    tables: list[tuple[str, list[str], int | None]] = [
-        ("text_emb.weight", [""] * 256, n + 1),
-        ("rvq_l_emb.weight", [f"<|RVQ:{i}|>" for i in range(n)], None),
-        (
-            "langs_emb.weight",
-            [f"<|lang:{name_of(LANGUAGES, i)}|>" for i in range(shape.langs)],
-            None,
-        ),
-        ("tasks_emb.weight", [f"<|task:{name_of(TASKS, i)}|>" for i in range(shape.tasks)], None),
-        (
-            "len_emb.weight",
-            [f"<|len:{i}|>" for i in range(11)],
-            n + 2 if "len" in shape.capabilities else None,
-        ),
-        ("tones_emb.weight", ["<|tone:neutral|>"], None),
-        ("sep", ["<|sep|>"], None),
-    ]
-    tables += [
-        (f"proms_emb.embeddings.{i}.weight", [f"<|P|{i}|{c}|>" for c in codes(shape)], None)
-        for i in range(n)
-    ]
-    for i in range(n + 1):
-        label = "AR|0:0" if i == 0 else "NAR|0:0" if i == n else f"NAR|{i - 1}:{i}"
-        rows = [f"<|R|{label}|{c}|>" for c in range(shape.audio_tokens + (i in (0, n)))]
-        tables.append((f"resps_emb.embeddings.{i}.weight", rows, i))
-    draw = np.random.default_rng(7)
-    inputs, outputs, names = [], [], []
-    for name, rows, head in tables:
-        table = np.atleast_2d(own[name])
-        # Rows of no head are random initialization.
-        block = draw.standard_normal(table.shape).astype(np.float32).astype(table.dtype)
-        if head is not None:
-            weights = own[f"classifiers.proj.{head}.weight"]
-            block[: len(weights)] = weights
-        inputs.append(table)
-        outputs.append(block)
-        names += rows
-    arrays = {
-        "model.embed_tokens.weight": np.concatenate(inputs),
-        "lm_head.weight": np.concatenate(outputs),
-        "lm_head.bias": draw.standard_normal(len(names))
-        .astype(np.float32)
-        .astype(DTYPES[dtype][1]),
-        **{name: own[name] for name in own if name.startswith("model.")},
-    }
-    return arrays, names, own
-
-
-def codes(shape: Shape) -> range:
-    return range(shape.audio_tokens)
-
-
-def name_of(known: tuple[str, ...], i: int) -> str:
-    return known[i] if i < len(known) else f"x{i}"
-
-
 def write_export(folder: Path, shape: Shape, dtype: str = "f32", *, named: bool = True) -> Path:
     """An export as the original writes it, of a random checkpoint."""
     folder.mkdir(parents=True)
-    arrays, names, _ = export_arrays(shape, dtype)
+    own = arrays_of(shape, dtype)
+    embedding, heads, names = matrices(own, seed=7)
+    bias = np.random.default_rng(7).standard_normal(len(names)).astype(embedding.dtype)
+    arrays = {"model.embed_tokens.weight": embedding, "lm_head.weight": heads, "lm_head.bias": bias}
+    arrays |= {name: values for name, values in own.items() if name.startswith("model.")}
     write_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
     shutil.copy(EXPORT / "config.json", folder / "config.json")
     document = json.loads((EXPORT / "tokenizer.json").read_text())

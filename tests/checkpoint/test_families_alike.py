@@ -72,7 +72,7 @@ def test_inspect_tells_where_on_the_hub_it_lies(
         assert f"hf:{repository} is at commit {commit}" in " ".join(found["notes"])
         assert found["path"] == f"hf:{repository}"
         same = json.loads(cli("inspect", local, "--json").out)
-        for name in ("sizes", "behaviour", "rows", "n_bytes"):
+        for name in ("sizes", "behaviour", "tokenizer", "rows", "groups", "n_bytes"):
             assert found[name] == same[name], name
         assert found["notes"][1:] == same["notes"]
 

@@ -9,12 +9,24 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from make_checkpoint import Shape, config_of, make_checkpoint, tensor_shapes, userdata
-from support import GOLDEN_NAMES, PROJECT, Cli, Convert, error_of, golden_checkpoint
+from support import (
+    GOLDEN_NAMES,
+    GOLDEN_VERSION_7,
+    PROJECT,
+    Cli,
+    Convert,
+    error_of,
+    golden_checkpoint,
+    with_keys,
+)
+
+from valle_convert import __version__
+from valle_convert.gguf_file.header import Key
+from valle_convert.gguf_file.read import GgufFile
 
 PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
@@ -103,8 +115,6 @@ def test_a_dry_run_reads_no_weights(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_metadata_comes_from_a_file_and_a_name_that_is_given_wins(tmp_path: Path, cli: Cli) -> None:
-    from valle_convert.gguf_file.read import GgufFile
-
     metadata = tmp_path / "m.json"
     metadata.write_text('{"name": "file", "general.license": "mit", "tags": ["a", "b"]}')
     out = tmp_path / "o.gguf"
@@ -116,7 +126,7 @@ def test_metadata_comes_from_a_file_and_a_name_that_is_given_wins(tmp_path: Path
     assert keys["general.name"] == "N"
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name", [*GOLDEN_NAMES, GOLDEN_VERSION_7])
 def test_inspect_shows_a_checkpoint_and_its_file_alike(
     name: str, converted: Convert, cli: Cli
 ) -> None:
@@ -131,7 +141,8 @@ def test_inspect_shows_a_checkpoint_and_its_file_alike(
     ]
     assert rows[0] == rows[1]
     shown = cli("inspect", converted(name, "f16"))
-    for words in ("positions", "response.mask", "attention", "F16", "valle.source.sha256"):
+    of_family = ("duration", "level.1") if name == GOLDEN_VERSION_7 else ("response.mask",)
+    for words in ("positions", "attention", "F16", "valle.source.sha256", *of_family):
         assert words in shown.out
 
 
@@ -151,22 +162,11 @@ def test_tokenize_shows_ids_of_both_and_agrees(converted: Convert, cli: Cli) -> 
 def test_tokenize_ends_with_1_where_the_two_differ(
     tmp_path: Path, converted: Convert, cli: Cli
 ) -> None:
-    from valle_convert import Choices, plan_conversion
-    from valle_convert.gguf_file.header import pack_header
-    from valle_convert.gguf_file.read import GgufFile
-
-    source = converted("ar-nar-len", "f32")
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"), Choices("f32")).main
-    file = GgufFile(source)
-    keys = [replace(key, value=file.keys[key.name]) for key in plan.keys]
-    for i, key in enumerate(keys):
-        if key.name == "tokenizer.ggml.tokens":
-            tokens = list(key.value)
-            at, to = tokens.index("a"), tokens.index("b")
-            tokens[at], tokens[to] = "b", "a"
-            keys[i] = replace(key, value=tokens)
-    path = tmp_path / "swapped.gguf"
-    path.write_bytes(pack_header(keys, plan.tensors) + source.read_bytes()[-plan.data_bytes :])
+    source, name = converted("ar-nar-len", "f32"), "tokenizer.ggml.tokens"
+    tokens = list(GgufFile(source).keys[name])
+    a, b = tokens.index("a"), tokens.index("b")
+    tokens[a], tokens[b] = "b", "a"
+    path = with_keys(source, tmp_path / "swapped.gguf", Key(name, tokens, "[string]"))
     result = cli("tokenize", path, "ab")
     assert result.code == 1
     assert "they differ" in result.err
@@ -178,8 +178,6 @@ def test_tokenize_ends_with_1_where_the_two_differ(
 
 
 def test_the_version_is_shown(cli: Cli) -> None:
-    from valle_convert import __version__
-
     assert cli("--version").out.strip() == f"valle-convert {__version__}"
 
 

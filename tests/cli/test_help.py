@@ -34,11 +34,6 @@ def test_the_list_of_commands_has_whole_sentences(cli: Cli) -> None:
         assert f"{command.help.splitlines()[0].split('. ')[0].rstrip('.')}.\n" in shown
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_has_more_options_than_one_can_read(name: str) -> None:
-    assert len([one for one in COMMANDS[name].params if one.opts[0][0] == "-"]) <= 25
-
-
 def test_every_rule_is_of_parameters_that_there_are() -> None:
     for command, rules in (*NEEDS.items(), *EXCLUDES.items()):
         known = {one.name for one in COMMANDS[command].params}

@@ -16,16 +16,6 @@ GONE = "reader gone"
 TO_F32 = ("--outtype", "f32", "--verify", "none")
 
 
-@pytest.fixture
-def damaged(converted: Convert, tmp_path: Path) -> Path:
-    """A converted file with one weight changed."""
-    path = tmp_path / "damaged.gguf"
-    data = bytearray(converted("ar-nar-len", "f32").read_bytes())
-    data[-500:-496] = b"\0\0\0@"
-    path.write_bytes(data)
-    return path
-
-
 def run_with(streams: dict[int, str | None], *arguments: str) -> tuple[int, str]:
     """Run with descriptors closed (None), opened on a path, or a pipe that nobody reads."""
 
@@ -53,8 +43,12 @@ def run_with(streams: dict[int, str | None], *arguments: str) -> tuple[int, str]
     [(None, ["--json"]), (GONE, []), ("/dev/full", []), ("/dev/full", ["--json"])],
 )
 def test_no_reader_turns_a_failed_verdict_into_another(
-    damaged: Path, stdout: str | None, form: list[str]
+    stdout: str | None, form: list[str], converted: Convert, tmp_path: Path
 ) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    data = bytearray(converted("ar-nar-len", "f32").read_bytes())
+    data[-500:-496] = b"\0\0\0@"  # one weight
+    damaged.write_bytes(data)
     given = ["verify", CHECKPOINT, str(damaged), "--level", "tensors", *form]
     code, err = run_with({1: stdout}, *given)
     assert code == 1, err

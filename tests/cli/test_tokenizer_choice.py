@@ -1,6 +1,5 @@
 """Which tokenizer a conversion takes, end to end; and what works without llama.cpp."""
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support import Cli, error_of, golden_checkpoint, run_without
+from tokenizer.vocabularies import train_sentencepiece
 
 from valle_convert.audio import Audio, write_wav
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.tokenizer.choose import BUILT_IN
-from valle_convert.tokenizer.corpus import ipa_lines
 
 
 @pytest.fixture
@@ -32,22 +30,8 @@ def without_symmap(small_checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture
 def sentencepiece_model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     # 256 pieces of phonemes would leave no room for 256 byte tokens: the rows grow instead.
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(ipa_lines()[::4]),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        character_coverage=0.98,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        num_threads=1,
-        minloglevel=2,
-        **getattr(request, "param", {}),
-    )
     path = tmp_path / "phonemes.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(train_sentencepiece(**getattr(request, "param", {})))
     return path
 
 

@@ -17,7 +17,6 @@ from valle_convert.decode import masked
 from valle_convert.decode.ar import decode_ar
 from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
-from valle_convert.decode.nar import decode_nar
 from valle_convert.decode.options import GREEDY, Callbacks, DecodeOptions, SamplingOptions
 from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
 from valle_convert.errors import InputError
@@ -63,17 +62,6 @@ class Watcher:
         self.seen.append((label, done, total))
 
 
-def test_interrupted_ar_keeps_the_frames_so_far(network: Network, golden: Golden) -> None:
-    result = decode_ar(network, golden.condition, GREEDY_ONES, rng(), max_frames=40, watch=after(7))
-    assert result.end == "interrupted"
-    np.testing.assert_array_equal(result.codes, golden["gen.ar"][:7])
-
-
-def test_ar_with_no_room_for_a_frame_gives_none(network: Network, golden: Golden) -> None:
-    result = decode_ar(network, golden.condition, GREEDY_ONES, rng(), max_frames=0)
-    assert (len(result.codes), result.end) == (0, "limit")
-
-
 @pytest.mark.parametrize("folder", SPEAKING)
 def test_ar_continues_a_prefix_as_if_it_had_spoken_it(
     open_network: OpenNetwork, folder: str
@@ -110,25 +98,6 @@ def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
     assert len(np.unique(codes)) == len(codes)
 
 
-def test_interrupted_nar_keeps_the_levels_so_far(network: Network, golden: Golden) -> None:
-    result = decode_nar(
-        network,
-        golden.condition,
-        golden["gen.ar"],
-        DecodeOptions(),
-        rng(),
-        watch=after(3),
-    )
-    assert result.end == "interrupted"
-    np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"][:, :4])
-
-
-def test_nar_of_no_frames_is_no_frames(network: Network, golden: Golden) -> None:
-    nothing = np.zeros(0, np.int32)
-    result = decode_nar(network, golden.condition, nothing, DecodeOptions(), rng())
-    assert result.codes.shape == (0, 8)
-
-
 @given(n_frames=st.integers(1, 2000), n_steps=st.integers(1, 100))
 def test_demasking_hides_everything_first_and_fewer_frames_each_step(
     n_frames: int, n_steps: int
@@ -147,11 +116,6 @@ def test_demasking_interrupted_after_a_step_is_a_whole_draft(
     assert result.end == "interrupted"
     assert result.codes.shape == (24,)
     assert result.codes.max() < network.model.config.codebook_size
-
-
-def test_demasking_interrupted_before_a_step_is_nothing(network: Network, golden: Golden) -> None:
-    result = decode_masked(network, golden.condition, 24, MASKED, rng(), watch=after(0))
-    assert (len(result.codes), result.end) == (0, "interrupted")
 
 
 def test_the_temperature_of_demasking_falls_to_argmax(network: Network, golden: Golden) -> None:

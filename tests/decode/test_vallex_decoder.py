@@ -17,7 +17,6 @@ from valle_convert.families.vallex.composed import VallexText
 from valle_convert.families.vallex.decode import (
     MAX_CODES_A_SYMBOL,
     decode_vallex_ar,
-    log_probabilities,
 )
 
 Ids = NDArray[np.int32]
@@ -84,19 +83,6 @@ class Chain:
         return logits
 
 
-@pytest.mark.parametrize("n_prompt", [0, 3])
-def test_it_ends_at_stop_and_every_level_is_decoded_in_place(n_prompt: int) -> None:
-    prompt = np.ones((n_prompt, N_LEVELS), np.int32)
-    options = DecodeOptions(sampling=GREEDY)
-    speech = decode_vallex(Chain(stop_at=4), text_of(7, 8), prompt, options, rng())
-    assert (speech.codes.shape, speech.end, speech.mode) == ((4, N_LEVELS), "stop", "ar")
-    for level in range(1, N_LEVELS):
-        expected = (speech.codes[:, 0] + level + n_prompt) % N_CODES
-        np.testing.assert_array_equal(speech.codes[:, level], expected)
-    again = decode_vallex(Chain(stop_at=4), text_of(7, 8), prompt, options, rng(9))
-    np.testing.assert_array_equal(speech.codes, again.codes)
-
-
 @pytest.mark.parametrize("symbols", [(7,), (7, 8, 9)])
 def test_it_ends_after_16_codes_a_symbol(symbols: tuple[int, ...]) -> None:
     network = Chain(stop_at=10_000)
@@ -104,18 +90,6 @@ def test_it_ends_after_16_codes_a_symbol(symbols: tuple[int, ...]) -> None:
     assert (len(said.codes), said.end) == (16 * len(symbols), "limit")
     assert MAX_CODES_A_SYMBOL == 16
     assert network.room == 16 * len(symbols)
-
-
-def test_a_limit_of_the_user_ends_it_earlier() -> None:
-    said = decode_vallex_ar(
-        Chain(stop_at=10_000), text_of(7), NO_VOICE[:, 0], DecodeOptions(), rng(), max_frames=5
-    )
-    assert (len(said.codes), said.end) == (5, "limit")
-
-
-def test_stop_at_the_first_step_gives_no_frames_and_no_levels() -> None:
-    speech = decode_vallex(Chain(stop_at=0), text_of(7), NO_VOICE, DecodeOptions(), rng())
-    assert (speech.codes.shape, speech.end) == ((0, N_LEVELS), "stop")
 
 
 def drawn_codes(network: Chain, options: DecodeOptions, seed: int) -> tuple[int, ...]:
@@ -174,15 +148,6 @@ def score(network: Chain, prompt: Ids, codes: Sequence[int], options: DecodeOpti
     return total / (1 + len(prompt) + len(codes)) ** (options.length_penalty or 0)
 
 
-def test_one_of_several_may_end_while_others_go_on() -> None:
-    lengths = set()
-    for seed in range(10):
-        network = Chain(seed=3)
-        decode_vallex_ar(network, text_of(7), NO_VOICE[:, 0], DecodeOptions(best_of=5), rng(seed))
-        lengths |= {len(one) for one in network.sequences.values()}
-    assert len(lengths) > 2
-
-
 def test_the_best_codes_need_no_second_copy() -> None:
     network = Chain(stop_at=3)
     options = DecodeOptions(sampling=GREEDY, best_of=5)
@@ -198,12 +163,3 @@ def test_interrupted_it_gives_what_there_is(best_of: int) -> None:
     assert (speech.codes.shape, speech.end) == ((3, 1), "interrupted")
     speech = decode_vallex(network, text_of(7), NO_VOICE, options, rng(), watch=after(10 + 1 + 2))
     assert (speech.codes.shape, speech.end) == ((10, 3), "interrupted")
-
-
-def test_log_probabilities_are_those_of_the_softmax_and_0_for_the_best_code() -> None:
-    logits = np.array([[0.0, 1.0, -np.inf], [3.0, 3.0, 3.0]], np.float32)
-    codes = np.array([1, 0], np.int32)
-    expected = [math.log(math.e**2 / (1 + math.e**2)), math.log(1 / 3)]
-    np.testing.assert_allclose(log_probabilities(logits, codes, 0.5), expected, rtol=1e-12)
-    np.testing.assert_array_equal(log_probabilities(logits, codes, 0.0), [0, 0])
-    assert np.isfinite(log_probabilities(logits, codes, 1e-308)).all()

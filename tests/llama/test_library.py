@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support import PROJECT
 
-from valle_convert.llama.library import LOG_LINES, TESTED, Log, find_library, load_library
+from valle_convert.llama.library import TESTED, Log
 
 INFO, WARN, ERROR, CONTINUED = 2, 3, 4, 5
 
@@ -54,30 +54,6 @@ def test_pieces_of_a_line_are_one_line_of_the_first_pieces_level() -> None:
     assert log.complaints(0) == ["no room for 7 cells", "next"]
 
 
-def test_the_log_is_bounded_and_marks_survive_that() -> None:
-    log = Log()
-    for i in range(3 * LOG_LINES):
-        log.write(ERROR, f"{i}\n")
-    assert len(log.complaints(0)) == LOG_LINES
-    mark = log.mark()
-    log.write(ERROR, "last\n")
-    assert log.complaints(mark) == ["last"]
-
-
-def test_the_library_is_loaded_once_and_tells_its_build() -> None:
-    library = load_library()
-    assert load_library() is library
-    assert library.path == find_library()
-    assert library.path.name.startswith("libllama")
-    assert "CPU" in library.system_info()
-
-
-def test_a_missing_binding_says_what_to_install() -> None:
-    code, message = report_of_loading({}, before="sys.modules['llama_cpp'] = None")
-    assert code == 3
-    assert "pip install '.[llama]'" in message
-
-
 @pytest.mark.parametrize("data", [None, b"not an ELF file"])
 def test_a_folder_without_the_library_says_to_build_it(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
@@ -86,15 +62,6 @@ def test_a_folder_without_the_library_says_to_build_it(tmp_path: Path, data: byt
     assert code == 3
     assert "does not load" in message
     assert "GGML_NATIVE=OFF" in message
-
-
-def test_the_search_follows_the_bindings_own_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    assert find_library() is None
-    (tmp_path / "libllama.so").touch()
-    assert find_library() == tmp_path / "libllama.so"
 
 
 def test_the_version_to_install_is_the_pinned_one() -> None:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
+from support import ONE_THREAD
 
-from valle_convert.llama.context import Settings
 from valle_convert.llama.mpt import MptSession
 from valle_convert.llama.tiny import MPT_WIDTH, random_mpt, write_mpt
 
@@ -14,23 +13,18 @@ FACTOR = 256
 TOLERANCE = 1e-4
 
 
-@pytest.fixture
-def session(tmp_path: Path) -> MptSession:
-    weights = random_mpt(attention=True)
-    path = tmp_path / "mpt.gguf"
-    write_mpt(path, weights, FACTOR)
-    rows = dict(enumerate(weights["token_embd.weight"][:4]))
-    one = Settings(n_threads=1)
-    return MptSession(path, probe_rows=rows, activation_factor=FACTOR, settings=one)
-
-
 def drawn(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, MPT_WIDTH), dtype=np.float32)
 
 
-def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(session: MptSession) -> None:
+def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(tmp_path: Path) -> None:
+    weights, path = random_mpt(attention=True), tmp_path / "mpt.gguf"
+    write_mpt(path, weights, FACTOR)
+    rows = dict(enumerate(weights["token_embd.weight"][:4]))
     before, block, everything = drawn(5, 0), drawn(4, 1), np.ones(4, np.bool_)
-    with session:
+    with MptSession(
+        path, probe_rows=rows, activation_factor=FACTOR, settings=ONE_THREAD
+    ) as session:
         places = np.arange(9, dtype=np.int32)
         session.read(0, before)
         found = session.decode(block, places[5:], 0, everything, causal=False)

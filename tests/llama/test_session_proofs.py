@@ -140,13 +140,6 @@ def test_a_library_without_its_ggml_is_the_machines_fault(models: Path, tmp_path
         open_session(models / "f32.gguf", last_norm=WEIGHTS["output_norm.weight"], library=library)
 
 
-def test_layers_for_a_gpu_need_a_build_for_one(models: Path) -> None:
-    if load_library().api.llama_supports_gpu_offload():
-        pytest.skip("this llama.cpp was built for a GPU")
-    with pytest.raises(EnvironmentFault, match="built without a GPU backend"):
-        open_session(models / "f32.gguf", settings=Settings(n_gpu_layers=1))
-
-
 def test_the_input_scale_is_one_where_the_graph_leaves_embeddings_alone(models: Path) -> None:
     """Rows divided by the scale stand for a graph that would not multiply by it."""
     rows = {token: WEIGHTS["token_embd.weight"][token] / np.float32(16) for token in (3, 40, 77)}

@@ -24,11 +24,6 @@ def codec() -> WorldCodec:
     return WorldCodec(CODEC)
 
 
-@pytest.fixture(scope="module")
-def said() -> list[corpus.Utterance]:
-    return [corpus.speak(text, "plain") for text in corpus.held_out_texts(7, 12)]
-
-
 def digest_of_a_new_process(seed: int) -> str:
     program = (
         "from miniature import corpus\n"
@@ -65,9 +60,8 @@ def test_test_sentences_and_unseen_words_are_never_trained_on() -> None:
     assert "hello world" not in bare
 
 
-def test_words_voicing_and_pitch_survive_the_codec(
-    codec: WorldCodec, said: list[corpus.Utterance]
-) -> None:
+def test_words_voicing_and_pitch_survive_the_codec(codec: WorldCodec) -> None:
+    said = [corpus.speak(text, "plain") for text in corpus.held_out_texts(7, 12)]
     originals = [analyse(one.samples, codec.settings) for one in said]
     cepstra = [mel_cepstra(Audio(one.samples, corpus.SAMPLE_RATE)) for one in said]
     for i, one in enumerate(said):

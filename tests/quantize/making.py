@@ -1,8 +1,11 @@
 """What tests of quantizing share: a file made alone, other programs, and looks at a folder."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from make_checkpoint import Shape, make_checkpoint
+from make_vallex import VallexShape, make_vallex
 from support import executable
 
 from valle_convert.families.bundle import Bundle
@@ -15,6 +18,17 @@ from valle_convert.quantize.options import RunLog
 from valle_convert.quantize.plan import BundlePlan, FilePlan
 from valle_convert.quantize.source import Scratch, Source, SourceBundle
 from valle_convert.quantize.tool import Quantizer, find_quantizer
+
+#: Of each family, a checkpoint whose rows K-quants divide into.
+WIDE = {
+    "VALL-E": partial(make_checkpoint, shape=Shape(dim=256, heads=4, layers=1, ffn=1, levels=2)),
+    "VALL-E X": partial(
+        make_vallex, shape=VallexShape(dim=256, heads=4, layers=1, ffn=1, levels=3, codes=64)
+    ),
+    "VALL-E of version 7": partial(
+        make_checkpoint, shape=Shape(version=7, dim=256, heads=4, layers=1, ffn=1, levels=2)
+    ),
+}
 
 
 def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> ManifestFile:

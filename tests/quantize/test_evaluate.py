@@ -16,10 +16,11 @@ from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
 from quantize.making import flip, write_utterance
 from safetensors.numpy import save_file
-from support import Cli, contents, error_of, with_keys
+from support import Cli, contents, error_of, open_reference, with_keys
 
 from valle_convert import read_checkpoint
 from valle_convert.cli import console
+from valle_convert.families import family_of
 from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
@@ -90,6 +91,14 @@ def test_fewer_bits_are_further_off_in_every_head_and_files_are_right(
     assert all(decibels is not None and 10 < decibels < 50 for decibels in noise)
     parts = {one.part for one in report.files[0].tensors}
     assert parts == ({""} if name == "report" else {"ar", "nar"})
+
+
+@pytest.mark.parametrize("version", [5, 7])
+def test_a_model_of_one_level_is_timed(version: int, small_checkpoint: Callable[..., Path]) -> None:
+    path = small_checkpoint(version=version, levels=1)
+    speed = family_of(read_checkpoint(path)).trials.measure_speed(open_reference(path))
+    assert speed.ar_step > 0
+    assert speed.nar_pass > 0
 
 
 def test_a_file_in_f16_may_be_what_others_are_compared_with(

@@ -8,7 +8,6 @@ import pytest
 from quantize.making import make_one, script
 
 from valle_convert.errors import EnvironmentFault
-from valle_convert.gguf_file.keys import DIGEST_KEYS
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.imatrix import (
     Entry,
@@ -94,26 +93,6 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     folders = {str(tmp_path), str(source_256.path.parent), str(Path(program.command[0]).parent)}
     text = (tmp_path / "out.gguf").read_bytes()[: header.data_start]
     assert not any(folder.encode() in text for folder in folders)
-
-
-def test_keys_of_the_source_stay_and_the_digests_are_those_of_file_and_tensors(
-    program: Quantizer, source_256: Source, tmp_path: Path
-) -> None:
-    done = make_one(
-        plan_file(program, source_256, FILE_TYPES["Q5_0"], OPTIONS), tmp_path / "out.gguf"
-    )
-    header, raw = GgufFile(tmp_path / "out.gguf"), (tmp_path / "out.gguf").read_bytes()
-    for name in source_256.header.keys:
-        if name in DIGEST_KEYS:
-            assert name not in header.keys
-        elif name not in ("general.file_type", "general.quantization_version"):
-            assert header.raw(name) == source_256.header.raw(name)
-    assert (done.n_bytes, done.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
-    assert len(done.tensors) == len(header.tensors)
-    for tensor in done.tensors:
-        start = header.data_start + header.tensors[tensor.name].offset
-        data = raw[start : start + header.tensors[tensor.name].n_bytes]
-        assert tensor.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_progress_ends_at_the_whole_source(

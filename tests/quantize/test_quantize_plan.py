@@ -16,11 +16,6 @@ OPTIONS = MakeOptions(threads=1)
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 
-@pytest.fixture
-def narrow(converted: Convert) -> Source:
-    return source_of(converted(NARROW, "f16"))
-
-
 def made(plan: FilePlan, folder: Path) -> Path:
     path = folder / f"{plan.kind.name}.gguf"
     make_one(plan, path)
@@ -46,38 +41,14 @@ def test_the_predicted_size_and_types_are_those_of_the_file(
     assert not plan.needs_imatrix
 
 
-def test_every_tensor_that_a_type_cannot_hold_is_reported_also_the_one_that_llama_cpp_is_silent_on(
-    program: Quantizer, narrow: Source
-) -> None:
-    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], OPTIONS)
-    expected = {
-        name
-        for name, tensor in narrow.header.tensors.items()
-        if len(tensor.shape) == 2 and tensor.shape[-1] % 256
-    }
-    assert plan.tensors is not None
-    fallbacks = [*plan.fallbacks(plan.tensors)]
-    assert {one.tensor for one in fallbacks} == expected
-    assert "token_embd.weight" in expected  # llama.cpp's log has no warning of it
-    given = {tensor.name: tensor.ggml_type.name for tensor in plan.tensors}
-    for one in fallbacks:
-        assert one.given == given[one.tensor] != one.wanted
-        assert one.n_columns == 64
-
-
 def test_what_the_user_chose_for_a_tensor_is_no_fallback(
-    program: Quantizer, narrow: Source
+    program: Quantizer, converted: Convert
 ) -> None:
     settings = MakeOptions(tensor_types=("token_embd=q8_0",), threads=1)
+    narrow = source_of(converted(NARROW, "f16"))
     plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     fallbacks = plan.fallbacks(plan.tensors or ())
     assert "token_embd.weight" not in {one.tensor for one in fallbacks}
-
-
-@pytest.mark.parametrize("name", ["Q8_0", "F16", "BF16"])
-def test_types_of_short_blocks_fit_every_row(program: Quantizer, narrow: Source, name: str) -> None:
-    plan = plan_file(program, narrow, FILE_TYPES[name], OPTIONS)
-    assert not [*plan.fallbacks(plan.tensors or ())]
 
 
 def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(

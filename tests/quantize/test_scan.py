@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quantize.making import WIDE
 from support import GOLDEN_VALLEX, Cli, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import plan, write_bundle
+from valle_convert.families.bundle import open_bundle, plan, write_bundle
 from valle_convert.families.family import Choices
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
 from valle_convert.quantize.scan import Aim, Mixture, Sensitivity, choose_mixture, scan
 from valle_convert.quantize.types import check_tensor_type, matches
@@ -105,11 +105,13 @@ def test_patterns_name_the_chosen_matrices_and_no_others() -> None:
     assert not any(matches(one, "blk.13.ffn_up.weight") for one in patterns)
 
 
+@pytest.mark.parametrize("family", ["VALL-E", "VALL-E of version 7"])
 def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
-    cli: Cli, checkpoint_256: Path, tmp_path: Path
+    family: str, cli: Cli, tmp_path: Path
 ) -> None:
-    listing, out = tmp_path / "chosen.txt", tmp_path / "chosen.gguf"
-    run = ("scan", checkpoint_256, listing, "--types", "Q2_K,Q8_0", "--utterances", 1)
+    checkpoint, listing, out = (tmp_path / name for name in ("wide.pt", "chosen.txt", "m.gguf"))
+    WIDE[family](checkpoint)
+    run = ("scan", checkpoint, listing, "--types", "Q2_K,Q8_0", "--utterances", 1)
     result = cli(*run, "--target-bits", 5, "--threads", 1, "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
@@ -119,16 +121,19 @@ def test_a_scan_chooses_a_mixture_of_the_size_and_llama_cpp_makes_it(
     chosen = report["chosen"]
     assert 4.5 < chosen["bits_per_weight"] <= 5
     assert listing.read_text().split() == chosen["tensor_types"]
-    made = cli(
-        *("quantize", checkpoint_256, out, chosen["type"], "--tensor-types", listing, "--json")
-    )
+    made = cli(*("quantize", checkpoint, out, chosen["type"], "--tensor-types", listing, "--json"))
     assert made.code == 0, made.err
-    types = {one.name: one.ggml_type.name for one in GgufFile(out).tensors.values()}
+    types = {
+        one.name: one.ggml_type.name
+        for file in open_bundle(out).files.values()
+        for one in file.tensors.values()
+    }
     assert names == {name for name, kind in types.items() if kind != "F32"}
     assert {types[name] for name in names} == {"Q2_K", "Q8_0"}
     # What was predicted comes true, but for what llama.cpp rounds besides.
-    judged = cli("evaluate", out, "--checkpoint", checkpoint_256, "--utterances", 1, "--json")
+    judged = cli("evaluate", out, "--checkpoint", checkpoint, "--utterances", 1, "--json")
     (file,) = json.loads(judged.out)["files"]
+    assert file["verified"]["outcome"] == "passed"
     assert 0.5 < file["quality"]["all"]["kl_mean"] / chosen["predicted_kl"] < 2
     # The table has the chosen type of each matrix; nothing is overwritten.
     assert "is not overwritten" in error_of(cli(*run, "--target-bits", 5), 2)

@@ -15,18 +15,13 @@ from torch import nn
 from vallex_golden import CHECKPOINT
 
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.bundle import open_bundle, plan, write_bundle
-from valle_convert.families.family import Choices
+from valle_convert.families.bundle import open_bundle, plan
 from valle_convert.families.vallex import FAMILY
 from valle_convert.families.vallex.facts import VallexModel, describe, fold_norm
 from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.trials import cases, read_utterance
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import make_imatrices
-from valle_convert.quantize.options import MakeOptions
-from valle_convert.quantize.plan import arguments_of
-from valle_convert.quantize.tool import Quantizer
-from valle_convert.quantize.types import FILE_TYPES
 
 #: Rows that K-quants divide into.
 WIDE = VallexShape(dim=256, heads=4, layers=1, ffn=1, levels=3, codes=64)
@@ -148,34 +143,6 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
         for name, entry in one.entries.items():
             assert entry.count == counts[net, name], name
             np.testing.assert_allclose(entry.sums, sums[net, name], rtol=SAME, err_msg=name)
-
-
-def test_the_command_writes_two_files_that_stock_llama_quantize_takes(
-    program: Quantizer, cli: Cli, tmp_path: Path
-) -> None:
-    make_vallex(tmp_path / "wide.pt", WIDE)
-    result = cli(
-        "imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf", "--utterances", 1, "--json"
-    )
-    assert result.code == 0, result
-    told = json.loads(result.out)
-    assert told["files"] == [str(tmp_path / name) for name in ("m.gguf", "m-nar.gguf")]
-    assert told["matrices"] == 2 * 5
-    write_bundle(plan(read_checkpoint(tmp_path / "wide.pt"), Choices("f16")), tmp_path / "w.gguf")
-    given = arguments_of(
-        FILE_TYPES["IQ2_XXS"],
-        MakeOptions(threads=1),
-        tmp_path / "w.gguf",
-        tmp_path / "o.gguf",
-        tmp_path / "m.gguf",
-    )
-    log = program.run(given)
-    assert any("have 5 importance matrix entries" in line for line in log)
-    assert not any("did not find weights" in line for line in log)
-    for name in ("m.gguf", "m-nar.gguf"):
-        again = error_of(cli("imatrix", tmp_path / "wide.pt", "-o", tmp_path / "m.gguf"), 2)
-        assert f"{name} exists" in again
-        (tmp_path / name).unlink()
 
 
 @pytest.fixture(scope="module")

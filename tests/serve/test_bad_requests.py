@@ -67,10 +67,6 @@ def test_bodies_that_are_no_request(client: httpx2.Client, body: bytes) -> None:
     error_of(answer)
 
 
-def test_a_field_that_is_missing_is_named(client: httpx2.Client) -> None:
-    assert error_of(client.post(SPEECH, json={"voice": "plain"}))["param"] == "input"
-
-
 def test_ten_megabytes_are_refused_whether_announced_or_not(client: httpx2.Client) -> None:
     data = json.dumps({"input": "x" * (10 << 20)}).encode()
     for content in (data, (data[i : i + 65536] for i in range(0, len(data), 65536))):

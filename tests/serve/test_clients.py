@@ -40,10 +40,6 @@ def test_openai_streams(program: openai.OpenAI) -> None:
     assert base64.b64encode(whole[:300]).decode() in lines[0]
 
 
-def test_openai_lists_models(program: openai.OpenAI) -> None:
-    assert [one.id for one in program.models.list()] == ["miniature-q8_0"]
-
-
 def test_openai_understands_an_unknown_voice_and_a_wrong_key(
     program: openai.OpenAI, miniature: Bundle
 ) -> None:

@@ -9,19 +9,9 @@ import sys
 from pathlib import Path
 
 import httpx2
-import pytest
 from serve.servers import samples_of
 from support import PROJECT, executable, install, wait_for
 from test_docs import blocks
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """What the page takes for granted."""
-    (tmp_path / "miniature").symlink_to(PROJECT / "miniature")
-    install(tmp_path / "bin")
-    executable(tmp_path / "bin" / "python", f'exec {sys.executable} "$@"')
-    return tmp_path
 
 
 def is_ready(address: str) -> bool:
@@ -31,16 +21,20 @@ def is_ready(address: str) -> bool:
         return False
 
 
-def test_the_page_leads_to_sound(clone: Path) -> None:
+def test_the_page_leads_to_sound(tmp_path: Path) -> None:
+    # What the page takes for granted.
+    (tmp_path / "miniature").symlink_to(PROJECT / "miniature")
+    install(tmp_path / "bin")
+    executable(tmp_path / "bin" / "python", f'exec {sys.executable} "$@"')
     start, ask = (block.text for block in blocks("docs/serve.md") if block.language == "sh")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
         **os.environ,
         "PYTHONPATH": str(PROJECT),
-        "PATH": f"{clone / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
     }
-    how = {"cwd": clone, "env": environment}
+    how = {"cwd": tmp_path, "env": environment}
     # The tools and the program are installed here.
     *prepare, serve = start.replace("\\\n", " ").splitlines()[2:]
     subprocess.run(["bash", "-euc", "\n".join(prepare)], check=True, **how)
@@ -59,5 +53,5 @@ def test_the_page_leads_to_sound(clone: Path) -> None:
             subprocess.run(["bash", "-euc", at_port + " --fail -s"], check=True, **how)
         finally:
             process.terminate()
-    samples, rate = samples_of((clone / "hello.mp3").read_bytes())
+    samples, rate = samples_of((tmp_path / "hello.mp3").read_bytes())
     assert len(samples) > 0.3 * rate

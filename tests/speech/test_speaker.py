@@ -10,7 +10,7 @@ import soundfile
 from speech.conftest import Talking
 from support import ONE_THREAD
 
-from valle_convert.audio import EncodecCodec, read_codes, write_codes, write_wav
+from valle_convert.audio import EncodecCodec, read_codes, write_codes
 from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.speech import Timings
 from valle_convert.errors import InputError
@@ -29,24 +29,6 @@ def after(n: int) -> Watch:
     return Watch(should_stop=lambda: next(left, None) is None)
 
 
-def test_text_and_a_recording_become_a_wav_file(
-    talking: Talking, voice: Path, tmp_path: Path
-) -> None:
-    spoken = talking.speaker.speak("Hello world.", voice, talking.heard)
-    assert spoken.audio is not None
-    written = write_wav(tmp_path / "hello.wav", spoken.audio)
-    n_frames, n_levels = spoken.codes.shape
-    assert 0 < n_frames <= FRAMES
-    assert (n_levels, spoken.is_whole) == (8, True)
-    info = soundfile.info(written.path)
-    assert (info.samplerate, info.channels, info.frames) == (RATE, 1, n_frames * 320)
-    (piece,) = spoken.pieces
-    assert (piece.text, piece.language) == ("Hello world.", "en")
-    assert piece.mode == ("ar" if talking.stopping else "nar-len")
-    again = talking.speaker.decode(spoken.codes)
-    np.testing.assert_array_equal(again.samples, spoken.audio.samples)
-
-
 def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
     talking: Talking, voice: Path
 ) -> None:
@@ -60,6 +42,7 @@ def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
     np.testing.assert_array_equal(
         spoken.codes, np.concatenate([piece.codes for piece in (first, *rest)])
     )
+    assert spoken.is_whole
     assert spoken.audio is not None
     assert len(spoken.audio.samples) == len(spoken.codes) * 320
     assert any("nothing to say: '...'" in notice for notice in spoken.notices)
@@ -200,9 +183,10 @@ def test_a_sentence_that_is_cut_off_is_told(talking: Talking, is_phonemes: bool)
     options = replace(talking.quick, max_seconds=0.1)
     spoken = talking.speaker.speak(said, None, options, is_phonemes=is_phonemes)
     assert (len(spoken.codes), spoken.pieces[0].end) == (8, "limit")
-    words = "did not end within 0.1 seconds and is cut off there"
+    mode, words = "ar", "did not end within 0.1 seconds and is cut off there"
     if talking.stopping is None:
-        words = "was shortened to 0.1 seconds, the limit"
+        mode, words = "nar-len", "was shortened to 0.1 seconds, the limit"
+    assert (spoken.pieces[0].mode, spoken.pieces[0].language) == (mode, "en")
     assert f"{said!r} {words}" in spoken.notices
 
 

@@ -40,12 +40,6 @@ def test_voice_language_and_guidance_change_what_is_spoken(
     assert not any(np.array_equal(codes[0], other) for other in codes[1:])
 
 
-def test_the_language_is_detected_where_none_is_given(speaker: VersionFiveSpeaker) -> None:
-    options = replace(QUICK, language=None)
-    spoken = speaker.speak("Guten Morgen, wie geht es Ihnen? 今日は。", None, options)
-    assert [piece.language for piece in spoken.pieces] == ["de", "ja"]
-
-
 def test_phonemes_that_the_model_lacks_are_told(speaker: VersionFiveSpeaker) -> None:
     odd = speaker.speak("həl€ˈoʊ", None, QUICK, is_phonemes=True)
     assert "the model's vocabulary lacks these phonemes of the text: € (U+20AC)" in odd.notices
@@ -111,14 +105,6 @@ def test_an_answer_is_told_when_it_is_done_and_may_be_interrupted(
     assert spoken.is_whole
     assert spoken.pieces == tuple(told)
     assert not speaker.answer("ns", voice, "", None, QUICK, watch=watch).is_whole
-
-
-def test_a_recording_is_transcribed_to_phonemes(speaker: VersionFiveSpeaker, voice: Path) -> None:
-    heard = speaker.transcribe(voice, "en", max_phonemes=12)
-    assert 0 < len(heard.ids) <= 12
-    assert heard.phonemes
-    assert (heard.language, heard.end in {"stop", "limit"}) == ("en", True)
-    assert heard.decode_seconds > 0
 
 
 def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:

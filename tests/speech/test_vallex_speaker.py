@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -106,10 +105,6 @@ def test_the_whole_recording_is_the_voice(
 
 
 SAID_ROWS = text_of(HEARD, 0)
-
-
-def ids_of(rows: VallexText) -> tuple[Any, Any]:
-    return rows.symbols, rows.languages
 
 
 def test_a_voice_file_takes_no_second_transcript(

@@ -8,7 +8,6 @@ from speech.conftest import Talking
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.audio import read_codes
 from valle_convert.speech.results import SpeakOptions
 
 QUICK = SpeakOptions(max_seconds=0.5, max_steps=3, language="en", seed=1)
@@ -22,14 +21,6 @@ def test_random_codes_have_no_stops_and_levels_are_made_anew(version_seven: Talk
     assert 0 <= spoken.codes.min() <= spoken.codes.max() < 64
     raised = speaker.regenerate_levels(spoken.saved_codes, "Hello.", None, QUICK)
     np.testing.assert_array_equal(raised.codes[:, 0], spoken.codes[:, 0])
-
-
-def test_the_command_line_saves_codes(version_seven: Talking, tmp_path: Path, cli: Cli) -> None:
-    model, out = version_seven.bundle.path, tmp_path / "c.npz"
-    quick = ("--set", "max_steps=2,max_seconds=0.5")
-    said = cli("speak", model, "Hello.", "--save-codes", out, *quick)
-    assert said.code == 0, said.err
-    assert read_codes(out).codes.shape[1] == 8
 
 
 def test_a_model_without_durations_says_that_it_cannot_speak(tmp_path: Path, cli: Cli) -> None:

@@ -52,11 +52,6 @@ def test_an_unsupported_language_is_refused_with_those_that_are() -> None:
         to_phonemes("nuqneH", "tlh")
 
 
-def test_half_a_surrogate_pair_is_refused() -> None:
-    with pytest.raises(InputError, match="not valid Unicode"):
-        to_phonemes("a\ud800b", "en")
-
-
 def test_a_library_that_does_not_load_is_told_like_a_missing_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from valle_convert.families.vallex.text import japanese
-from valle_convert.families.vallex.text.japanese import Phone, japanese_symbols, spell_phones
+from valle_convert.families.vallex.text.japanese import japanese_symbols
 
 
 @pytest.mark.parametrize(
@@ -30,22 +30,6 @@ from valle_convert.families.vallex.text.japanese import Phone, japanese_symbols,
 )
 def test_text_is_read_by_the_rules(text: str, symbols: str) -> None:
     assert japanese_symbols(text) == (symbols, [])
-
-
-def test_arrows_are_put_where_the_pitch_of_a_phrase_changes() -> None:
-    def phrase(*moras: tuple[str, ...], accent: int) -> list[Phone]:
-        return [
-            Phone(name, place - accent, place, len(moras) - place + 1)
-            for place, names in enumerate(moras, 1)
-            for name in names
-        ]
-
-    first = phrase(("a",), ("t", "a"), ("m", "a"), accent=3)
-    second = phrase(("h", "a"), ("sh", "i"), accent=1)
-    flat = phrase(("s", "a"), ("k", "a"), ("n", "a"), accent=0)
-    assert spell_phones(first) == "a↑tama"  # it falls after its end, where nothing follows
-    assert spell_phones([*first, *second]) == "a↑tama ha↓ʃi"
-    assert spell_phones([*flat, *flat]) == "sa↑kana sa↑kana"
 
 
 def test_nothing_is_printed_where_data_goes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from valle_convert.errors import InputError
-from valle_convert.tokenizer.bpe import AddedToken, parse_bpe, read_file
+from valle_convert.tokenizer.bpe import parse_bpe, read_file
 from valle_convert.tokenizer.choose import BUILT_IN
 
 Document = dict[str, Any]
@@ -24,25 +24,6 @@ def refusal(document: object) -> str:
     with pytest.raises(InputError) as error:
         parse_bpe(json.dumps(document).encode(), "the file")
     return str(error.value)
-
-
-def test_ids_merges_and_special_tokens_are_read() -> None:
-    bpe = parse_bpe(GOOD, "the file")
-    assert bpe.vocab["ˈɛ"] == 83
-    assert bpe.merges[0] == ("ˈ", "ɛ")
-    assert list(bpe.merges_by_id())[-1] == (37, 248, 255)
-    assert bpe.added_tokens[3] == AddedToken(3, "<mask>", special=True)
-    assert (bpe.unk_id, bpe.bos_id, bpe.eos_id) == (0, 1, 2)
-    assert bpe.add_bos
-    assert bpe.add_eos
-
-
-def test_strings_that_share_an_id_multiply_through_the_merges() -> None:
-    bpe = parse_bpe(GOOD, "the file")
-    assert bpe.strings[32] == ("r", "ɽ", "ʁ")
-    assert bpe.strings[95] == ("uː", "øː", "œː", "yː", "ɣː", "ũː")
-    assert bpe.strings[211] == ("1", "wˈʌn", "wˈʌɴ", "wˈʌɲ", "ʍˈʌn", "ʍˈʌɴ", "ʍˈʌɲ")
-    assert sum(map(len, bpe.strings)) == 256 + 156
 
 
 def test_merges_may_be_pairs_or_texts_with_a_space() -> None:

@@ -76,20 +76,6 @@ def test_any_text_has_the_same_ids(
     assert report.ok, report.first
 
 
-def test_a_difference_is_reported_with_both_sides(
-    llama: LlamaTokenizer, oracle: HuggingFaceOracle, compiled: CompiledTokenizer
-) -> None:
-    wrong = list(compiled.true_ids)
-    wrong[16] = 99
-    report = compare(llama, oracle, wrong, ["ba", "b"], [Setting(True, False)])
-    assert (report.ok, report.n_texts, report.n_differences) == (False, 2, 1)
-    (difference,) = report.first
-    assert difference.text == "ba"
-    assert difference.expected == (1, 17, 16, 2)
-    assert difference.found == (1, 17, 99, 2)
-    assert difference.pieces == "[<bos>] [b] [a] [</eos>]"
-
-
 def test_nothing_compared_is_no_success(
     llama: LlamaTokenizer, oracle: HuggingFaceOracle, compiled: CompiledTokenizer
 ) -> None:
@@ -103,24 +89,9 @@ def test_true_ids_of_another_file_are_refused(
         compare(llama, oracle, [0, 1, 2], ["a"])
 
 
-def test_without_parse_special_the_oracle_reads_special_texts_as_characters(
-    oracle: HuggingFaceOracle,
-) -> None:
-    plain, parsed = (
-        oracle.encode_batch(["<mask>"], Setting(False, parse)) for parse in (False, True)
-    )
-    assert plain == [[0, 27, 16, 33, 25, 0]]
-    assert parsed == [[3]]
-
-
 def test_a_file_that_the_library_itself_does_not_load_is_refused() -> None:
     with pytest.raises(InputError, match=r"does not load the tokenizer\.json"):
         HuggingFaceOracle(b'{"model": 5}')
-
-
-def test_texts_are_as_many_as_asked_for_and_all_different(published: PhonemeBpe) -> None:
-    made = list(texts(published.vocab, 150_000))
-    assert len(made) == len(set(made)) == 150_000
 
 
 def test_texts_are_the_same_every_time_and_others_with_another_seed() -> None:
@@ -156,18 +127,6 @@ def test_the_longest_text_is_taken_and_a_byte_more_refused(llama: LlamaTokenizer
         llama.encode("q" * (MAX_TEXT_BYTES + 1), **PLAIN)
     with pytest.raises(InputError, match="expected at most 32,768"):
         llama.encode("漢" * 10_923, **PLAIN)
-
-
-@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udc80\udcff"])
-def test_half_of_a_surrogate_pair_never_reaches_llama_cpp(llama: LlamaTokenizer, text: str) -> None:
-    with pytest.raises(InputError, match="not valid Unicode: character"):
-        llama.encode(text, **PLAIN)
-
-
-@pytest.mark.parametrize("id_", [-1, 591, 2**40])
-def test_ids_outside_of_the_vocabulary_are_refused(llama: LlamaTokenizer, id_: int) -> None:
-    with pytest.raises(InputError, match="not in the vocabulary, expected 0 to 590"):
-        llama.decode([id_])
 
 
 def test_long_decodings_grow_the_buffer(llama: LlamaTokenizer) -> None:

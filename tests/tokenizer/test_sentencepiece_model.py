@@ -1,50 +1,14 @@
 """SentencePiece models: trained here, converted, and compared with stock llama.cpp exactly."""
 
-import io
-from collections.abc import Callable
-
 import pytest
-import sentencepiece
-from vocabularies import PLACEHOLDERS, OpenVocabulary
+from vocabularies import PLACEHOLDERS, OpenVocabulary, train_sentencepiece
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.check import compare
 from valle_convert.tokenizer.compiled import CompiledTokenizer
-from valle_convert.tokenizer.corpus import ipa_lines, texts
+from valle_convert.tokenizer.corpus import texts
 from valle_convert.tokenizer.oracle import SentencePieceOracle
 from valle_convert.tokenizer.sentencepiece import compile_sentencepiece, parse_sentencepiece
-
-GOOD_OPTIONS = {
-    "model_type": "bpe",
-    "vocab_size": 600,
-    "byte_fallback": True,
-    "normalization_rule_name": "identity",
-    "remove_extra_whitespaces": False,
-    "character_coverage": 0.999,
-}
-Train = Callable[..., bytes]
-
-
-@pytest.fixture(scope="session")
-def train() -> Train:
-    cache: dict[str, bytes] = {}
-
-    def train_(**options: object) -> bytes:
-        merged = GOOD_OPTIONS | options
-        key = repr(sorted(merged.items()))
-        if key not in cache:
-            model = io.BytesIO()
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(ipa_lines()[::4]),
-                model_writer=model,
-                num_threads=1,
-                minloglevel=2,
-                **merged,
-            )
-            cache[key] = model.getvalue()
-        return cache[key]
-
-    return train_
 
 
 def compile_model(data: bytes) -> CompiledTokenizer:
@@ -68,9 +32,9 @@ def strings(compiled: CompiledTokenizer) -> list[str]:
     ids=repr,
 )
 def test_stock_llama_cpp_gives_the_ids_of_sentencepiece(
-    options: dict[str, object], train: Train, open_vocabulary: OpenVocabulary
+    options: dict[str, object], open_vocabulary: OpenVocabulary
 ) -> None:
-    data = train(**options)
+    data = train_sentencepiece(**options)
     compiled = compile_model(data)
     report = compare(
         open_vocabulary(compiled),
@@ -104,9 +68,10 @@ def test_stock_llama_cpp_gives_the_ids_of_sentencepiece(
     ids=repr,
 )
 def test_a_model_that_llama_cpp_does_not_reproduce_is_refused_by_its_reason(
-    options: dict[str, object], reason: str, train: Train
+    options: dict[str, object], reason: str
 ) -> None:
-    data = train(hard_vocab_limit=False, **options) if "model_type" in options else train(**options)
+    more = {"hard_vocab_limit": False} if "model_type" in options else {}
+    data = train_sentencepiece(**more, **options)
     with pytest.raises(InputError) as error:
         parse_sentencepiece(data, "the file")
     assert reason in str(error.value)
@@ -119,8 +84,8 @@ def test_a_model_that_the_library_itself_does_not_load_is_refused() -> None:
         SentencePieceOracle(b"nothing of the kind")
 
 
-def test_a_row_name_that_could_be_merged_from_pieces_is_refused(train: Train) -> None:
-    model = parse_sentencepiece(train(), "f")
+def test_a_row_name_that_could_be_merged_from_pieces_is_refused() -> None:
+    model = parse_sentencepiece(train_sentencepiece(), "f")
     with pytest.raises(InputError, match="can be merged from pieces"):
         compile_sentencepiece(model, ["qx"])
     with pytest.raises(InputError, match="given to two rows"):
@@ -154,7 +119,7 @@ def test_bytes_that_are_no_model_are_refused(data: bytes, reason: str) -> None:
     ],
 )
 def test_a_value_that_protobuf_would_replace_by_its_default_is_refused(
-    data: bytes, reason: str, train: Train
+    data: bytes, reason: str
 ) -> None:
     with pytest.raises(InputError, match=reason):
-        parse_sentencepiece(train() + data, "the file")
+        parse_sentencepiece(train_sentencepiece() + data, "the file")

@@ -1,10 +1,14 @@
-"""A GGUF file that holds a vocabulary and nothing else, which is all that a tokenizer needs."""
+"""Vocabularies: trained by SentencePiece, and alone in a GGUF file."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import sentencepiece
+
 from valle_convert.gguf_file.header import Key, pack_header
 from valle_convert.tokenizer.compiled import CompiledTokenizer
+from valle_convert.tokenizer.corpus import ipa_lines
 from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 PLACEHOLDERS = [f"<row:{i}>" for i in range(40)]
@@ -17,6 +21,25 @@ SIZES = {
 }
 
 OpenVocabulary = Callable[[CompiledTokenizer], LlamaTokenizer]
+
+
+def train_sentencepiece(**options: object) -> bytes:
+    """A model that llama.cpp reproduces, if none of the options changes that."""
+    model = io.BytesIO()
+    given: dict[str, object] = {
+        "sentence_iterator": iter(ipa_lines()[::4]),
+        "model_writer": model,
+        "model_type": "bpe",
+        "vocab_size": 600,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "character_coverage": 0.999,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(**given | options)
+    return model.getvalue()
 
 
 def write_vocabulary(path: Path, compiled: CompiledTokenizer) -> None:

@@ -49,7 +49,8 @@ def matrices(weights: Weights, seed: int) -> tuple[np.ndarray, np.ndarray, list[
     tables = ["text_emb", "rvq_l_emb", "langs_emb", "tasks_emb", "len_emb", "tones_emb", "sep"]
     names = [last[i] for i in range(256)]
     names += [f"<|RVQ:{i}|>" for i in range(levels)]
-    names += [f"<|lang:{name}|>" for name in _LANGUAGES[: len(weights["langs_emb.weight"])]]
+    languages = [*_LANGUAGES, *(f"x{i}" for i in range(len(weights["langs_emb.weight"])))]
+    names += [f"<|lang:{name}|>" for name in languages[: len(weights["langs_emb.weight"])]]
     names += [f"<|task:{name}|>" for name in _TASKS[: len(weights["tasks_emb.weight"])]]
     names += [f"<|len:{i}|>" for i in range(11)]
     names += ["<|tone:neutral|>", "<|sep|>"]
@@ -71,7 +72,8 @@ def matrices(weights: Weights, seed: int) -> tuple[np.ndarray, np.ndarray, list[
             out[first : first + len(head)] = head
         rows.append(values)
         first += len(values)
-    return np.concatenate(rows), out.astype(np.float32), names
+    embedding = np.concatenate(rows)
+    return embedding, out.astype(embedding.dtype), names
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from support import (
     with_keys,
 )
 
-from valle_convert import plan_conversion, plan_repair, read_checkpoint, write_gguf
+from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_files
 from valle_convert.families.family import Choices
 from valle_convert.families.gemma_export import export_file
@@ -100,20 +99,6 @@ def test_random_checkpoints_come_back(seed: int, version: str, tmp_path: Path) -
                 assert first.keys[name] == again.keys[name], name
 
 
-def test_an_export_of_an_export_gives_identical_files(tmp_path: Path) -> None:
-    source = shutil.copy(golden_checkpoint(GOLDEN_VERSION_7), tmp_path / "fp32.sft")
-    made: list[dict[str, bytes]] = []
-    for i in range(3):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        write_gguf(plan_conversion(source), folder / "out.gguf")
-        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
-        export_file(open_files(folder / "out.gguf"), folder)
-        source = folder / "fp32.sft"
-    assert len(made[1]) == 2
-    assert made[1] == made[2]
-
-
 @pytest.mark.parametrize("out_type", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("dtype", ["auto", "f32", "f16"])
 def test_a_rounded_file_gives_what_is_left(
@@ -156,18 +141,6 @@ def test_a_quantized_file_comes_back_dequantized(
                 found = found[list(span.gather)] if span.gather else found
                 np.testing.assert_array_equal(found.reshape(right.shape), right)
     assert plan.checkpoint.config == read_checkpoint(source).config
-
-
-def test_a_repaired_file_is_exported(tmp_path: Path, cli: Cli) -> None:
-    repaired = tmp_path / "new.gguf"
-    write_gguf(plan_repair(GOLDEN / "old-gguf" / "f16.gguf"), repaired)
-    assert cli("export", repaired, tmp_path / "sft").code == 0
-    back = read_checkpoint(tmp_path / "sft" / "fp32.sft")
-    right = read_checkpoint(golden_checkpoint("ar-nar-len"))
-    for name in ("text_emb.weight", "model.layers.1.self_attn.k_proj.weight", "sep"):
-        np.testing.assert_array_equal(
-            back.tensors.read(name), right.tensors.read(name).astype(np.float16)
-        )
 
 
 def test_what_cannot_be_exported_leaves_nothing(

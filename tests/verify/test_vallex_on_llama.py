@@ -154,31 +154,6 @@ def probe(session: MptSession, rows: np.ndarray) -> np.ndarray:
     return session.both_ways(rows, len(rows), slice(None))
 
 
-@pytest.mark.parametrize("out_type", MAX_NMSE)
-def test_an_exchanged_level_gives_the_bits_of_its_own_file(
-    out_type: str, golden_set: Converted
-) -> None:
-    files = open_bundle(golden_set(out_type))
-    rows = np.random.default_rng(0).standard_normal((40, 64), dtype=np.float32)
-    found = {}
-    with files.family.open(files, settings=ONE_THREAD) as network:
-        for level in (1, 7, 2, 2, 5, 3, 6, 4, 1):
-            network._switch(level)
-            found.setdefault(level, []).append(probe(network._nar, rows))
-    for level, ours in found.items():
-        with MptSession(
-            files.files[f"nar-{level}"].path,
-            [files.files["nar"].path],
-            probe_rows={},
-            activation_factor=files.model.activation_factor,
-            settings=ONE_THREAD,
-            proven=True,
-        ) as session:
-            theirs = probe(session, rows)
-        for one in ours:
-            np.testing.assert_array_equal(one, theirs)
-
-
 def test_a_llama_cpp_that_keeps_copies_of_norms_is_refused(
     golden_set: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

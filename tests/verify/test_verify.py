@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row, copied, set_key
-from make_checkpoint import VOCABULARY
+from make_checkpoint import PUBLISHED_SIZES, VOCABULARY, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from safetensors.numpy import load_file, save_file
 from support import GOLDEN_VALLEX, ONE_THREAD, Cli, Convert, golden_checkpoint
@@ -311,11 +312,17 @@ def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
     assert logits_fail(plan, path) == []
 
 
+#: 24 layers of 1024, 0.5 billion weights.
+LARGEST = partial(make_checkpoint, shape=PUBLISHED_SIZES["nemo-larger"], dtype="bf16")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("row", FAMILIES.values(), ids=FAMILIES)
-def test_the_published_size_converts_verifies_and_speaks(row: Row, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [*(row.published for row in FAMILIES.values()), LARGEST])
+def test_the_published_size_converts_verifies_and_speaks(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
     source, out = tmp_path / "published.pt", tmp_path / "out.gguf"
-    row.published(source)
+    make(source)
     plan = plan_conversion(source, Choices("f16"))
     assert plan.n_weights > 200e6
     write_gguf(plan, out)

@@ -8,7 +8,10 @@ from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
 
 from valle_convert import open_network
 from valle_convert.errors import InputError
+from valle_convert.families.bundle import open_files
+from valle_convert.families.v5.files import read_model
 from valle_convert.families.v7.trials import utterances
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
 from valle_convert.model.inputs import Condition
 
@@ -54,3 +57,9 @@ def test_codes_and_lengths_that_do_not_fit_are_refused(converted: Convert) -> No
         far_too_long = np.zeros((23_000, 8), np.int64)
         with pytest.raises(InputError, match=r"are 2\d{4} elements, but the model was made for"):
             network.levels(one.condition, far_too_long)
+
+
+def test_a_decoder_of_version_5_takes_no_file_of_version_7(converted: Convert) -> None:
+    for path in open_files(converted(GOLDEN_VERSION_7, "f16")).paths:
+        with pytest.raises(InputError, match=r"family 'vall-e-7', expected one of version 5 or 6"):
+            read_model(GgufFile(path, allow_part=True))
