@@ -181,7 +181,7 @@ def _open(given: Given) -> Iterator[Bundle]:
         if not path.is_dir():
             yield _open_one(path)
             continue
-        found = [_open_one(one) for one in converted_models_in(path)]
+        found = list(converted_models_in(path))
         kept = [one for one in found if not types or type_of(one) in types]
         if not kept:
             of = f" of type {', '.join(sorted(types))}" if types else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import open_files, part_of
+from valle_convert.families.bundle import Bundle, part_of
 from valle_convert.files import check_outputs, sha256_of, valid_utf8
 from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.read import GgufFile
@@ -22,7 +22,7 @@ from valle_convert.quantize.measurements import read_measurements
 from valle_convert.quantize.options import FolderOptions
 from valle_convert.quantize.plan import BundlePlan, FilePlan
 from valle_convert.quantize.report import Advice, Evaluated, advise
-from valle_convert.quantize.source import SourceBundle
+from valle_convert.quantize.source import SourceBundle, open_checked
 from valle_convert.wording import listing
 
 
@@ -143,15 +143,20 @@ def unlisted_in(folder: Path, listed: Iterable[str]) -> Iterator[str]:
         yield f"{valid_utf8(folder.name)} has files that no manifest lists: {names}"
 
 
-def converted_models_in(folder: Path) -> Iterator[Path]:
-    """The converted models of a folder by their main files: those of its manifest, else all."""
+def converted_models_in(folder: Path) -> Iterator[Bundle]:
+    """The converted models of a folder: those of its manifest, else all."""
     paths = sorted(folder.glob("*.gguf"))
     if (folder / MANIFEST).is_file():
         paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
-    for path in paths:
+    seen: set[Path] = set()
+    for path in sorted(paths, key=lambda one: len(one.name)):  # a main file before its parts
+        if path in seen:
+            continue
         file = GgufFile(path, allow_part=True)
         if is_converted(file.keys) and not part_of(file):
-            yield path
+            bundle = open_checked(file)
+            seen.update(bundle.paths)
+            yield bundle
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,7 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
         raise InputError(f"{path / first.name}: {first.problem.rstrip('.')}. Quantize again.")
     listed = {one.name: one for one in checked.files}
     models, idle = [], {one.name for one in listed.values() if one.is_model}
-    for main in converted_models_in(path):
-        bundle = open_files(main)
+    for bundle in converted_models_in(path):
         files = {part: listed[file.path.name] for part, file in bundle.files.items()}
         models.append(Evaluated(bundle, read_measurements(bundle), files))
         idle -= {one.name for one in files.values()}

@@ -167,7 +167,7 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
     return SourceBundle(valid_utf8(path.name), bundle, units, reference)
 
 
-def open_checked(path: Path) -> Bundle:
+def open_checked(path: Path | GgufFile) -> Bundle:
     """The files of a model, after a check that llama.cpp survives them."""
     bundle = open_files(path)
     refusal = bundle.family.refusal(bundle.main)
