@@ -97,7 +97,7 @@ def evaluate(
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
         scratch = held.enter_context(Scratch(place))
         source = _source_of(given, bundles, scratch)
-        if source.is_converted_here:
+        if source.is_converted_here and (listening or not measuring.reference):
             check_free_space(place / f"the conversion of {source.name}", source.bundle.n_bytes)
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances

@@ -48,6 +48,7 @@ from valle_convert.quantize.quality import ALL, Expected, Measured, measure, run
 from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, weights_of
+from valle_convert.verify.report import Report
 from valle_convert.wording import duration, plural
 
 #: Time of an utterance on llama.cpp and of verifying a file, in utterances of the reference;
@@ -90,9 +91,11 @@ class Measurer:
 
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
         (expected, compared), start = self.reference, time.perf_counter()
-        verified, is_sound = self._verify(bundle)
-        measured = None
-        if not is_sound:
+        report = self._verify(bundle)
+        verified = measured = None
+        if report is not None:
+            verified = Verified("passed" if report.passed else "failed", report.verdict())
+        if report is not None and any(one.failed for one in report.levels[:1]):
             self.log.message(f"{name} is not measured because its structure is wrong")
         else:
             measured = self._measure(bundle, name, expected)
@@ -110,7 +113,7 @@ class Measurer:
             compared=compared,
             measured=measured,
             verified=verified,
-            tensors=tuple(self.tensor_reports(bundle)),
+            tensors=tuple(self._tensors(bundle, report)),
         )
 
     def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
@@ -120,16 +123,21 @@ class Measurer:
             listened = test.listen(network, self.log.progress, f"listening to {name}")
         return SpeechMeasured(self.speech_key, listened, listening)
 
-    def tensor_reports(self, bundle: Bundle) -> Iterator[TensorReport]:
-        """The type and error of every quantized matrix."""
+    def _tensors(self, bundle: Bundle, report: Report | None) -> Iterator[TensorReport]:
+        """The type and error of every quantized matrix; `verify` has measured most errors."""
+        checks = [check for level in report.levels for check in level.checks] if report else []
+        noise = {check.name: check.values.get("snr_db") for check in checks}
         several = len(self.source.units) > 1
         for unit in self.source.units:
-            before = self._completed.bundle.files[unit.part].tensors
+            before = self.source.bundle.files[unit.part].tensors
+            prefix = f"{unit.part}: " if len(bundle.files) > 1 else ""
             for name, tensor in bundle.files[unit.part].tensors.items():
                 if len(tensor.shape) == 2 and name in before and before[name].shape == tensor.shape:
-                    noise, kind = signal_to_noise(before[name], tensor), tensor.ggml_type
-                    known = None if noise is None or math.isinf(noise) else noise
-                    part = unit.part if several else ""
+                    found = noise.get(f"{prefix}tensor {name}")
+                    if report is None:
+                        found = signal_to_noise(before[name], tensor)
+                    known = None if found is None or math.isinf(found) else found
+                    kind, part = tensor.ggml_type, unit.part if several else ""
                     yield TensorReport(name, kind.name, kind.bits, known, part)
 
     @cached_property
@@ -151,12 +159,12 @@ class Measurer:
         )
         return network
 
-    def _verify(self, bundle: Bundle) -> tuple[Verified | None, bool]:
-        """Verify files; also returns whether their structure passed."""
+    def _verify(self, bundle: Bundle) -> Report | None:
+        """Compare files with their checkpoint, if there is one."""
         from valle_convert.verify.run import verify
 
         if self.source.reference is None:
-            return None, True
+            return None
         report = verify(
             self.source.reference,
             bundle,
@@ -167,9 +175,7 @@ class Measurer:
         )
         names = (self.source.reference.checkpoint.path.name, bundle.path.name)
         checkpoint, file = map(valid_utf8, names)
-        verdict = replace(report, checkpoint=checkpoint, file=file).verdict()
-        is_sound = not any(one.failed for one in report.levels[:1])
-        return Verified("passed" if report.passed else "failed", verdict), is_sound
+        return replace(report, checkpoint=checkpoint, file=file)
 
     @cached_property
     def reference(self) -> tuple[Expected, Compared]:
@@ -196,7 +202,7 @@ class Measurer:
 
     @cached_property
     def _expected(self) -> Expected:
-        examples, source, options = self.examples, self._completed, self.options
+        examples, source, options = self.examples, self.source, self.options
 
         def run(network: Computing, name: str) -> Expected:
             start, told = time.perf_counter(), False
