@@ -1,5 +1,5 @@
 """Folders of quantized files, made once a session: of a random network whose rows divide by 256, so
-that every type can be itself, and of the golden VALL-E X."""
+that every type can be itself, and of the golden VALL-E X and version 7."""
 
 import shutil
 from dataclasses import dataclass
@@ -9,6 +9,9 @@ import pytest
 from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from quantize.making import source_of
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from support import GOLDEN_VERSION_7, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
@@ -68,7 +71,9 @@ class Family:
         if self.checkpoint == VALLEX:
             make_vallex(checkpoint, VallexShape(seed=9))
         else:
-            make_checkpoint(checkpoint, Shape(dim=256, heads=4, layers=2, levels=3, seed=2))
+            with safe_open(self.checkpoint, "np") as file:
+                negated = {name: -file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                save_file(negated, checkpoint, file.metadata())
         write_bundle(plan(read_checkpoint(checkpoint), Choices("f16")), path)
         return path
 
@@ -81,20 +86,28 @@ def made_256(gguf_256: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _golden(checkpoint: Path, folder: Path) -> Family:
+    source = folder / f"{checkpoint.stem}-f16.gguf"
+    write_bundle(plan(read_checkpoint(checkpoint), Choices("f16")), source)
+    quantize(source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_0"), threads=1))
+    return Family(checkpoint, source, folder / "out")
+
+
 @pytest.fixture(scope="session")
 def golden_set(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    folder = tmp_path_factory.mktemp("golden")
-    source = folder / "vallex-checkpoint-f16.gguf"
-    write_bundle(plan(read_checkpoint(VALLEX), Choices("f16")), source)
-    quantize(source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_0"), threads=1))
-    return Family(VALLEX, source, folder / "out")
+    return _golden(VALLEX, tmp_path_factory.mktemp("golden"))
 
 
-@pytest.fixture(params=["file", "set"])
+@pytest.fixture(scope="session")
+def golden_pair(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return _golden(golden_checkpoint(GOLDEN_VERSION_7), tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(params=["file", "pair", "set"])
 def family(request: pytest.FixtureRequest) -> Family:
-    """A model of one file, and one of several."""
-    if request.param == "set":
-        found: Family = request.getfixturevalue("golden_set")
+    """A model of one file, of two (version 7), and of nine (VALL-E X)."""
+    if request.param != "file":
+        found: Family = request.getfixturevalue(f"golden_{request.param}")
         return found
     values = map(request.getfixturevalue, ("checkpoint_256", "gguf_256", "made_256"))
     return Family(*values)

@@ -70,9 +70,9 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def write_utterance(folder: Path, name: str = "a") -> Path:
+def write_utterance(folder: Path, name: str = "a", n_levels: int = 3) -> Path:
     folder.mkdir(exist_ok=True)
-    codes = np.random.default_rng(len(name)).integers(0, 64, (10, 3))
+    codes = np.random.default_rng(len(name)).integers(0, 30, (10, n_levels))
     np.savez(folder / f"{name}.npz", phonemes=np.array([1, 40, 41, 2]), response=codes)
     return folder
 

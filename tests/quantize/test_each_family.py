@@ -7,6 +7,8 @@ import pytest
 from quantize.conftest import Family
 from support import Cli, contents, error_of
 
+from valle_convert import plan_conversion
+
 QUICK = ("--utterances", 1, "--threads", 1)
 
 
@@ -52,4 +54,6 @@ def test_the_baseline_is_f16_where_the_source_is_not(
 def test_a_conversion_tells_what_it_leaves_out(family: Family, tmp_path: Path, cli: Cli) -> None:
     result = cli(family.checkpoint, tmp_path / "a.gguf", "--verify", "none")
     assert result.code == 0
-    assert "left out: " in result.err
+    dropped = plan_conversion(family.checkpoint).description.dropped
+    assert result.err.count("left out: ") == len(dropped)
+    assert all(one.source in result.err for one in dropped)
