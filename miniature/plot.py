@@ -36,7 +36,7 @@ def main() -> None:
                 axes.plot(*zip(*found, strict=True), style, color=drawn.get_color(), markersize=3)
     axes.set(
         xlabel="step (dots: sentences of validation, without dropout)",
-        ylabel="loss, nats a code",
+        ylabel="loss, nats per code",
         ylim=(0, 6),
     )
     axes.grid(alpha=0.3)

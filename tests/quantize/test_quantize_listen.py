@@ -104,7 +104,7 @@ def test_what_files_say_is_measured_judged_and_reported(heard: Path) -> None:
     noise = {one["name"]: one["snr_db"] for one in q2["tensors"]}
     assert noise["blk.0.ffn_up.weight"] < noise["token_embd.weight"]
     page = (heard / "report.md").read_text()
-    for title in ("## What is said", "## NLL by head", "## said right by way of speaking"):
+    for title in ("## What is said", "## NLL by head", "## retrieval by way of speaking"):
         assert title in page
 
 

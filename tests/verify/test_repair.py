@@ -170,7 +170,7 @@ def test_what_is_assumed_and_lost_is_said_and_recorded(tmp_path: Path, cli: Cli)
     file = GgufFile(out)
     assert len(file.keys["valle.source.assumed"]) == 5
     assert len(file.keys["valle.source.lost"]) == 2
-    assert file.keys["valle.source.format"] == "gguf, made the old way"
+    assert file.keys["valle.source.format"] == "GGUF of llama.cpp's LLaMA converter"
     assert file.keys["general.file_type"] == 7
     config = tmp_path / "c.yaml"
     config.write_text("version: 5\nexperimental: {unified_position_ids: true}\n")

@@ -69,14 +69,14 @@ NLL = Measure(
     "NLL",
     "negative log likelihood of the held-out codes, given everything before each; over all heads "
     "that give codes",
-    "nats a code",
+    "nats per code",
 )
 PHONEMES = Measure(
     "phoneme_error_rate", "PER", "edits per phoneme of the model's transcripts of the recordings"
 )
 RETRIEVAL = Measure(
     "retrieval",
-    "said right",
+    "retrieval",
     "share of the sentences whose own recording is the nearest of all to what was said "
     "(dynamic time warping over normalized mel cepstra)",
     is_better_high=True,

@@ -237,7 +237,7 @@ class ConfigReader:
             )
         levels = {"resp_levels": config["resp_levels"]} if "resp_levels" in config else details
         claims["codebook levels"] = count(levels, "resp_levels", DEFAULT_SIZE["resp_levels"])
-        claims["codes a codebook"] = count(details, "audio_tokens", DEFAULT_SIZE["audio_tokens"])
+        claims["codebook size"] = count(details, "audio_tokens", DEFAULT_SIZE["audio_tokens"])
         claims["text tokens"] = count(details, "text_tokens", DEFAULT_SIZE["text_tokens"])
         for words, mapping, key in (
             ("phonemes", details, "phoneme_tokens"),
@@ -364,7 +364,7 @@ def gemma_config(
         # A missing table contradicts nothing: if it is needed, it is reported as missing.
         if found[words]:
             collector.compare(words, claimed, found[words])
-    n_levels, n_codes = found["codebook levels"], found["codes a codebook"]
+    n_levels, n_codes = found["codebook levels"], found["codebook size"]
     chosen, notes = choose_codec(codec, n_levels, n_codes)
     values = {
         "version": said.version,

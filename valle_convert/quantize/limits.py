@@ -24,12 +24,12 @@ from valle_convert.quantize.types import file_type
 KL_FLOOR = 1e-6
 MARGIN = 1.1
 #: By name: what is allowed, and what was found. max_nll is the negative log likelihood of the
-#: held-out codes minus that of F16; min_retrieval is the part of the sentences said right.
+#: held-out codes minus that of F16; min_retrieval is the retrieval accuracy.
 _WORDS = {
     "max_kl": ("mean KL at most {:.2e}", "KL mean {:.2e}, allowed {:.2e}"),
     "min_agreement": ("top-1 agreement at least {:.1%}", "top-1 {:.2%}, required {:.2%}"),
     "max_nll": ("NLL at most {:+.4f} nats/code to F16", "NLL {:+.4f} nats/code, allowed {:+.4f}"),
-    "min_retrieval": ("said right at least {:.1%}", "said right {:.1%}, required {:.1%}"),
+    "min_retrieval": ("retrieval at least {:.1%}", "retrieval {:.1%}, required {:.1%}"),
     "max_wer": ("WER at most {:.1%}", "word error rate {:.1%}, allowed {:.1%}"),
 }
 _ON_PREDICTIONS = {"max_kl", "min_agreement"}

@@ -120,7 +120,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
     n_phonemes, n_text = map(collector.rows_of, ("text_emb.weight", "raw_text_emb.weight"))
     found = {
         "codebook levels": count_numbered(collector.specs, "proms_emb.embeddings.{}.weight"),
-        "codes a codebook": collector.rows_of("proms_emb.embeddings.0.weight"),
+        "codebook size": collector.rows_of("proms_emb.embeddings.0.weight"),
         "phonemes": n_phonemes,
         "text tokens": n_text,
     }

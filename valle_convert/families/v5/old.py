@@ -50,7 +50,7 @@ from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.tokenizer.compiled import TOKENS_KEY
 from valle_convert.wording import listing
 
-FORMAT = "gguf, made the old way"
+FORMAT = "GGUF of llama.cpp's LLaMA converter"
 _OLD_TYPES = OLD_TYPES_KEY.removeprefix(SOURCE_PREFIX)
 _WHAT = "GGUF file of VALL-E made by llama.cpp's LLaMA converter"
 _ARCHITECTURE = "llama"

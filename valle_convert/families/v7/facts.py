@@ -177,7 +177,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
     collector = Collector(checkpoint.tensors.specs)
     found = {
         "codebook levels": count_numbered(collector.specs, "proms_emb.embs.{}.weight"),
-        "codes a codebook": collector.rows_of("proms_emb.embs.0.weight"),
+        "codebook size": collector.rows_of("proms_emb.embs.0.weight"),
         "phonemes": collector.rows_of("phn_emb.weight"),
         "text tokens": collector.rows_of("text_emb.weight"),
     }
