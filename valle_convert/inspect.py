@@ -108,13 +108,8 @@ def models_in(folder: Path) -> list[Path]:
     weights = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, INDEX_SUFFIX)
     if any(name.endswith(weights) or name == LATEST for name in names):
         return []
-    found = [folder / name for name in names if name.endswith(".gguf")]
-    return [path for path in found if not _is_another_part(path)]
-
-
-def _is_another_part(path: Path) -> bool:
-    file = GgufFile(path, allow_part=True)
-    return is_converted(file.keys) and bool(part_of(file))
+    files = [GgufFile(folder / name, allow_part=True) for name in names if name.endswith(".gguf")]
+    return [one.path for one in files if not (is_converted(one.keys) and part_of(one))]
 
 
 def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:

@@ -47,7 +47,9 @@ class Report:
 
 def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
     if not spoken.is_whole:
-        _note_kept(spoken, written, codes)
+        kept = [f"{written.path} ({written.seconds:.1f} s of audio)"] if written else []
+        kept += [f"{codes} ({plural(len(spoken.codes), 'frame')})"] if codes else []
+        interrupt.keep(*kept)
     console.notes(spoken.notices)
     if written is not None:
         _log_written(written)
@@ -59,15 +61,6 @@ def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> No
         console.log(f"{factor:.2f} s of computing per second of audio; seed {spoken.seed}")
 
 
-def _note_kept(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> None:
-    kept = []
-    if written is not None:
-        kept.append(f"{written.path} ({written.seconds:.1f} s of audio)")
-    if codes is not None:
-        kept.append(f"{codes} ({plural(len(spoken.codes), 'frame')})")
-    interrupt.keep(*kept)
-
-
 def _log_written(written: WrittenAudio) -> None:
     console.log(f"wrote {written.path}: {written.seconds:.1f} s of audio")
     if written.gain < 1:
@@ -76,8 +69,13 @@ def _log_written(written: WrittenAudio) -> None:
 
 
 def _to_json(report: Report) -> dict[str, Any]:
-    written, spoken = _written_json(report.written), report.spoken
-    load = round(report.load_seconds, 4)
+    audio, spoken, load = report.written, report.spoken, round(report.load_seconds, 4)
+    written = {
+        "file": str(audio.path) if audio else None,
+        "seconds": round(audio.seconds, 4) if audio else None,
+        "peak": audio.peak if audio else None,
+        "gain": audio.gain if audio else None,
+    }
     if spoken is None:
         return {**written, "timings": {"load": load, "codec": round(report.codec_seconds, 4)}}
     factor = spoken.real_time_factor
@@ -107,15 +105,6 @@ def _to_json(report: Report) -> dict[str, Any]:
 
 def _timings(seconds: object) -> dict[str, float]:
     return {stage: round(value, 4) for stage, value in vars(seconds).items()}
-
-
-def _written_json(written: WrittenAudio | None) -> dict[str, Any]:
-    return {
-        "file": str(written.path) if written else None,
-        "seconds": round(written.seconds, 4) if written else None,
-        "peak": written.peak if written else None,
-        "gain": written.gain if written else None,
-    }
 
 
 @contextmanager

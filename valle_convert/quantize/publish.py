@@ -25,6 +25,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_LOST_KEY,
     SOURCE_SHA256_KEY,
 )
+from valle_convert.gguf_file.metadata import size_label
 from valle_convert.quantize.folder import Release
 from valle_convert.quantize.manifest import MANIFEST, SUMS
 from valle_convert.quantize.measurements import key_of
@@ -60,6 +61,7 @@ def card_of(
             f"{folder.path}` again."
         )
     measured = found[0]
+    tensors = [one for file in bundle.files.values() for one in file.tensors.values()]
     tools = {f"{one.main.tool.get('name')} {one.main.tool.get('version')}" for one in models}
     verified = [one.verified.outcome for one in reports if one.verified]
     return render(
@@ -71,7 +73,7 @@ def card_of(
             "description": _text(keys, "general.description"),
             "quantized_by": _text(keys, "general.quantized_by"),
             "family": bundle.family,
-            "size_label": _size_label(folder.models[0]),
+            "size_label": size_label(sum(one.n_elements for one in tensors)),
             "keys": keys,
             "measured_on": measured and measured.compared,
             "rows": [_row(one) for one in models],
@@ -168,13 +170,6 @@ def _texts(keys: Mapping[str, Any], name: str) -> list[str]:
     """The texts of a list; none if the file has something else there."""
     found = keys.get(name)
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
-
-
-def _size_label(model: Evaluated) -> str:
-    from gguf.utility import model_weight_count_rounded_notation
-
-    tensors = [one for file in model.bundle.files.values() for one in file.tensors.values()]
-    return str(model_weight_count_rounded_notation(sum(one.n_elements for one in tensors)))
 
 
 @dataclass(frozen=True)
