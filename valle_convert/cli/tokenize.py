@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,9 +61,8 @@ def tokenize(
     true_ids = bundle.main.keys[TRUE_IDS_KEY]
     with LlamaTokenizer(gguf) as llama:
         if file is not None:
-            start = time.perf_counter()
             report = compare(llama, oracle, true_ids, _lines(file), [setting])
-            _show_report(report, time.perf_counter() - start, as_json=json_)
+            _show_report(report, as_json=json_)
             agree = report.ok
         else:
             ids = llama.encode(str(text), add_special=not no_special, parse_special=parse_special)
@@ -99,23 +97,21 @@ def tokenize(
 
 
 def _lines(path: Path) -> Iterator[str]:
-    from valle_convert.files import os_fault
+    from valle_convert.files import os_faults
 
     n = 0
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with os_faults(f"{path} cannot be read"), path.open(encoding="utf-8", newline="\n") as file:
             for line in file:
                 n += 1
                 yield line.removesuffix("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 after line {n} ({error.reason}).") from error
-    except OSError as error:
-        raise os_fault(f"{path} cannot be read", error) from error
     if n == 0:
         raise InputError(f"{path} is empty, expected one text per line.")
 
 
-def _show_report(report: TokenizerReport, seconds: float, *, as_json: bool) -> None:
+def _show_report(report: TokenizerReport, *, as_json: bool) -> None:
     if as_json:
         console.data_json(
             {
@@ -144,4 +140,3 @@ def _show_report(report: TokenizerReport, seconds: float, *, as_json: bool) -> N
             f"{plural(report.n_texts, 'text')}, {plural(report.n_tokens, 'token')}, "
             f"{plural(report.n_differences, 'difference')}"
         )
-    console.log(f"{seconds:.2f} s")

@@ -27,7 +27,7 @@ from valle_convert.files import (
     sha256_of,
     valid_utf8,
 )
-from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY, is_converted
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.quantize.examples import Examples
@@ -211,11 +211,7 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
 
 def _open_one(path: Path) -> Bundle:
     bundle = open_checked(path)
-    if not is_converted(bundle.main.keys):
-        raise InputError(
-            f"{path} is not a converted VALL-E checkpoint, so its quality cannot be measured; "
-            "convert it first."
-        )
+    _ = bundle.model  # raises if it is not converted
     return bundle
 
 
