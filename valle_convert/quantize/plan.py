@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import NONE, MakeOptions
 from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
-from valle_convert.quantize.types import FileType, ggml_type, matches
+from valle_convert.quantize.types import FileType, matches
 from valle_convert.wording import plural
 
 PREFIX = "valle.quantize."
@@ -39,9 +39,8 @@ TENSOR_LINE = re.compile(
     r"^\[ *(?P<i>\d+)/ *(?P<n>\d+)\] +(?P<name>\S+) +- +\[[^\]]*\], +type = +(?P<old>\w+), "
     r"(?:size|converting).*?(?:\((?P<new>\w+)\))?$"
 )
+_FALLBACK_LINE = re.compile(r"^warning: (\S+) .*\(required for type +(\w+)\)")
 _NEEDS_IMATRIX = "will require an imatrix"
-#: llama-quantize leaves tensors of other names as they are.
-MADE_NAMES = "weight"
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class FilePlan:
     #: dry run was not understood.
     tensors: tuple[TensorEntry, ...] | None = None
     needs_imatrix: bool = False  # whether it cannot be made without an importance matrix
+    warned: Mapping[str, str] = field(default_factory=dict)  # the types that tensors cannot hold
 
     @property
     def tool(self) -> dict[str, str]:
@@ -97,14 +97,20 @@ class FilePlan:
         return (PROGRAM, *map(valid_utf8, shown))
 
     def fallbacks(self, tensors: Sequence[TensorEntry]) -> Iterator[Fallback]:
-        """The tensors that cannot hold the wanted type, and got another one."""
+        """The tensors that got another type: llama.cpp's warnings, and its silent fallback.
+
+        If the head is the token embedding and its rows do not divide, llama.cpp silently uses Q8_0
+        instead of Q6_K or the type itself.
+        """
+        base, before = self.kind.base, self.source.header.tensors
         for one in tensors:
-            chosen = (item for item in self.options.tensor_types if matches(item, one.name))
-            item = next(chosen, None)
-            wanted = ggml_type(item.rpartition("=")[2]) if item else self.kind.base
-            is_made = len(one.shape) == 2 and one.name.endswith(MADE_NAMES)
-            if is_made and wanted is not None and one.shape[-1] % wanted.block:
-                yield Fallback(one.name, one.shape[-1], wanted.name, one.ggml_type.name)
+            columns, wanted = one.shape[-1], self.warned.get(one.name)
+            is_chosen = any(matches(item, one.name) for item in self.options.tensor_types)
+            is_new = one.ggml_type != before[one.name].ggml_type
+            if base is not None and is_new and columns % base.block and not is_chosen:
+                wanted = wanted or base.name
+            if wanted is not None:
+                yield Fallback(one.name, columns, wanted, one.ggml_type.name)
 
     @property
     def n_bytes(self) -> int | None:
@@ -171,6 +177,7 @@ def plan_file(
         tool_version=quantizer.version_in(log),
         tensors=tensors,
         needs_imatrix=any(_NEEDS_IMATRIX in line for line in log),
+        warned={m[1]: m[2].upper() for m in map(_FALLBACK_LINE.match, log) if m},
     )
 
 

@@ -36,7 +36,7 @@ from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
-from valle_convert.quantize.plan import MADE_NAMES, arguments_of
+from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, FileType, ggml_type
@@ -48,6 +48,8 @@ SCANNED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 #: inputs of a matrix, which the scan does not see.
 _ROOM = 0.9
 _TRIES = 6
+#: llama-quantize leaves tensors of other names as they are.
+_MADE = "weight"
 #: A matrix that keeps the conversion's type.
 _KEPT = "F16"
 
@@ -205,7 +207,7 @@ class Scan:
         self._sources: dict[str, list[str]] = defaultdict(list)
         for unit in self.source.units:
             for tensor in plan.files[unit.part].tensors:
-                if len(tensor.shape) == 2 and tensor.name.endswith(MADE_NAMES):
+                if len(tensor.shape) == 2 and tensor.name.endswith(_MADE):
                     names = [span.source for span in tensor.spans]
                     self._sources[tensor.name] += [
                         *names,
