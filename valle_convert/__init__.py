@@ -3,8 +3,6 @@
 What `valle_convert.api` has is offered here, and imported when first asked for.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

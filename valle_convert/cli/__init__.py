@@ -14,8 +14,6 @@
 Heavy packages are imported inside the commands, so that `--help` is instant.
 """
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the program and exit with a documented code."""

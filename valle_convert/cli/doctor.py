@@ -44,11 +44,6 @@ def _show(report: DoctorReport) -> None:
             ("CPU features", " ".join(report.cpu_features)),
         ]
     )
-    if any(feature.startswith("amx") for feature in report.cpu_features):
-        console.data(
-            "The CPU announces AMX. On virtual machines that do not support it, a natively built "
-            "llama.cpp crashes on quantized models."
-        )
     console.data("\npackages")
     console.data_table(
         [(p.name, p.installed or "missing", p.extra, p.problem or "") for p in report.packages],
