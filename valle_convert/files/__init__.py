@@ -10,8 +10,14 @@ Anything but a regular file is never replaced and, except for sound, not written
 link is followed.
 """
 
-from valle_convert.files.atomic import atomic_output, atomic_outputs, write_text_atomically
-from valle_convert.files.folders import locked_folder, made_folder, remove_stale
+from valle_convert.files.atomic import (
+    atomic_output,
+    atomic_outputs,
+    locked_folder,
+    made_folder,
+    remove_stale,
+    write_text_atomically,
+)
 from valle_convert.files.inputs import (
     ZIP_MAGIC,
     begins_with,

@@ -28,20 +28,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Quality:
-    """The distance of predictions from the reference's.
-
-    Attributes:
-        kl_mean, kl_p99, kl_max: Kullback-Leibler divergence in nats a prediction.
-        nmse: squared error of the logits over the energy of the reference's.
-        best_code: part of the predictions whose most likely code is the same.
-    """
+    """The distance of predictions from the reference's; divergences are in nats a prediction."""
 
     n_rows: Annotated[int, Meta(gt=0)]
     kl_mean: Annotated[float, Meta(ge=0)]
     kl_p99: float
     kl_max: float
-    nmse: float
-    best_code: Annotated[float, Meta(ge=0, le=1)]
+    nmse: float  # squared error of the logits over the energy of the reference's
+    best_code: Annotated[float, Meta(ge=0, le=1)]  # part with the same most likely code
 
 
 @dataclass(frozen=True)
