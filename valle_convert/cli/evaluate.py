@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from valle_convert.cli import console
-from valle_convert.cli.judging import LimitOptions, ReportOptions, command_line
+from valle_convert.cli.judging import LimitOptions, ReportOptions
 from valle_convert.cli.options import (
     CODEC,
     GPU_LAYERS,
@@ -116,7 +116,6 @@ def evaluate(
         ListenOptions(sentences, voice, codec=codec, asr=asr) if listen else None,
         prunes=prune,
         reports=output.report or [],
-        command=command_line(),
         log=RunLog(console.progress_bar, console.log),
     )
     output.finish(result)

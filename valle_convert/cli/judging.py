@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,8 +98,11 @@ class ReportOptions:
 
     def finish(self, result: EvaluationReport) -> None:
         """Print a result, write its reports, and exit with its code unless that is 0."""
+        from valle_convert.files import valid_utf8
         from valle_convert.quantize.forms import write_report
 
+        command = shlex.join(["valle-convert", *sys.argv[1:]])
+        result = replace(result, command=valid_utf8(command))
         if self.json_:
             console.data_json(result.to_json())
         else:
@@ -113,11 +116,6 @@ class ReportOptions:
                 code = code or EXIT_ENVIRONMENT
         if code:
             raise typer.Exit(code)
-
-
-def command_line() -> str:
-    """What the user ran, for reports."""
-    return shlex.join(["valle-convert", *sys.argv[1:]])
 
 
 def _show(result: EvaluationReport) -> None:

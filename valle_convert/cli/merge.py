@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from valle_convert.cli import console
-from valle_convert.cli.judging import LimitOptions, ReportOptions, command_line
+from valle_convert.cli.judging import LimitOptions, ReportOptions
 from valle_convert.cli.options import arg
 from valle_convert.wording import plural
 
@@ -30,7 +30,6 @@ def merge(
         limits.gates() if any(vars(limits).values()) else None,
         reports=output.report or [],
         has_report=bool(output.report) or output.json_,
-        command=command_line(),
         force=output.force,
         progress=console.progress_bar,
     )

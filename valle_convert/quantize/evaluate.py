@@ -85,7 +85,6 @@ def evaluate(
     *,
     prunes: bool = False,
     reports: Sequence[Path] = (),
-    command: str = "",
     log: RunLog | None = None,
 ) -> EvaluationReport:
     """Measure and judge files of one model; old `reports` are removed before it starts."""
@@ -126,7 +125,7 @@ def evaluate(
             run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
         known = list(map(run.start, bundles))
         run.measurer.n_files = sum(not run.is_known(one) for one in known)
-        report = report_of(list(map(run.finish, known)), valid_utf8(command))
+        report = report_of(list(map(run.finish, known)))
         if prunes:
             report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
         return report

@@ -23,7 +23,6 @@ from valle_convert.files import (
     made_folder,
     protected,
     sha256_of,
-    valid_utf8,
 )
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
@@ -52,7 +51,6 @@ def merge(
     *,
     reports: Sequence[Path] = (),
     has_report: bool = False,
-    command: str = "",
     force: bool = False,
     progress: Progress = silent,
 ) -> Merged:
@@ -92,7 +90,7 @@ def merge(
         for one in placed if is_measured else ():
             write_measurements(one.path, one.measurements)
         write_manifest(out, files.values())
-    report = report_of(placed, valid_utf8(command)) if is_measured else None
+    report = report_of(placed) if is_measured else None
     return Merged(tuple(files.values()), report)
 
 

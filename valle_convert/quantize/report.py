@@ -341,7 +341,7 @@ def judged(model: Evaluated, gates: Gates, faults: Mapping[Path, str]) -> Evalua
     return replace(model, measurements=msgspec.structs.replace(found, judgement=judgement))
 
 
-def report_of(models: Sequence[Evaluated], command: str) -> EvaluationReport:
+def report_of(models: Sequence[Evaluated]) -> EvaluationReport:
     found = [one.measurements for one in models]
     first = found[0].predictions
     if first is None:
@@ -353,7 +353,6 @@ def report_of(models: Sequence[Evaluated], command: str) -> EvaluationReport:
         notes=() if first.compared.checkpoint else (_UNVERIFIED,),
         # Stored speech has no sound, so what was heard in this run is preferred.
         listening=max(heard, key=lambda one: len(one.sounds), default=None),
-        command=command,
     )
 
 
