@@ -60,11 +60,9 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     imatrix: str | None = None  # the name of the importance matrix, if one was used
     seconds: float = 0.0
     faults: tuple[str, ...] = ()  # how the files differ from their source, in words
-    note: str = ""
 
     @classmethod
     def planned(cls, plan: BundlePlan) -> Self:
-        n_files = len(plan.paths)
         return cls(
             name=valid_utf8(plan.path.name),
             kind=plan.kind.name,
@@ -73,7 +71,6 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
             **weights_of(plan.tensors),
             fallbacks=plan.fallbacks,
             imatrix=plan.imatrices[0].name if plan.imatrices else None,
-            note=f"{n_files} files" if n_files > 1 else "",
         )
 
 
@@ -114,8 +111,6 @@ class MakeReport(msgspec.Struct, frozen=True):
                 facts.append(f"{one.kind}: importance matrix {one.imatrix}")
             if one.fallbacks:
                 facts.append(f"{one.kind}: {describe_fallbacks(one.fallbacks)}")
-            if one.note:
-                facts.append(f"{one.kind}: {one.note}")
         return facts
 
     def table(self) -> tuple[list[str], list[list[str]]]:
