@@ -7,8 +7,6 @@ again until it gets through. It waits for imports to end, since their C code pri
 tracebacks.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -98,7 +96,7 @@ def _raise_later() -> None:
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER)
 
 
-def _unraisable(swallowed: sys.UnraisableHookArgs) -> None:
+def _unraisable(swallowed: "sys.UnraisableHookArgs") -> None:
     if _HAS_TIMER and issubclass(swallowed.exc_type, KeyboardInterrupt):
         _raise_later()
     else:

@@ -11,8 +11,6 @@ checkpoint's tensors and the llama.cpp session in the converted file, so this fu
 A separator comes between two segments and belongs to the first of them; there is none at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -74,9 +72,9 @@ class Condition:
             tone=0 if "tone" in model.config.capabilities else None,
         )
 
-    def null(self) -> Condition:
+    def null(self) -> Self:
         """Guidance's null condition: no text and no voice, the same language."""
-        return Condition(phonemes=np.array(NULL_PHONEMES), language=self.language)
+        return type(self)(np.array(NULL_PHONEMES), self.language)
 
 
 @dataclass(frozen=True)
