@@ -18,11 +18,11 @@ import pytest
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
+    atomic,
     atomic_output,
     atomic_outputs,
     check_input_file,
     check_outputs,
-    folders,
     is_stream,
     locked_folder,
     read_small_file,
@@ -241,9 +241,9 @@ def test_names_of_others_are_left_alone(tmp_path: Path) -> None:
     mine = [".valle-convert-notes.partial", ".a.gguf.x.partial", ".valle-convert-", "a.partial"]
     for name in mine:
         (tmp_path / name).write_text("of the user")
-    (tmp_path / f"{folders._PREFIX}{'0' * 16}.partial").symlink_to(tmp_path / "a.partial")
+    (tmp_path / f"{atomic._PREFIX}{'0' * 16}.partial").symlink_to(tmp_path / "a.partial")
     before = time.monotonic()
-    os.mkfifo(tmp_path / f"{folders._PREFIX}{'1' * 16}.partial")
+    os.mkfifo(tmp_path / f"{atomic._PREFIX}{'1' * 16}.partial")
     remove_stale(tmp_path)
     assert time.monotonic() - before < 10
     assert {name for name in mine if (tmp_path / name).exists()} == set(mine)
