@@ -7,8 +7,6 @@ A message says what is wrong, where, what was expected against what was found, a
 what to do about it.
 """
 
-from __future__ import annotations
-
 EXIT_OK = 0
 EXIT_FAILED_CHECK = 1  # the work was done, and its verdict is no
 EXIT_BAD_INPUT = 2  # something that the user gave cannot be used

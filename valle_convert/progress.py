@@ -4,8 +4,6 @@ A `Progress` is called with a label, a total and a unit, and returns a context m
 `advance(n)`. The command line draws a bar on stderr; by default nothing is shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol

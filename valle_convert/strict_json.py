@@ -1,7 +1,5 @@
 """JSON that every parser takes alike: without NaN and Infinity, and with each key once."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -5,8 +5,6 @@ serve as data to measure on. Nothing is unpickled, and a file that would unpack 
 rejected unread.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

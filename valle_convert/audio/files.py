@@ -4,8 +4,6 @@ A file is read in blocks and mixed at once, so that memory holds one channel; al
 same weight. soxr resamples at its highest quality.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Recordings and their transcripts."""
 
-from __future__ import annotations
-
 import codecs
 import os
 from dataclasses import dataclass

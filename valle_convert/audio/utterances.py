@@ -1,7 +1,5 @@
 """Utterances in `.npz` files: text, codes, and optionally a voice prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Voice prompts from recordings of any length."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from valle_convert.audio.files import Audio

@@ -6,8 +6,6 @@ Each container format is one file. A checkpoint is untrusted: no container runs 
 every fault in one is an `InputError`.
 """
 
-from __future__ import annotations
-
 from valle_convert.checkpoint.read import Checkpoint, read_checkpoint
 from valle_convert.checkpoint.source import TensorSource, TensorSpec
 

@@ -4,8 +4,6 @@ It comes from inside the file, else from a config.yaml beside the file (above it
 state). The user's keys override both before any of them is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@
 Of a file on the hub, its header may be enough.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -9,8 +9,6 @@ GGUF files made by llama.cpp's LLaMA converter hold the same two matrices. The t
 config do. `ExportedTensors` restores the checkpoint's tensors; `assumed_config` fills the gaps.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

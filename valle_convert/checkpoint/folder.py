@@ -11,8 +11,6 @@ A `Tree` lists names and gives files, of the disk or (`hub.py`) of the hub. If s
 may be the weights, their content decides. Optimizer files are never opened or downloaded.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping

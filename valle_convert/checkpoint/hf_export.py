@@ -9,8 +9,6 @@ attention or sums. Its arithmetic must be VALL-E's; its number of heads is used 
 width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -11,8 +11,6 @@ cache's snapshot of the revision is the list.
 To look into safetensors on the hub, their headers are enough (`headers_only`).
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ a prefix before all of them (`model.`, `net.`), which is removed if known names 
 stays if two names would become equal.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

@@ -7,8 +7,6 @@ A few lines of YAML can expand to billions of values by references, and a pickle
 or a number of a million digits. So sizes are measured before anything is walked through or printed.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Mapping

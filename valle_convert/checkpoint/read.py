@@ -9,8 +9,6 @@ Plain values beside the weights, such as hyperparameters, are used as a config b
 A checkpoint may have no config; its family decides whether it needs one.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

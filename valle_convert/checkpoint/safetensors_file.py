@@ -8,8 +8,6 @@ The safetensors library checks the header (lengths, overlaps, holes, offsets bey
 data is mapped here, because the library's numpy side has no bfloat16. torch is not imported.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Mapping

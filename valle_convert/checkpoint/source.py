@@ -4,8 +4,6 @@ Every container offers the specs of all its tensors, from the header alone, and 
 one tensor as a numpy array, mapped from the file if possible. bfloat16 is `ml_dtypes.bfloat16`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

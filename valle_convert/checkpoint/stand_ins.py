@@ -4,8 +4,6 @@ Nothing in the file is imported or called. Placeholders for paths, numpy's numbe
 arguments know their plain value. Names that no training writes are rejected.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from typing import Any, Self

@@ -4,8 +4,6 @@ torch is not needed. `torch_zip` checks the zip, and `torch_pickle` reads the pi
 importing or calling what it names. The tensors are mapped from the file.
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import re

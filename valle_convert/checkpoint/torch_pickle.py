@@ -3,8 +3,6 @@
 It builds tensors, containers and plain values; `stand_ins` replaces everything else.
 """
 
-from __future__ import annotations
-
 import _compat_pickle
 import mmap
 import pickle

@@ -5,8 +5,6 @@ The weights are the one dict of tensors with the names of a known model, under a
 schedulers and random generators do not count.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

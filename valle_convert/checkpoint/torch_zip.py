@@ -4,8 +4,6 @@ A small file cannot claim terabytes, the table agrees with the entries, and cont
 with the checksums: the pickle at once, tensors before the first is read.
 """
 
-from __future__ import annotations
-
 import struct
 import tempfile
 import zipfile

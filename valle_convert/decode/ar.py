@@ -4,8 +4,6 @@ In: a condition. Out: codes [frames]. The network keeps the sequence, so a frame
 (two with guidance).
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

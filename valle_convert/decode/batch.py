@@ -5,8 +5,6 @@ the logits after them. The weights are then read once a step for any number of s
 decoding has its own random generator and its own sequences, so it does not depend on the others.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence

@@ -4,8 +4,6 @@ The network keeps earlier results, so a step costs one element for any length of
 Guidance grows two sequences in one batch, with the same elements at their ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

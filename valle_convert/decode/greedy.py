@@ -4,8 +4,6 @@ A duration is predicted digit by digit. The digits begin with a given 0 and end 
 element, so that 0 2 3 1 stop is 231 frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

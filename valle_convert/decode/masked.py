@@ -10,8 +10,6 @@ In: a condition and a number of frames n. At time t from 0 to 1, in S steps:
 Versions 5 and 6 decode level 0 this way (`decode_masked`), version 7 all levels together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 In: level 0 [frames]. Out: all levels [frames, levels].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

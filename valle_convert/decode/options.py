@@ -1,7 +1,5 @@
 """What all decoders take and give: options and their ranges, callbacks, the codes of a stage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

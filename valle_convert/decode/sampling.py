@@ -11,8 +11,6 @@ Every filter keeps the most likely code of each row, so temperature 0 is the arg
 (penalized) logits for all other options.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

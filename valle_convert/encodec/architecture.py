@@ -14,8 +14,6 @@ with the same numbers:
     quantizer.vq.layers.0._codebook.embed           quantizer.layers.0.codebook.embed
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

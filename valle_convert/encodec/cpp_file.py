@@ -15,8 +15,6 @@ of one element have no dims. The loader checks names, dims and types of the tens
 files that are truncated or lack tensors load silently. So this module checks everything.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import struct

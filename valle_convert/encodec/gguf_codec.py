@@ -5,8 +5,6 @@ Meta's names, with weight norm folded: matrices in float16 or float32, biases an
 float32. docs/codec.md lists both. llama.cpp has no graph for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path

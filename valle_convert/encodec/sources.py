@@ -11,8 +11,6 @@ norm is stored in two parts, under one of two names, and is folded when it is re
 Unknown and missing tensors are errors, except the training tensors listed here.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import stat

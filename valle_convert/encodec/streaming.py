@@ -6,8 +6,6 @@ transformers: the start of a recording is reflected, and its end too if the stri
 it. This works for causal models only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """An opened EnCodec: its spec, its source, and tensors read on demand."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@
 to add one.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import import_module
 from pathlib import Path

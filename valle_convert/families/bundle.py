@@ -5,8 +5,6 @@ none, and `open_bundle` opens and checks them. The main part has the user's name
 beside it and named after their part: OUT.gguf, OUT-nar.gguf.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ quantized ones become float32, which holds them exactly. The `.sft` has its chec
 phoneme strings. `fp32.sft` is safetensors with config, symmap and stats as metadata.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace

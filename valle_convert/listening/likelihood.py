@@ -5,8 +5,6 @@ predictions. Of all measures of a quantized speaker, this one tells two types ap
 sentences.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

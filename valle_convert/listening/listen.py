@@ -7,8 +7,6 @@ Each sentence is spoken in every way that the model's capabilities allow, with i
 two models can be compared sentence by sentence.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

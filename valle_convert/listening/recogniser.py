@@ -1,7 +1,5 @@
 """A speech recogniser: any command that takes the path of a wav and prints a text."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

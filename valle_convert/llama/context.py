@@ -7,8 +7,6 @@ every array stays referenced by a local name until the call has returned: as an 
 `np.ascontiguousarray(x, np.float32)` would be a temporary with a dangling address.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Collection, Sequence

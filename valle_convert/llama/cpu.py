@@ -3,8 +3,6 @@
 Only the standard library is used: `scripts/build_llama_tools.py` runs before anything is installed.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

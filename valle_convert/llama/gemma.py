@@ -16,8 +16,6 @@ llama.cpp does not promise that a saved state forgets a pending rotation; it is 
 model before the first sequence of several segments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

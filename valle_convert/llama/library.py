@@ -8,8 +8,6 @@ is kept in a bounded buffer, not printed, and the warnings and errors of a faile
 message of the exception.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import importlib

@@ -13,8 +13,6 @@ llama.cpp maps a copy of the first part, and computes with whatever is written i
 (`MptSession.exchange`).
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Numbers converted by ggml: in a twentieth of numpy's time, a tenth of the gguf package's."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import threading

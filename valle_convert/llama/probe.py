@@ -9,8 +9,6 @@ It takes about a second. The user's cache folder remembers a success by the libr
 CPU's features, so that only the first use pays.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -5,8 +5,6 @@ The Python binding does not include them. The order of search: an environment va
 project. Also the environment of Python children, which run llama.cpp's library.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from dataclasses import dataclass

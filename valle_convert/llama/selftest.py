@@ -6,8 +6,6 @@ knows the stage of a crash. The exit code is 0 if all logits are finite and clos
 f32 file.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

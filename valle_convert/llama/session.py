@@ -7,8 +7,6 @@ llama.cpp does not promise the factor that a graph multiplies raw embeddings by.
 the loaded model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path

@@ -4,8 +4,6 @@ They test a machine's llama.cpp, and what it computes, before a real file relies
 the sessions use them too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

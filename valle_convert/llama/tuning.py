@@ -16,8 +16,6 @@ On a busy machine the times mean nothing (one thread beats two): the search is g
 is kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tempfile

@@ -7,8 +7,6 @@ weights      the weights of a converted file under the checkpoint's names
 tuned        rows and settings for a session of llama.cpp
 """
 
-from __future__ import annotations
-
 from valle_convert.threads import limit_openmp_spinning
 
 limit_openmp_spinning()  # before torch is imported

@@ -7,8 +7,6 @@ bit, since sums are rounded in another order, but they are as far from the exact
 network. That makes their error the yardstick for correct files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Shapes: n new elements, m elements so far (m >= n), d = n_embd, h = heads, k = d / h.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a session of llama.cpp needs of a converted file: rows of its token table, settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ source of tensors like a checkpoint, with the loss of their number formats. The 
 known without the files.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache

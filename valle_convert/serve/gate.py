@@ -1,7 +1,5 @@
 """Between the server and the routes: access, the id of a request, and its end in any case."""
 
-from __future__ import annotations
-
 import hmac
 import logging
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Metrics for Prometheus at /metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

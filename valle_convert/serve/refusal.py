@@ -1,7 +1,5 @@
 """Errors in the form of OpenAI's clients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

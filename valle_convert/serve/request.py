@@ -1,7 +1,5 @@
 """A request to speak: its JSON, checked before anything is queued, and its work."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Generator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Binds, loads the model in the worker's thread, answers meanwhile, and shuts down in order."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Speech in the client's format, each piece as soon as it is ready."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from typing import Any

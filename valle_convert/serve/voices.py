@@ -4,8 +4,6 @@ A client's name is looked up among the files of the folder; only the name of a n
 a narrow form, becomes a path.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A speaker for models that read espeak-ng's phonemes and a voice of a few seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial

@@ -1,7 +1,5 @@
 """Recordings to codes and back, with the codec of a model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Options and results of a `Speaker`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Names, types and defaults come from the dataclasses; only the help is written here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace

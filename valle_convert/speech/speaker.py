@@ -10,8 +10,6 @@ Long texts are spoken sentence by sentence; `pieces` yields each one when it is 
 remarks for the user are `notices` of the result.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from abc import abstractmethod

@@ -6,8 +6,6 @@ marks at a time. The result is compared with the words; if one is missing, they 
     Dr. Smith paid 3.50    "Dr" "Smith paid 3.50", and between them ". "
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata

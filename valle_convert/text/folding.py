@@ -4,8 +4,6 @@
 'ガ 1 1/2 office'
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterable

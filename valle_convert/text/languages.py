@@ -1,7 +1,5 @@
 """Language detection: by script, and between en, de and fr by a small classifier."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence

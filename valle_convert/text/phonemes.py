@@ -5,8 +5,6 @@ the models' vocabulary. Characters that a language cannot read are skipped; `uns
 lists them.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ Only white space is lost.
 ['Dr. Smith paid 3.50 for it.', 'Why?', '今日は。', '元気？']
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -15,8 +15,6 @@ long as the order of the copies of a merge cannot matter, which the rules in `_c
     no text gets two ids                  else llama.cpp, which knows texts only, mixes them up
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace

@@ -5,8 +5,6 @@ stand for their own byte, and the other 68 bytes (controls, space, 7F to A0, AD)
 ... in order. A space becomes `Ġ`, `ˈ` (CB 88) becomes `ËĪ`.
 """
 
-from __future__ import annotations
-
 from itertools import count
 
 

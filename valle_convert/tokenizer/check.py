@@ -6,8 +6,6 @@ In: two tokenizers, the array of true ids, and a stream of texts of any length. 
     true_ids[llama_tokenize(text)] == tokenizers.encode(text).ids
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -18,8 +18,6 @@ it into a BPE of characters in which several strings share an id:
     [1, 32, 83, 0, 2]
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import product

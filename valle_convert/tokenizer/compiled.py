@@ -3,8 +3,6 @@
 The writer needs `metadata()` and `extra_rows`, the verifier `true_ids`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum

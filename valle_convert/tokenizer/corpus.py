@@ -13,8 +13,6 @@ The random ones end in their own number, spelled in vocabulary characters, so th
 set of a million texts in memory.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product

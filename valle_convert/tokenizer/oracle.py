@@ -11,8 +11,6 @@ settings:
 without `parse_special` is the same tokenizer with that flag on.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path

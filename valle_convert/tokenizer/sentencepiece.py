@@ -9,8 +9,6 @@ model; those models are rejected, with the reason. So are unigram models: they s
 probable split of the whole text, which merging does not find.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Iterator, Sequence

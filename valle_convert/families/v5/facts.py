@@ -7,8 +7,6 @@ Two facts make the model an ordinary `gemma` for llama.cpp:
   the halves of a head, and norm weights are the same.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from valle_convert.checkpoint import Checkpoint

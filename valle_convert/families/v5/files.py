@@ -3,8 +3,6 @@
 docs/gguf-keys.md describes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from valle_convert.checkpoint import Checkpoint

@@ -1,7 +1,5 @@
 """Sentences for listening tests: with recordings, or texts that the model speaks first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -8,8 +8,6 @@ under the checkpoint's names, as numbers for the reference and as stored blocks 
 are moved as a whole, and no number is rounded a second time.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ dequantized on request. `GemmaSession` runs them and knows nothing of VALL-E; th
 without arithmetic except for a head's bias.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace

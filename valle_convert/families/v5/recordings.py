@@ -1,7 +1,5 @@
 """From recordings and their transcripts to files for `--data`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack

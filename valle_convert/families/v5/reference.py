@@ -1,7 +1,5 @@
 """Versions 5 and 6 in PyTorch: embeddings and positions in, the logits of one head out."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Speech of versions 5 and 6, on any `network.protocol.Network`."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Literal

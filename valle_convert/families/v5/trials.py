@@ -4,8 +4,6 @@ A pass is its inputs, its head, and the elements that are compared. The same cas
 verdict, importance matrices, and the quality of quantized files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Version 7 of the e-c-k-e-r/vall-e family: all codebooks at once, a `gemma` between networks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@
 A frame of the prompt or of the response is one element; a separator is between two segments.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import Any, Literal
 

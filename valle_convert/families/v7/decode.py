@@ -1,7 +1,5 @@
 """All levels of a response by demasking, and its duration."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from valle_convert.decode.greedy import frames_for, most_frames

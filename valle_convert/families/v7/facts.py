@@ -9,8 +9,6 @@ llama.cpp between networks that no stock graph has. These are in a second file:
 * `audio` has the tables of codes, the encoders, the decoders, and every head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

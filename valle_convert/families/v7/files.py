@@ -7,8 +7,6 @@ The second file has the architecture `clip`, which llama.cpp has for llama-quant
 that computes it. docs/gguf-keys.md lists the keys and the tensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 from valle_convert.checkpoint import Checkpoint

@@ -5,8 +5,6 @@ weights of the second file, for all levels of a piece of speech at once. The wei
 on first use and kept: 0.3 GB for 24 x 1024 with feed-forwards of twice the width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cached_property
 

@@ -3,8 +3,6 @@
 Shapes: n elements, d = n_embd, R = levels.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Speech of version 7, on any `AllLevelsNetwork`."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 One pass gives the logits of every level, and each level is its own case.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial

@@ -4,8 +4,6 @@ In: all text rows and the codes of the prompt. Out: codes [frames, levels] of th
 several drawn continuations (`best_of`), the one with the best mean log probability is kept.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

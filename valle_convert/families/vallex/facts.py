@@ -14,8 +14,6 @@ ReLU, which llama.cpp's `mpt` graph computes:
   body.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache

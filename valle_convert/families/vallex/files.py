@@ -9,8 +9,6 @@ A level is loaded from its first part and the body (`llama_model_load_from_split
 mapped once for all of them. docs/gguf-keys.md lists the keys.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ cache: the norms of a level are written into a copy of a first part that llama.c
 llama.cpp computes with them is proved at load, by comparison with a level loaded from its own file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace

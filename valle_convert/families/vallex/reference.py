@@ -4,8 +4,6 @@ It uses the checkpoint's own names and folds the levels' norms by itself, so tha
 writer does not repeat here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Recognizes checkpoints of VALL-E X, and relatives that are rejected by name."""
 
-from __future__ import annotations
-
 import re
 
 from valle_convert.checkpoint import Checkpoint

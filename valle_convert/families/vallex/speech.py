@@ -5,8 +5,6 @@ them, and the user gives those of a recording. Long texts are spoken sentence by
 after the same voice; without a voice, each after the last complete one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace

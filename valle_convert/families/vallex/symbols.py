@@ -7,8 +7,6 @@ a text; an unknown character has the id 0, which is spoken as anything.
 [44, 49, 55, 10]
 """
 
-from __future__ import annotations
-
 #: In id order. From 5 on each is one character, in code point order.
 VALLEX_SYMBOLS: tuple[str, ...] = (
     *("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"),

@@ -4,8 +4,6 @@ AR in one batch, code by code, and without a prompt; every level of the NAR, wit
 prompt; each symbol in its own language.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

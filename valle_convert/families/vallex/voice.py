@@ -4,8 +4,6 @@ The model continues its prompt, so it needs the transcript. The voice files of i
 (`.npz`) have both; they number the languages differently than the network.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -4,8 +4,6 @@
 'wo↓↑ ʃiɑŋ↓↑iɑʊ↓ liŋ↑xwa→tʃʰjɛn↑.'
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator

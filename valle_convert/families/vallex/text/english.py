@@ -7,8 +7,6 @@ The network was trained on the dictionary's notation: no length marks, stress ma
 syllable, but not in words of one syllable. espeak-ng's phonemes are rewritten to match it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import cache

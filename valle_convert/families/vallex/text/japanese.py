@@ -7,8 +7,6 @@ Arrows mark the pitch accent: ↑ after the first mora of a rising phrase, ↓ w
 Spaces separate phrases.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """What the three readers share: plain characters, punctuation and spaces."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable

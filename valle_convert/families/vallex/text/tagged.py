@@ -7,8 +7,6 @@ Each piece is spelled separately and ends with a punctuation mark. Pieces are jo
 and every symbol has the language of its piece.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
