@@ -37,7 +37,7 @@ LONGEST_MESSAGE = 500
 _STUCK_SECONDS = 120
 _COUNTERS = struct.Struct("<4Q")  # next input, accepted, refused, findings
 #: A session loads it to read states out of a graph.
-_OURS = "libggml-base"
+_OURS = "libggml-"
 #: What a reader must never do.
 _FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "os.forkpty",

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from valle_convert.gguf_file.encode import can_decode, decode, encode
 from valle_convert.gguf_file.types import GGML_TYPES, PLAIN_DTYPES, Q8_0, GgmlType
 from valle_convert.llama import numbers
 from valle_convert.llama.library import find_library
+from valle_convert.llama.probe import prove_library
 
 
 class Traits(ctypes.Structure):
@@ -44,12 +46,15 @@ def traits_of() -> Callable[[GgmlType], Traits]:
 
 
 @pytest.fixture(params=["with llama.cpp", "without"])
-def has_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def has_library(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[bool]:
+    prove_library()
     if request.param == "without":
-        monkeypatch.setattr(numbers, "find_library", lambda: None)
-    numbers._routine.cache_clear()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # remembers no proof
+    numbers._library.cache_clear()
     yield request.param == "with llama.cpp"
-    numbers._routine.cache_clear()
+    numbers._library.cache_clear()
 
 
 @pytest.mark.parametrize("kind", GGML_TYPES.values(), ids=GGML_TYPES.keys())

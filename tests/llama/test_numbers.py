@@ -6,10 +6,13 @@ import pytest
 from valle_convert.errors import InputError
 from valle_convert.gguf_file.encode import encode
 from valle_convert.gguf_file.types import F16
-from valle_convert.llama.numbers import rounded_by_ggml
+from valle_convert.llama.numbers import _library, rounded_by_ggml
+from valle_convert.llama.probe import prove_library
 
 
 def test_every_float16_and_every_tie_between_two_is_rounded_as_by_numpy() -> None:
+    prove_library()
+    _library.cache_clear()
     finite = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     ties = (finite[1:].astype(np.float64) + finite[:-1]) / 2
     near = np.stack([np.nextafter(ties, side, dtype=np.float32) for side in (0, ties, np.inf)])

@@ -210,7 +210,7 @@ def _plan_json(plan: Plan, out: Path) -> dict[str, Any]:
             "sha256": plan.tokenizer.file.sha256,
         },
         "files": {path.name: _file_json(file) for path, file in plan.at(out).items()},
-        "dropped": list(map(vars, plan.description.dropped)),
+        "dropped": [{"source": d.source, "reason": d.reason} for d in plan.description.dropped],
         "notes": list(plan.description.notes),
     }
 
@@ -222,7 +222,15 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
     return {
         "header_bytes": header_bytes,
         "bytes": header_bytes + plan.data_bytes,
-        "keys": [{**vars(key), "value": None if key.deferred else key.value} for key in plan.keys],
+        "keys": [
+            {
+                "name": key.name,
+                "type": key.type,
+                "value": None if key.deferred else key.value,
+                "known_when_written": key.deferred,
+            }
+            for key in plan.keys
+        ],
         "tensors": [
             {
                 "name": tensor.name,
@@ -230,7 +238,15 @@ def _file_json(plan: PlannedFile) -> dict[str, Any]:
                 "shape": list(tensor.shape),
                 "offset": tensor.offset,
                 "bytes": tensor.n_bytes,
-                "spans": list(map(vars, tensor.spans)),
+                "spans": [
+                    {
+                        "label": span.label,
+                        "source": span.source,
+                        "first_row": span.first_row,
+                        "rows": span.n_rows,
+                    }
+                    for span in tensor.spans
+                ],
             }
             for tensor in plan.tensors
         ],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 import typer
@@ -121,8 +122,10 @@ class ReportOptions:
 def _show(result: EvaluationReport) -> None:
     from valle_convert.quantize.tables import answer, heard, summary
 
-    # A pipe gets all columns, a terminal the first ones.
-    header, rows = answer(result) if sys.stdout.isatty() else summary(result)
+    header, rows = summary(result)
+    width = max(map(len, console.table(rows, header=header).splitlines()))
+    if sys.stdout.isatty() and width > get_terminal_size().columns:
+        header, rows = answer(result)  # the first columns; a pipe gets all
     console.data_table(rows, header=header)
     for title, (columns, cells) in list(heard(result))[:1]:  # a report has all of them
         console.log(f"{title}:\n{console.table(cells, header=columns)}")

@@ -66,7 +66,7 @@ def verify(
     ),
     options: VerifyOptions,
     report: Path | None = opt(
-        "Also write the report: as JSON to a .json, else as Markdown.", "FILE", OUTPUT
+        "Also write the report, as JSON if FILE ends in .json, else as Markdown.", "FILE", OUTPUT
     ),
     json_: bool = JSON,
     force: bool = FORCE,
@@ -145,7 +145,8 @@ def _verify_model(
         options.refuse("checkpoints have their biases", "--biases")
         opened = merged.read(path)
     # Shards are known now; the other files of a set are named after the main one.
-    others = [one for one in gguf.parent.glob("*") if one.name.startswith(f"{gguf.stem}-")]
+    beside = (one for one in gguf.parent.glob("*") if one.suffix.lower() == ".gguf")
+    others = [one for one in beside if one.name.startswith(f"{gguf.stem}-")]
     check_outputs({"--report": report}, inputs=[*opened.inputs, *others], force=force)
     return verify_path(
         opened,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
@@ -162,7 +162,7 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         try:
             x = decode(raw_a, a.ggml_type).ravel()
             y = x if same else decode(raw_b, b.ggml_type).ravel()
-        except InputError as fault:
+        except EnvironmentFault as fault:
             note = str(fault)
             continue
         signal += inner(x, x)

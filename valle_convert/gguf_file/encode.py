@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import LARGEST_WEIGHT
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.types import BF16, F16, F32, GGML_TYPES, PLAIN_DTYPES, GgmlType
 
 # Types whose elements are numpy's own.
@@ -122,9 +122,9 @@ def _decode_without_ggml(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.
         with np.errstate(all="ignore"):
             values: NDArray[np.float32] = quants.dequantize(data, kind)
     except (ValueError, NotImplementedError):  # a type that it does not know, or only names
-        raise InputError(
-            f"the gguf package cannot read numbers of the type {ggml_type.name}, and llama.cpp is "
-            "not installed"
+        raise EnvironmentFault(
+            f"Numbers of the type {ggml_type.name} need llama.cpp, which is not installed or was "
+            "not tested here. Run `valle-convert doctor`."
         ) from None
     return values
 
@@ -160,7 +160,7 @@ def can_decode(ggml_type: GgmlType) -> bool:
     """Whether rows of a type can be decoded; only future types cannot."""
     try:
         decode(np.zeros(ggml_type.block_bytes, np.uint8), ggml_type)
-    except InputError:
+    except EnvironmentFault:
         return False
     return True
 

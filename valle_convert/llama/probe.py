@@ -48,6 +48,12 @@ def prove_library() -> ProbeResult:
     return probe_and_remember(cache_folder())
 
 
+def is_proved() -> bool:
+    """Whether the cache folder remembers a success of the installed library on this CPU."""
+    library = find_library()
+    return library is not None and os.path.isfile(_mark(cache_folder(), library))  # noqa: PTH113
+
+
 def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> ProbeResult:
     """Probe the installed library unless `folder` remembers a success."""
     library = find_library()
@@ -55,7 +61,7 @@ def probe_and_remember(folder: Path, command: Sequence[str] | None = None) -> Pr
         raise EnvironmentFault(
             f"llama.cpp's library was not found, and this command needs it. Run {INSTALL}."
         )
-    mark = folder / f"llama-probe-{fingerprint(library)}"
+    mark = _mark(folder, library)
     if os.path.isfile(mark):  # noqa: PTH113 - no exception for a closed folder
         return ProbeResult(remembered=True, seconds=0.0)
     start = time.monotonic()
@@ -105,6 +111,10 @@ def run_probe(command: Sequence[str] | None = None, *, timeout: float = TIMEOUT)
             f"llama.cpp failed its self-test (exit code {child.returncode})"
             f"{_doing(child.stdout)}: {last}"
         )
+
+
+def _mark(folder: Path, library: Path) -> Path:
+    return folder / f"llama-probe-{fingerprint(library)}"
 
 
 def fingerprint(library: Path) -> str:

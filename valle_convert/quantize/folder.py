@@ -161,7 +161,7 @@ def converted_models_in(folder: Path) -> Iterator[Bundle]:
 
 @dataclass(frozen=True)
 class Release:
-    """A folder that is as its manifest says: the files by name, and the models by size."""
+    """A folder that matches its manifest: the files by name, and the models by size."""
 
     path: Path
     files: Mapping[str, ManifestFile]
@@ -192,6 +192,12 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
     listed = {one.name: one for one in checked.files}
     models, idle = [], {one.name for one in listed.values() if one.is_model}
     for bundle in converted_models_in(path):
+        unknown = [one.name for one in bundle.paths if one.name not in listed]
+        if unknown:
+            raise InputError(
+                f"{path / unknown[0]} belongs to {bundle.path.name}, and {MANIFEST} does not list "
+                "it. Quantize again."
+            )
         files = {part: listed[file.path.name] for part, file in bundle.files.items()}
         models.append(Evaluated(bundle, read_measurements(bundle), files))
         idle -= {one.name for one in files.values()}

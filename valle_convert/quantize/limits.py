@@ -71,10 +71,19 @@ class Limits:
         if math.isnan(found.get("max_kl", 0)):
             given.setdefault("max_kl", math.inf)
         return tuple(
-            _WORDS[name][1].format(found[name], limit)
+            _WORDS[name][1].format(found[name], limit) + _worst_head(measured, name)
             for name, limit in given.items()
             if not (found[name] <= limit if name.startswith("max") else found[name] >= limit)
         )
+
+
+def _worst_head(measured: Measured | None, name: str) -> str:
+    if measured is None or name not in _ON_PREDICTIONS:
+        return ""
+    pick, key, form = (max, "kl_mean", ".2e") if name == "max_kl" else (min, "best_code", ".2%")
+    heads = {head: getattr(one, key) for head, one in measured.quality.items() if head != ALL}
+    worst = pick(heads, key=heads.__getitem__)
+    return f" (worst in {worst}: {heads[worst]:{form}})"
 
 
 class _EarlierFile(msgspec.Struct, frozen=True):

@@ -121,7 +121,16 @@ def read_struct(path: Path, what: str, kind: type[S]) -> S:
     try:
         return msgspec.json.Decoder(kind, dec_hook=_array).decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not a {what} of this program, or is damaged.") from error
+        raise InputError(f"{path} is not a {what} of this program: {_plain(error)}.") from error
+
+
+def _plain(error: Exception) -> str:
+    """Which value is wrong, without the pattern that it should match."""
+    text, _, place = str(error).partition(" - at `$")
+    if place:
+        name = place.rstrip("`").lstrip(".").replace("[...]", "")
+        return f"the value of {name:.60} is missing or invalid"
+    return f"{text.replace('`', ''):.80}"
 
 
 def write_struct(path: Path, value: msgspec.Struct) -> None:

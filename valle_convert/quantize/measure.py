@@ -49,6 +49,7 @@ from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tenso
 from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.verify.report import Report
+from valle_convert.verify.tensors import rounding_decibels
 from valle_convert.wording import duration, plural
 
 #: Time of an utterance on llama.cpp and of verifying a file, in utterances of the reference;
@@ -124,7 +125,7 @@ class Measurer:
         return SpeechMeasured(self.speech_key, listened, listening)
 
     def _tensors(self, bundle: Bundle, report: Report | None) -> Iterator[TensorReport]:
-        """The type and error of every quantized matrix; `verify` has measured most errors."""
+        """The type and error of every matrix; `verify` has measured those of quantized ones."""
         checks = [check for level in report.levels for check in level.checks] if report else []
         noise = {check.name: check.values.get("snr_db") for check in checks}
         several = len(self.source.units) > 1
@@ -134,8 +135,11 @@ class Measurer:
             for name, tensor in bundle.files[unit.part].tensors.items():
                 if len(tensor.shape) == 2 and name in before and before[name].shape == tensor.shape:
                     found = noise.get(f"{prefix}tensor {name}")
-                    if report is None:
+                    if self.source.reference is None:
                         found = signal_to_noise(before[name], tensor)
+                    elif found is None:
+                        plan = self.source.reference.files[unit.part]
+                        found = rounding_decibels(plan, name, tensor)
                     known = None if found is None or math.isinf(found) else found
                     kind, part = tensor.ggml_type, unit.part if several else ""
                     yield TensorReport(name, kind.name, kind.bits, known, part)
@@ -345,7 +349,7 @@ def read_reference(
         and (len(logits), len(spoken)) == (len(cases), len(given))
         and all(one.ndim == 2 and one.dtype == np.float32 for one in logits)
         and all(one.dtype == np.int64 and one.shape[1:] == (n_levels,) for one in spoken)
-        and all(((one >= 0) & (one < size)).all() for one in spoken)
+        and all(((one >= 0) & (one <= size)).all() for one in spoken)  # or the stop code
     )
     if not whole:
         raise InputError(f"{path} is damaged; make it again with evaluate --save-reference.")

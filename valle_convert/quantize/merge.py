@@ -118,7 +118,7 @@ def _ways(model: Evaluated) -> Iterator[tuple[str, str]]:
     keys = model.bundle.main.keys
     yield "the checkpoint", str(keys.get(SOURCE_SHA256_KEY))
     for name in IDENTITY_KEYS:
-        yield f"the key {name}", str(keys.get(name))
+        yield f"the key {name}", str(keys.get(name, "not set"))
     for part, file in model.files.items():
         yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
         yield f"the options of {part}", _options_of(file, type_of(model.bundle))

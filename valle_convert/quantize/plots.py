@@ -36,7 +36,7 @@ def plots(report: EvaluationReport) -> Iterator[tuple[str, Figure]]:
     if report.listening is not None:
         title = "Size and likelihood of the true codes"
         yield title, plot_likelihood(report, report.listening)
-    yield "Divergence by head (nar.1, nar.2, ... are the levels above level 0)", plot_heads(rows)
+    yield "Divergence by head", plot_heads(rows)
     yield "Speed", plot_speed(rows)
 
 

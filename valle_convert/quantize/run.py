@@ -45,12 +45,13 @@ from valle_convert.quantize.tool import find_quantizer
 from valle_convert.quantize.types import matches, weights_of
 from valle_convert.wording import plural
 
-_NAMES = {"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"}
+_NAMES = {"kind": "type", "n_bytes": "bytes", "n_files": "files", "weights": "weights_by_type"}
 
 
 class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     name: str
     kind: str
+    n_files: int
     status: str  # "planned" (dry run), "made" or "kept" (by --resume)
     n_bytes: int | None  # of all files; None if a planned size could not be predicted
     bits_per_weight: float | None
@@ -66,6 +67,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
         return cls(
             name=valid_utf8(plan.path.name),
             kind=plan.kind.name,
+            n_files=len(plan.paths),
             status="kept" if plan.kept else "planned",
             n_bytes=plan.n_bytes,
             **weights_of(plan.tensors),
@@ -120,7 +122,7 @@ class MakeReport(msgspec.Struct, frozen=True):
                 "?" if one.n_bytes is None else f"{one.n_bytes / 2**20:.2f}",
                 "?" if one.bits_per_weight is None else f"{one.bits_per_weight:.3f}",
                 "WRONG" if one.faults else one.status,
-                one.name,
+                one.name if one.n_files == 1 else f"{one.name} ({one.n_files} files)",
             ]
             for one in self.files
         ]

@@ -170,6 +170,15 @@ def _count_different(
     return n_different, where, rounded
 
 
+def rounding_decibels(plan: PlannedFile, name: str, found: TensorInfo) -> float:
+    """Signal to noise of a whole tensor, compared with the checkpoint; infinite if it is equal."""
+    planned = next(one for one in plan.tensors if one.name == name)
+    tally = _Tally()
+    for _, source, data in _rows(plan, planned, found):
+        tally.add(source.astype(np.float32), decode(data, found.ggml_type))
+    return tally.decibels
+
+
 def _check_moved(
     planned: PlannedTensor, found: TensorInfo, stored: Sequence[NDArray[np.uint8]]
 ) -> Check:
