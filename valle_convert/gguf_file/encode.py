@@ -123,7 +123,7 @@ def _decode_without_ggml(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.
             values: NDArray[np.float32] = quants.dequantize(data, kind)
     except (ValueError, NotImplementedError):  # a type that it does not know, or only names
         raise EnvironmentFault(
-            f"Numbers of the type {ggml_type.name} need llama.cpp, which is not installed or was "
+            f"numbers of the type {ggml_type.name} need llama.cpp, which is not installed or was "
             "not tested here. Run `valle-convert doctor`."
         ) from None
     return values

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import begins_with, check_input_file, os_faults
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.header import (
@@ -62,8 +62,8 @@ class TensorInfo(TensorEntry):
         data = self.data if len(self.shape) == 1 else self.data.reshape(self.shape[0], -1)[index]
         try:
             return decode(data, self.ggml_type)
-        except InputError as error:
-            raise InputError(f"{self._contents.label}, {self.name}: {error}") from error
+        except EnvironmentFault as error:
+            raise EnvironmentFault(f"{self._contents.label}, {self.name}: {error}") from error
 
 
 def is_gguf(path: Path) -> bool:
