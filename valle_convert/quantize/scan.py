@@ -24,7 +24,6 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Plan
-from valle_convert.gguf_file.encode import can_decode
 from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GgmlType
@@ -247,8 +246,6 @@ class Scan:
         return float(np.concatenate(total).mean())
 
     def _make(self, kind: GgmlType, progress: Progress) -> None:
-        if not can_decode(kind):
-            raise InputError(f"The type {kind.name} cannot be read back, which a scan needs.")
         options = MakeOptions(threads=self.threads, tensor_types=(f"weight={kind.name.lower()}",))
         of_file = FILE_TYPES[kind.name if kind.name in FILE_TYPES else "Q8_0"]
         made: list[tuple[PlannedFile, GgufFile]] = []
