@@ -57,8 +57,11 @@ def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path, name: str
     [
         ({"codes": None}, r"no file of codes \(it has no array 'codes'"),
         ({"codes": CODES.astype(np.float32)}, "float32.*integers"),
-        ({"codes": CODES[:, 0]}, r"of shape \[30\], expected \[n, n\]"),
-        ({"codes": CODES[:0]}, r"of shape \[0, 8\]"),
+        (
+            {"codes": CODES[:, 0]},
+            r"the array codes is int32 \[30\], expected integers \[frames, levels\]",
+        ),
+        ({"codes": CODES[:0]}, r"codes is int32 \[0, 8\]"),
         ({"codes": CODES - 1000}, "codes has -"),
         ({"codes": CODES + 1}, "codes has 1024, expected 0 to 1023"),
         ({"codes": np.array([[{}]], object)}, "no file of codes"),

@@ -113,6 +113,7 @@ def test_the_merge_is_rounded_to_the_type_of_the_weight(
         ({"x": DOWN}, {}, "holds no *.lora_A and *.lora_B tensors"),
         ({f"{TARGET}.lora_A": DOWN}, {"alpha": 1}, "only lora_A of the pair"),
         (plain_pair(), {"alpha": 1, "rank": 8}, "rank 4, but the config says 8"),
+        ({f"{TARGET}.lora_A": DOWN[:0], f"{TARGET}.lora_B": UP[:, :0]}, {"alpha": 1}, "rank is 0"),
         (plain_pair(), {"alpha": "one"}, "got `str` - at `$.alpha`"),
         *(
             (plain_pair(), {"alpha": n}, "not a finite number")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support import Cli, Convert, error_of, golden_checkpoint
+from support import Cli, Convert, error_of, golden_checkpoint, with_keys
 
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.read import GgufFile
@@ -58,6 +58,17 @@ def test_speak_and_tokenize_want_a_converted_file(
         assert "not a converted checkpoint" in error_of(cli("tokenize", path, "a"), 2)
         spoken = cli("speak", path, "Hi.", "-o", tmp_path / "o.wav")
         assert "not a converted checkpoint" in error_of(spoken, 2)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0, 0.3, 3000.0])
+def test_a_frame_rate_that_no_codec_has_is_refused(
+    rate: float, converted: Convert, tmp_path: Path, cli: Cli
+) -> None:
+    """Numbers of frames follow from it, and the memory and time that they take."""
+    key = Key("valle.codec.frame_rate", rate, "f32")
+    path = with_keys(converted("ar-nar-len", "q8_0"), tmp_path / "m.gguf", key)
+    message = error_of(cli("speak", path, "Hi.", "--save-codes", tmp_path / "c.npz"), 2)
+    assert "valle.codec.frame_rate is" in message
 
 
 def test_a_file_without_tensors_has_nothing_to_quantize(

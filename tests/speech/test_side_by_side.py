@@ -199,7 +199,7 @@ def test_models_that_decode_all_frames_at_once_refuse_it(converted: Convert) -> 
             bundle.family.speaker(bundle, settings=ONE_THREAD) as speaker,
             pytest.raises(InputError, match="--parallel does not apply; leave it out"),
         ):
-            speaker.check_parallel(options)
+            speaker.check_options(options, 2)
 
 
 @pytest.mark.parametrize("folder", ["ar-nar-len", GOLDEN_VALLEX])

@@ -23,8 +23,14 @@ def test_random_codes_have_no_stops_and_levels_are_made_anew(version_seven: Talk
     np.testing.assert_array_equal(raised.codes[:, 0], spoken.codes[:, 0])
 
 
-def test_a_model_without_durations_says_that_it_cannot_speak(tmp_path: Path, cli: Cli) -> None:
+def test_a_model_without_durations_says_that_it_cannot_speak(
+    tmp_path: Path, codec: Path, cli: Cli
+) -> None:
     make_checkpoint(tmp_path / "m.sft", Shape(version=7, capabilities=("nar",)))
     write_gguf(plan_conversion(tmp_path / "m.sft"), tmp_path / "m.gguf")
-    result = cli("speak", tmp_path / "m.gguf", "Hi.", "--save-codes", tmp_path / "c.npz")
-    assert "it has the capabilities nar, expected len" in error_of(result, 2)
+    gguf, message = tmp_path / "m.gguf", "it has the capabilities nar, expected len"
+    for command in (
+        ("speak", gguf, "Hi.", "--save-codes", tmp_path / "c.npz"),
+        ("serve", gguf, "--codec", codec, "--port", 0),
+    ):
+        assert message in error_of(cli(*command), 2)

@@ -1,10 +1,12 @@
 """Version 7 on stock llama.cpp and in PyTorch: one computes what the other does."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from support import GOLDEN_VERSION_7, Convert, golden_checkpoint, open_reference
+from torch.nn import functional
 
 from valle_convert import open_network
 from valle_convert.errors import InputError
@@ -31,6 +33,20 @@ def test_any_number_of_frames_is_encoded_and_decoded(n: int, converted: Convert)
         assert nmse(reference.decode(states), network.decode(states)) < 1e-11
         for head in ("length", "phonemes", "text"):
             assert nmse(reference.head(head, states), network.head(head, states)) < 1e-12
+
+
+def test_memory_does_not_grow_with_the_frames(converted: Convert) -> None:
+    with (
+        open_network(converted(GOLDEN_VERSION_7, "f32"), n_threads=1) as network,
+        patch.object(functional, "gelu", wraps=functional.gelu) as gelu,
+    ):
+        largest = {}
+        for n in (512, 2000):
+            gelu.reset_mock()
+            network.encode("prompt", np.zeros((n, 8), np.int64))
+            network.decode(np.zeros((n, network.model.config.n_embd), np.float32))
+            largest[n] = max(call.args[0].nbytes for call in gelu.call_args_list)
+    assert largest[512] == largest[2000] > 0
 
 
 def test_a_prompt_that_changes_is_encoded_again(converted: Convert) -> None:

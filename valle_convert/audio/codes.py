@@ -113,24 +113,25 @@ def check_format(what: str, found: tuple[int, int, Codec], model: CodeFormat, ad
 
 
 def check_array(
-    path: Path, name: str, array: NDArray[Any], shape: tuple[int | None, ...], n_rows: int
+    path: Path, name: str, array: NDArray[Any], shape: tuple[int | str, ...], n_rows: int
 ) -> None:
-    """Reject an array of a file unless it has this shape, and whole numbers below `n_rows`."""
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{path}: {name} is of type {array.dtype}, expected integers.")
-    fits = array.ndim == len(shape) and all(
-        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    """Reject an array of a file unless it has this shape, and whole numbers below `n_rows`.
+
+    An axis with a name in place of a length has any length but 0.
+    """
+    is_shaped = array.size > 0 and array.ndim == len(shape)
+    is_shaped = is_shaped and all(
+        isinstance(wanted, str) or wanted == found
+        for wanted, found in zip(shape, array.shape, strict=True)
     )
-    if not fits or not array.size:
-        words = ["n" if n is None else str(n) for n in shape]
-        raise InputError(
-            f"{path}: {name} is of shape {list(array.shape)}, expected [{', '.join(words)}]."
-        )
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= n_rows:
-        raise InputError(
-            f"{path}: {name} has {low if low < 0 else high}, expected 0 to {n_rows - 1}."
-        )
+    if array.dtype.kind not in "iu" or not is_shaped:
+        expected = f"integers [{', '.join(map(str, shape))}]" if shape else "one integer"
+        fault = f"is {array.dtype} {list(array.shape)}, expected {expected}"
+    elif (low := int(array.min())) < 0 or int(array.max()) >= n_rows:
+        fault = f"has {low if low < 0 else array.max()}, expected 0 to {n_rows - 1}"
+    else:
+        return
+    raise InputError(f"{path}: the array {name} {fault}; the file is damaged, or of another model.")
 
 
 def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
@@ -150,7 +151,7 @@ def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
         )
     size = int(scalars["codebook_size"])
     sample_rate, frame_rate = int(scalars["sample_rate"]), float(scalars["frame_rate"])
-    check_array(path, "codes", codes, (None, None), size)
+    check_array(path, "codes", codes, ("frames", "levels"), size)
     if not (0 <= sample_rate <= 1_000_000 and 0 <= frame_rate <= 100_000):
         raise InputError(
             f"{path}: {sample_rate} Hz and {frame_rate} frames per second are out of range."

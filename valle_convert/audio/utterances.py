@@ -79,10 +79,10 @@ def check_utterance(
     """Raise an `InputError` if the arrays of an utterance do not fit a model."""
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
-    check_array(path, "phonemes", phonemes, (None,), rows.table("phonemes").n_rows)
-    check_array(path, "response", response, (None, config.n_levels), config.codebook_size)
+    check_array(path, "phonemes", phonemes, ("phonemes",), rows.table("phonemes").n_rows)
+    check_array(path, "response", response, ("frames", config.n_levels), config.codebook_size)
     if prompt is not None:
-        check_array(path, "prompt", prompt, (None, config.n_levels), config.codebook_size)
+        check_array(path, "prompt", prompt, ("frames", config.n_levels), config.codebook_size)
     n_languages = rows.table("language").n_rows if rows.has_table("language") else 0
     if language is not None:
         check_array(path, "language", language, (), max(n_languages, 1))

@@ -55,6 +55,10 @@ def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
         _refuse_shard(tree, place)
         contents = _parse(path, tree, place)
     tensors, notes = with_plain_names(contents.tensors, str(path))
+    is_torch = contents.container.startswith("torch")
+    if place.suffix.lower() in (SAFETENSORS_SUFFIXES if is_torch else TORCH_SUFFIXES):
+        kind = "a file of torch.save" if is_torch else "a safetensors file"
+        notes = (f"{place.name} is {kind} by its content, and read as one", *notes)
     lora = contents.lora
     if lora is not None:
         lora, more = with_plain_names(lora, str(path))

@@ -225,6 +225,8 @@ class LoraPairs:
                 f"lora_B {list(up.shape)} times lora_A {list(down.shape)} does not have "
                 f"the weight's shape {list(weight.shape)}"
             )
+        if not rank:
+            return "its rank is 0"
         if said_rank not in (None, rank):
             return f"rank {rank}, but the config says {said_rank:g}"
         return LoraPair(sides["A"], sides["B"], factor * self.alpha / rank, is_table)

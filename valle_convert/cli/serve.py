@@ -84,7 +84,7 @@ def serve(
 
     def open_speaker() -> AnySpeaker:
         speaker = engine.speaker(bundle)
-        engine.check_parallel(speaker, served.defaults)
+        speaker.check_options(served.defaults, engine.parallel)
         return speaker
 
     _run(SpeechServer(served, open_speaker), served, host, port)

@@ -219,7 +219,7 @@ def _carry_out(
     begin = time.perf_counter()
     console.log(f"loading {bundle.path}" + (" and the codec" if needs_codec else ""))
     with engine.speaker(bundle, request.lora, needs_codec=needs_codec) as speaker:
-        engine.check_parallel(speaker, options)
+        speaker.check_options(options, engine.parallel)
         loaded = time.perf_counter() - begin
         progress = SpeechProgress(speaker.frame_rate, sink)
         with sink or nullcontext(), stop_on_interrupt(target.keep_partial) as should_stop:

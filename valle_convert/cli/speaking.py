@@ -78,11 +78,6 @@ class EngineOptions:
             adapters=lora_files(adapters),
         )
 
-    def check_parallel(self, speaker: AnySpeaker, options: SpeakOptions) -> None:
-        """Refuse --parallel where it changes nothing."""
-        if self.parallel > 1:
-            speaker.check_parallel(options)
-
 
 @dataclass(frozen=True)
 class DecodingOptions:

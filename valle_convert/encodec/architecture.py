@@ -36,6 +36,8 @@ Ratios = Annotated[
 ]
 Bandwidths = Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
 MAX_CODEBOOKS = 1024
+#: Advice for other codecs, and other kinds of EnCodec.
+ELSEWHERE = "For another codec, use codes (--save-codes, --voice CODES.npz)."
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,7 @@ def spec_from_config(config: Mapping[str, Any], where: str) -> EncodecSpec:
         "codebook_dim": [spec.hidden_size],
     }
     if wrong := _differences(spec, allowed):
-        raise InputError(
-            f"The codec {where} is not like facebook/encodec_24khz: {wrong}. Encode "
-            "and decode with that codec's own program, and pass the codes as .npz."
-        )
+        raise InputError(f"{where} is not like facebook/encodec_24khz: {wrong}. {ELSEWHERE}")
     return replace(spec, target_bandwidths=tuple(sorted(spec.target_bandwidths)))
 
 
@@ -383,4 +382,4 @@ def _differences(spec: EncodecSpec, allowed: Mapping[str, Sequence[object]]) -> 
             each = " or ".join(map(json.dumps, values))
             expected = f"{values[0]} to {values[-1]}" if isinstance(values, range) else each
             wrong.append(f"{name} is {json.dumps(value)}, expected {expected}")
-    return listing(wrong)
+    return listing(wrong, 2)

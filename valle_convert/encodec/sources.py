@@ -27,6 +27,7 @@ from valle_convert.checkpoint.folder import HUB_PREFIX, Tree
 from valle_convert.checkpoint.hub import HubTree, parse_location
 from valle_convert.checkpoint.source import WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.encodec.architecture import (
+    ELSEWHERE,
     MAX_CODEBOOKS,
     CodecTensor,
     EncodecSpec,
@@ -67,9 +68,6 @@ _LEFT_OUT = re.compile(
 )
 _CODEBOOK = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\._?codebook\.embed")
 _DTYPES = [str(dtype) for dtype in WEIGHT_DTYPES]
-
-#: Advice for other codecs, and other kinds of EnCodec.
-_ELSEWHERE = "Models of another codec work with codes (--save-codes, --voice CODES.npz)."
 
 
 def open_encodec(source: str | Path = ENCODEC_24KHZ) -> EncodecWeights:
@@ -120,8 +118,8 @@ def _open_file(path: Path, source: str) -> EncodecWeights:
         )
     found = "is empty" if not head else f"begins with {head[:4]!r}"
     raise InputError(
-        f"{path} is not an EnCodec: it {found}; pass a folder with config.json, Meta's .th, a .bin "
-        f"of encodec.cpp, or a .gguf of `valle-convert codec`. {_ELSEWHERE}"
+        f"{path} is not an EnCodec: it {found}; pass a folder with config.json, a .th, .bin or "
+        f".gguf. {ELSEWHERE}"
     )
 
 
@@ -144,12 +142,12 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
 def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSpec:
     """The published model with another width and other codebooks; every tensor is checked later."""
     names = [f"encoder.model.{layer}.conv.conv.bias" for layer in (0, 15)] + [codebook_name(0)]
-    shapes = [specs[name].shape for name in names if name in specs]
-    if list(map(len, shapes)) != [1, 1, 2]:
-        raise InputError(
-            f"The codec {path} is not Meta's encodec_24khz-*.th: it lacks {' or '.join(names)}. "
-            f"{_ELSEWHERE}"
-        )
+    shapes = [specs[name].shape if name in specs else () for name in names]
+    for name, shape, n_axes in zip(names, shapes, (1, 1, 2), strict=True):
+        if len(shape) != n_axes:
+            raise InputError(
+                f"The codec {path} is not Meta's encodec_24khz-*.th: it lacks {name}. {ELSEWHERE}"
+            )
     (filters,), (hidden,), (size, dim) = shapes
     config = {
         "n_codebooks": _count_codebooks(specs),
@@ -209,7 +207,7 @@ def _read_config(path: Path, source: str) -> Mapping[str, Any]:
     if kind != "encodec":
         raise InputError(
             f"The codec {source} has the model_type {kind!r}, expected encodec; pass a folder of "
-            f"{ENCODEC_24KHZ}. {_ELSEWHERE}"
+            f"{ENCODEC_24KHZ}. {ELSEWHERE}"
         )
     return config
 

@@ -216,11 +216,11 @@ class KeyReader:
         )
 
     def codec(self) -> Codec:
-        return Codec(
-            self.text("valle.codec.name"),
-            self.number("valle.codec.sample_rate"),
-            self.real("valle.codec.frame_rate"),
-        )
+        rate = self.real("valle.codec.frame_rate")
+        if rate and not 1 <= rate <= 1000:  # numbers of frames follow from it
+            rate = self._fault("valle.codec.frame_rate", rate, "0, or 1 to 1000", 0.0)
+        name = self.text("valle.codec.name")
+        return Codec(name, self.number("valle.codec.sample_rate"), rate)
 
     def ranges(self, kind: str, n_token_rows: int) -> list[tuple[str, int, int]]:
         names = self.words(f"valle.{kind}.names")

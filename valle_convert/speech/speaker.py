@@ -138,9 +138,9 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
 
     # ------------------------------------------------------------------------- speaking
 
-    def check_parallel(self, options: SpeakOptions) -> None:
-        """Reject options with which all frames of a sentence are decoded at once."""
-        if not self._n_sequences(options):
+    def check_options(self, options: SpeakOptions, n_parallel: int) -> None:
+        """Reject options that the model cannot speak with, in so many sentences side by side."""
+        if not self._n_sequences(options) and n_parallel > 1:
             raise InputError(
                 "This model decodes all frames of a sentence at once, so --parallel does not apply;"
                 f" leave it out{self.stepwise}."

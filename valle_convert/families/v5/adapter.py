@@ -38,7 +38,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
     is_converted,
 )
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.gguf_file.types import F16, F32, PLAIN_DTYPES, GgmlType
 from valle_convert.model.trainer import LAYER_TENSORS
 from valle_convert.wording import listing
@@ -92,7 +92,15 @@ class Adapter(LoraPairs):
             )
         said = file.keys.get(BASE_SHA256_KEY)
         alpha = file.keys.get(ALPHA_KEY)
-        faults = [name for name in file.tensors if not name.endswith(_SIDES)]
+        levels = file.keys.get(LEVELS_KEY, [])
+        stored, faults = {}, []
+        for name, tensor in file.tensors.items():
+            weight, _, side = name.rpartition(".lora_")
+            source = source_name(weight)
+            if source is None or not name.endswith(_SIDES):
+                faults.append(f"{name} belongs to no layer")
+            else:
+                stored[f"{source.removesuffix('.weight')}.lora_{side.upper()}"] = tensor
         if said is not None and base.sha256 is not None and said != base.sha256:
             faults.insert(
                 0,
@@ -103,13 +111,15 @@ class Adapter(LoraPairs):
             faults.append(f"it is not a lora of the architecture {ARCHITECTURE}")
         if not isinstance(alpha, float) or not np.isfinite(alpha) or not alpha:
             faults.append(f"{ALPHA_KEY} is {alpha!r:.40}")
+        if not isinstance(levels, list) or any(type(level) is not int for level in levels):
+            faults.append(f"{LEVELS_KEY} is {levels!r:.40}")
         if faults:
             raise InputError(
-                f"{where} is not an adapter for {base.name}: {listing(faults, separator='; ')}. "
+                f"{where} is not an adapter for {base.name}: {listing(faults, 1, '; ')}. "
                 "Give the file that it was made for, or make it again with `valle-convert lora`."
             )
-        config = {"alpha": alpha, "rvq_levels": file.keys.get(LEVELS_KEY)}
-        super().__init__(_Stored(file), config, base.specs, where, factor=given.factor)
+        config = {"alpha": alpha, "rvq_levels": levels}
+        super().__init__(_Stored(stored), config, base.specs, where, factor=given.factor)
         self.path = given.path
 
     def is_for(self, level: int) -> bool:
@@ -120,14 +130,11 @@ class Adapter(LoraPairs):
 class _Stored:
     """The tensors of an adapter file under the checkpoint's names; a `TensorSource`."""
 
-    def __init__(self, file: GgufFile) -> None:
-        self._stored = {}
+    def __init__(self, stored: Mapping[str, TensorInfo]) -> None:
+        self._stored = stored
         self.specs: Mapping[str, TensorSpec] = {}
-        for target, tensor in file.tensors.items():
-            weight, _, side = target.rpartition(".lora_")
-            module = (source_name(weight) or weight).removesuffix(".weight")
-            name, kind = f"{module}.lora_{side.upper()}", tensor.ggml_type
-            self._stored[name] = tensor
+        for name, tensor in stored.items():
+            kind = tensor.ggml_type
             dtype = PLAIN_DTYPES[kind] if kind in _TYPES.values() else None
             self.specs[name] = TensorSpec(name, dtype, kind.name, tensor.shape)
 

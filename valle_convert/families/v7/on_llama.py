@@ -7,6 +7,7 @@ on first use and kept: 0.3 GB for 24 x 1024 with feed-forwards of twice the widt
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from valle_convert.network.tuned import read_probe_rows, tuned_for
 
 #: Of every LayerNorm; PyTorch's default, which is in no config of these checkpoints.
 _NORM_EPSILON = 1e-5
+#: Frames that the encoders and decoders compute at once, to limit memory.
+_FRAMES_AT_ONCE = 512
 
 
 class VersionSevenGguf(OnLlama, AllLevelsNetwork):
@@ -79,6 +82,9 @@ class VersionSevenGguf(OnLlama, AllLevelsNetwork):
     @torch.inference_mode()
     def encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
         """One vector per frame, [n, levels] -> [n, d]."""
+        return np.concatenate([self._encode(kind, part) for part in _parts(codes)])
+
+    def _encode(self, kind: Encoded, codes: IntArray) -> FloatArray:
         config, prefix = self.model.config, f"a.{kind}"
         first = [self.model.audio.table(f"{kind}.{i}").first_row for i in range(config.n_levels)]
         rows = self._audio.tensors[TOKEN_EMBEDDING].rows((codes + np.array(first)).reshape(-1))
@@ -100,6 +106,9 @@ class VersionSevenGguf(OnLlama, AllLevelsNetwork):
     @torch.inference_mode()
     def decode(self, states: FloatArray) -> FloatArray:
         """The logits of all levels, each by its own decoder."""
+        return np.concatenate([self._decode(part) for part in _parts(states)], axis=1)
+
+    def _decode(self, states: FloatArray) -> FloatArray:
         config = self.model.config
         x = torch.from_numpy(states).expand(config.n_levels, *states.shape)  # [levels, n, d]
         if config.level_norm:
@@ -151,6 +160,10 @@ class VersionSevenGguf(OnLlama, AllLevelsNetwork):
     def _read(self, name: str) -> Tensor:
         tensor = self._audio.tensors[name]
         return torch.from_numpy(np.array(tensor.rows())).reshape(tensor.shape)
+
+
+def _parts(frames: NDArray[Any]) -> list[NDArray[Any]]:
+    return np.split(frames, range(_FRAMES_AT_ONCE, len(frames), _FRAMES_AT_ONCE))
 
 
 NETWORK = VersionSevenGguf

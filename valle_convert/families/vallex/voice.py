@@ -45,8 +45,8 @@ def is_vallex_voice(path: Path) -> bool:
 def read_vallex_voice(path: Path, model: CodeFormat) -> VallexVoice:
     arrays = read_npz(path, (_CODES, _TEXT, _LANGUAGE), max_bytes=_MAX_BYTES, what=_WHAT)
     codes, text, language = (arrays[name] for name in (_CODES, _TEXT, _LANGUAGE))
-    check_array(path, _CODES, codes, (1, None, None), model.codebook_size)
-    check_array(path, _TEXT, text, (1, None), len(VALLEX_SYMBOLS))
+    check_array(path, _CODES, codes, (1, "frames", "levels"), model.codebook_size)
+    check_array(path, _TEXT, text, (1, "symbols"), len(VALLEX_SYMBOLS))
     language = language.reshape(()) if language.size == 1 else language
     check_array(path, _LANGUAGE, language, (), len(VOICE_FILE_LANGUAGES))
     saved = SavedCodes(codes[0].astype(np.int32), model.codec, model.codebook_size)
