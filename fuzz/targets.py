@@ -38,7 +38,7 @@ from fuzz.mutate import (
 from valle_convert.api import plan_conversion, plan_repair
 from valle_convert.audio.codes import read_codes
 from valle_convert.audio.files import read_audio
-from valle_convert.audio.recorded import read_list
+from valle_convert.audio.utterances import read_list
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.containers import read_container
 from valle_convert.checkpoint.folder import Tree

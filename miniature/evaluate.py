@@ -23,9 +23,15 @@ from miniature import corpus
 from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
-from valle_convert.listening.listen import EVERYWHERE, MEASURES, Listened, ListeningTest, Sentence
+from valle_convert.listening.listen import (
+    EVERYWHERE,
+    MEASURES,
+    Listened,
+    ListeningTest,
+    Recogniser,
+    Sentence,
+)
 from valle_convert.listening.measures import Estimate
-from valle_convert.listening.recogniser import Recogniser
 from valle_convert.model.inputs import Condition
 from valle_convert.quantize.listening import means_of
 

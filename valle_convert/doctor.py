@@ -54,11 +54,7 @@ def needs() -> dict[str, tuple[str, ...]]:
         **dict.fromkeys(_ALWAYS, ()),
         "convert (from hf:...)": ("hub",),
         "publish": ("hub",),
-        "tokenize": (LLAMA,),
-        "quantize": (LLAMA,),
-        "verify": (LLAMA,),
-        "evaluate": (LLAMA,),
-        "scan": (LLAMA,),
+        **dict.fromkeys(("tokenize", "quantize", "verify", "evaluate", "scan"), (LLAMA,)),
         "evaluate --report FILE.html": (LLAMA, "report"),
         "voice": ("speech",),
     }
@@ -208,10 +204,8 @@ def examine_commands(
 ) -> tuple[CommandReport, ...]:
     """The problems of each command; all commands need the required packages."""
     problems: dict[str, list[str]] = defaultdict(list)
-    for need, problem in (
-        *((one.extra, one.problem) for one in packages),
-        (LLAMA, llama.problem),
-    ):
+    found = [(one.extra, one.problem) for one in packages]
+    for need, problem in [*found, (LLAMA, llama.problem)]:
         if problem is not None:
             problems[need].append(problem)
     return tuple(

@@ -7,7 +7,7 @@ import pytest
 
 from valle_convert.audio import Audio
 from valle_convert.errors import EnvironmentFault
-from valle_convert.listening.recogniser import Recogniser
+from valle_convert.listening.listen import Recogniser
 
 SOUND = Audio(np.full(2400, 0.25, np.float32), 24_000)
 MEASURES = "import sys, wave; w = wave.open(sys.argv[1]); print(w.getnframes(), w.getframerate())"

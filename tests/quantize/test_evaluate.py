@@ -140,7 +140,7 @@ def test_given_utterances_are_what_is_measured(
     for command in (("evaluate", made), ("quantize", gguf_256, tmp_path / "p.gguf", "Q4_0")):
         option = "--data" if command[0] == "evaluate" else "--imatrix"
         refused = cli(*command, option, data, "--checkpoint", checkpoint_256)
-        assert "3.npz: response has 64" in error_of(refused, 2)
+        assert "3.npz: the array response has 64" in error_of(refused, 2)
 
 
 def test_damaged_weights_are_found_whatever_the_limits(

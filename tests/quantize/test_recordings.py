@@ -11,7 +11,7 @@ import soundfile
 from support import ONE_THREAD, Cli, error_of, run_program
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
-from valle_convert.audio.recorded import Recorded, read_list
+from valle_convert.audio.utterances import Recorded, read_list
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY

@@ -34,7 +34,6 @@ def merge(
         progress=console.progress_bar,
     )
     console.log(f"merged {plural(len(result.files), 'file')} into {out}")
-    for note in result.notes:
-        console.log(f"note: {note}")
+    console.notes(result.notes)
     if result.report is not None:
         output.finish(result.report)

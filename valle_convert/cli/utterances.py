@@ -27,7 +27,7 @@ from valle_convert.wording import plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from valle_convert.audio.recorded import Recorded
+    from valle_convert.audio.utterances import Recorded
 
 
 def utterances(
@@ -91,7 +91,7 @@ def utterances(
 
 
 def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) -> list[Recorded]:
-    from valle_convert.audio.recorded import Recorded, read_list
+    from valle_convert.audio.utterances import Recorded, read_list
 
     if listed is not None:
         return read_list(listed)

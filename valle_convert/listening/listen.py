@@ -7,22 +7,27 @@ Each sentence is spoken in every way that the model's capabilities allow, with i
 two models can be compared sentence by sentence.
 """
 
+import shlex
+import shutil
+import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.audio.files import Audio
+from valle_convert.audio.files import Audio, write_wav
 from valle_convert.decode.ar import append_codes
 from valle_convert.decode.batch import Batch
 from valle_convert.decode.greedy import decode_transcript
 from valle_convert.decode.options import DecodeOptions, Mode, SamplingOptions
 from valle_convert.decode.speech import choose_mode, speech_steps
-from valle_convert.errors import InputError
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (
     Tally,
@@ -32,7 +37,6 @@ from valle_convert.listening.measures import (
     normalized,
     plain_words,
 )
-from valle_convert.listening.recogniser import Recogniser
 from valle_convert.llama.context import Settings
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Model
@@ -42,6 +46,9 @@ from valle_convert.progress import Advance, Progress, silent
 #: The place of tallies over all heads, or all ways of speaking.
 EVERYWHERE = "all"
 _AR_TEMPERATURE = 0.6
+#: A recogniser that takes longer for a sentence hangs.
+_SECONDS = 600.0
+_SHOWN = 300
 #: How networks that listen are opened: exact, with room for the sentences of a batch. With 8,
 #: Q4_K_M gains no more.
 LISTENING = Settings(n_parallel=4)
@@ -157,6 +164,51 @@ class Listened:
     def total(self, measure: Measure) -> Tally | None:
         """Over all places; None if it was not measured."""
         return self.tallies.get(measure.name, {}).get(EVERYWHERE)
+
+
+class Recogniser:
+    """A speech recogniser: any command that takes the path of a wav and prints a text."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        try:
+            self._words = shlex.split(command)
+        except ValueError as error:
+            raise InputError(f"--asr is {command!r}, which is not a command: {error}.") from error
+        if not self._words:
+            raise InputError("--asr is empty; give a command that prints what it hears in a wav.")
+        if shutil.which(self._words[0]) is None:
+            raise EnvironmentFault(
+                f"--asr needs the program {self._words[0]}, which is not installed, or not in PATH."
+            )
+
+    def hear(self, audio: Audio) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "speech.wav"
+            write_wav(path, audio)
+            words = [word.replace("{}", str(path)) for word in self._words]
+            if words == self._words:
+                words.append(str(path))
+            try:
+                done = subprocess.run(  # noqa: S603 - the user's own command
+                    words,
+                    capture_output=True,
+                    check=False,
+                    stdin=subprocess.DEVNULL,
+                    timeout=_SECONDS,
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise EnvironmentFault(
+                    f"The recognizer {self.command!r} failed: {error}."
+                ) from error
+        if done.returncode:
+            said = " ".join(done.stderr.decode(errors="replace").split())[-_SHOWN:]
+            raise EnvironmentFault(
+                f"The recognizer {self.command!r} ended with exit code {done.returncode}"
+                + (f": {said}" if said else "")
+                + "; it must print what it hears in the wav whose path it gets."
+            )
+        return done.stdout.decode(errors="replace").strip()
 
 
 class ListeningTest:

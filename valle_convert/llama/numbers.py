@@ -1,7 +1,4 @@
-"""Numbers converted by ggml: in a twentieth of numpy's time, a tenth of the gguf package's.
-
-Only where an earlier command has proved the library, so that reading a file starts no self-test.
-"""
+"""Numbers converted by ggml, in a tenth of the time, once a command has proved the library."""
 
 import ctypes
 import functools

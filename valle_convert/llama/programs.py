@@ -24,13 +24,8 @@ class Program:
     how: str
 
 
-def variable_of(name: str) -> str:
-    """The environment variable that names a program: LLAMA_QUANTIZE for llama-quantize."""
-    return name.upper().replace("-", "_")
-
-
 def find_program(name: str, *, checkout: Path | None = None) -> Program:
-    variable = variable_of(name)
+    variable = name.upper().replace("-", "_")
     given = os.environ.get(variable)
     if given:
         path = Path(given)

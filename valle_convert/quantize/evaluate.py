@@ -179,7 +179,9 @@ def _open(given: Given) -> Iterator[Bundle]:
         raise InputError("--types selects files of a folder; give one, or leave it out.")
     for path in given.paths:
         if not path.is_dir():
-            yield _open_one(path)
+            bundle = open_checked(path)
+            _ = bundle.model  # raises if it is not converted
+            yield bundle
             continue
         found = list(converted_models_in(path))
         kept = [one for one in found if not types or type_of(one) in types]
@@ -206,12 +208,6 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
         for path in one.paths
         if path in listed and sha256_of(path) != listed[path]
     }
-
-
-def _open_one(path: Path) -> Bundle:
-    bundle = open_checked(path)
-    _ = bundle.model  # raises if it is not converted
-    return bundle
 
 
 def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceBundle:

@@ -30,10 +30,10 @@ from valle_convert.listening.listen import (
     Listened,
     ListeningTest,
     Measure,
+    Recogniser,
     Sentence,
 )
 from valle_convert.listening.measures import Estimate, Tally
-from valle_convert.listening.recogniser import Recogniser
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.model.spec import Model
 from valle_convert.progress import Progress

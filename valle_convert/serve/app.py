@@ -23,8 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from valle_convert.decode.options import ShouldStop
 from valle_convert.families.bundle import Bundle
-from valle_convert.serve.gate import Access, Gate
-from valle_convert.serve.metrics import Metrics
+from valle_convert.serve.gate import Access, Gate, Metrics
 from valle_convert.serve.refusal import RETRY_AFTER, Refusal, bad_value, refusal_of
 from valle_convert.serve.request import Speaking, parse_request
 from valle_convert.serve.sound import SOUND_FORMATS

@@ -1,20 +1,25 @@
-"""Between the server and the routes: access, the id of a request, and its end in any case."""
+"""Between the server and the routes: access, the id of a request, its end in any case, metrics."""
 
 import hmac
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from valle_convert.serve.metrics import Metrics
 from valle_convert.serve.refusal import Refusal, refusal_of
+from valle_convert.speech.results import Piece
 
 #: Paths without a key: they reveal nothing about users.
 _OPEN_PATHS = frozenset({"/", "/health"})
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 _LOG = logging.getLogger(__name__)
 
 
@@ -57,6 +62,34 @@ def _name_of(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+class Metrics:
+    media_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, n_admitted: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        self.requests = counter("valle_requests", "Answers by status", ["status"])
+        self._sentences = counter("valle_sentences", "Spoken sentences")
+        self._audio = counter("valle_audio_seconds", "Seconds of audio")
+        self._computing = counter("valle_computing_seconds", "Seconds of computing")
+        self.first_sound = Histogram(
+            "valle_first_sound_seconds",
+            "Seconds from the request to its first sound",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        queue = Gauge("valle_queue", "Requests running or waiting", registry=self._registry)
+        queue.set_function(n_admitted)
+
+    def spoke(self, piece: Piece) -> None:
+        self._sentences.inc()
+        self._audio.inc(0 if piece.audio is None else piece.audio.seconds)
+        self._computing.inc(piece.seconds.total)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
 
 
 class Gate:

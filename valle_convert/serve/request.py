@@ -10,7 +10,7 @@ import msgspec
 from valle_convert.decode.options import ShouldStop
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
-from valle_convert.serve.metrics import Metrics
+from valle_convert.serve.gate import Metrics
 from valle_convert.serve.refusal import Refusal, bad_value
 from valle_convert.serve.sound import SOUND_FORMATS, Encoder
 from valle_convert.serve.voices import Voices

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from valle_convert.audio.codec import AudioCodec
-from valle_convert.audio.recorded import Recorded
+from valle_convert.audio.utterances import Recorded
 from valle_convert.audio.voice import PROMPT_SECONDS
 from valle_convert.decode.speech import decode_speech
 from valle_convert.errors import InputError

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from valle_convert.audio.codec import open_codec
 from valle_convert.audio.codes import is_codes_path
-from valle_convert.audio.recorded import Recorded
-from valle_convert.audio.utterances import check_utterance
+from valle_convert.audio.utterances import Recorded, check_utterance
 from valle_convert.audio.voice import PROMPT_SECONDS
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
