@@ -38,11 +38,7 @@ LLAMA = "llama.cpp"  # the library, as a requirement of commands
 _ALWAYS = (
     "convert repair lora export inspect imatrix compare merge check-manifest codec doctor".split()
 )
-_ABILITIES = {
-    "evaluate --listen": "listen",
-    "transcribe": "transcribe",
-    "utterances": "utterances",
-}
+_ABILITIES = {"evaluate --listen": "listen", "transcribe": "transcribe", "utterances": "utterances"}
 
 
 def needs() -> dict[str, tuple[str, ...]]:

@@ -130,20 +130,32 @@ def test_what_was_not_made_in_one_way_is_refused_and_nothing_is_left(
 
 
 @pytest.mark.parametrize(
-    ("options", "key"),
+    ("options", "words"),
     [
-        (("--name-files", "convention"), "general.basename"),
-        (("--quantized-by", "me"), "general.quantized_by"),
-        (("--base-model", "me/base"), "general.base_model.0.repo_url"),
+        (("--name-files", "convention"), "the key general.basename"),
+        (("--quantized-by", "me"), "the key general.quantized_by"),
+        (("--base-model", "me/base"), "the key general.base_model.0.repo_url"),
+        (("--imatrix", "i.gguf"), "the use of a matrix"),
     ],
 )
-def test_files_of_another_identity_are_refused(
-    options: tuple[str, str], key: str, cli: Cli, made: Path, checkpoint_256: Path, tmp_path: Path
+def test_files_made_with_other_options_are_refused(
+    options: tuple[str, str],
+    words: str,
+    cli: Cli,
+    made: Path,
+    checkpoint_256: Path,
+    gguf_256: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = tmp_path / "other"
-    run = ("quantize", checkpoint_256, other, "--types", "Q5_0", "--threads", 1)
+    monkeypatch.chdir(tmp_path)
+    assert cli("imatrix", checkpoint_256, "-o", "i.gguf", "--utterances", 1).code == 0
+    run = ("quantize", gguf_256, "other", "--types", "Q5_0", "--threads", 1)
     assert cli(*run, *options).code == 0
-    assert f"differ in the key {key}" in error_of(cli("merge", made, other, tmp_path / "o"), 2)
+    assert f"differ in {words}" in error_of(cli("merge", made, "other", "out"), 2)
+    automatic = ("quantize", gguf_256, "auto", "--types", "Q2_K_S", "--checkpoint", checkpoint_256)
+    assert cli(*automatic, "--threads", 1).code == 0
+    assert cli("merge", made, "auto", "out").code == 0
 
 
 def test_other_checkpoints_and_other_bytes_are_refused(

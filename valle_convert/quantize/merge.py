@@ -8,7 +8,7 @@ judge   one report of all files
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +76,8 @@ def merge(
             known = models.get(model.path.name)
             if known is None or known.measurements.predictions is None:
                 models[model.path.name] = model
-    check_together(tuple(models.values()))
+    made = {one.sha256 for one in files.values() if one.kind == "imatrix"}
+    check_together(tuple(models.values()), made)
     is_measured = _check_measured(tuple(models.values()), gates, has_report=has_report)
     remove_old(reports, [one.path for one in models.values()], force=force)
     with (
@@ -96,11 +97,11 @@ def merge(
     return Merged(tuple(files.values()), report, tuple(unlisted_in(out, files)))
 
 
-def check_together(models: Sequence[Evaluated]) -> None:
-    """Refuse models that were not made and measured in one way."""
+def check_together(models: Sequence[Evaluated], matrices: Collection[str]) -> None:
+    """Refuse models made or measured in different ways; `matrices` were made for a folder."""
     known: dict[str, tuple[Path, str]] = {}
     for one in models:
-        for what, value in _ways(one):
+        for what, value in _ways(one, matrices):
             path, expected = known.setdefault(what, (one.path, value))
             if value != expected:
                 new, old = _only(value, expected), _only(expected, value)
@@ -113,7 +114,7 @@ def _only(text: str, other: str) -> str:
     return f"{' '.join(words):.24}" or "nothing"
 
 
-def _ways(model: Evaluated) -> Iterator[tuple[str, str]]:
+def _ways(model: Evaluated, matrices: Collection[str]) -> Iterator[tuple[str, str]]:
     """How a model was made and measured, each with words for it."""
     keys = model.bundle.main.keys
     yield "the checkpoint", str(keys.get(SOURCE_SHA256_KEY))
@@ -123,8 +124,11 @@ def _ways(model: Evaluated) -> Iterator[tuple[str, str]]:
         yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
         yield f"the options of {part}", _options_of(file, type_of(model.bundle))
         yield f"the source of {part}", file.source_sha256
-        if file.imatrix_sha256 is not None:  # some types need none
-            yield f"the importance matrix of {part}", file.imatrix_sha256
+        matrix = file.imatrix_sha256
+        if matrix is not None:
+            yield f"the importance matrix of {part}", matrix
+        if matrix not in matrices:  # those serve only the types that need one
+            yield f"the use of a matrix for {part}", "none" if matrix is None else "given"
     if model.measurements.predictions is not None:
         for what, value in model.measurements.predictions.compared.inputs.items():
             yield f"the {what} of the measurements", value
