@@ -95,8 +95,8 @@ def _on_hub(name: str) -> Tree:
     location = parse_location(f"{HUB_PREFIX}{name}")
     with suppress(EnvironmentFault):
         cached = HubTree(location, only_cached=True)
-        held = cached.files(PurePosixPath("."))
-        if _CONFIG in held and not {*_WEIGHT_FILES}.isdisjoint(held):
+        names = cached.files(PurePosixPath("."))
+        if _CONFIG in names and not {*_WEIGHT_FILES}.isdisjoint(names):
             return cached
     return HubTree(location)
 
@@ -158,9 +158,9 @@ def _spec_from_tensors(specs: Mapping[str, TensorSpec], path: Path) -> EncodecSp
     }
     spec = spec_from_config(config, str(path))
     # The published bandwidths for which there are enough codebooks.
-    held = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= spec.n_codebooks)
+    usable = tuple(one for one in spec.target_bandwidths if spec.levels_at(one) <= spec.n_codebooks)
     everything = spec.n_codebooks * spec.frame_rate * math.log2(size) / 1000
-    return replace(spec, target_bandwidths=held or (everything,))
+    return replace(spec, target_bandwidths=usable or (everything,))
 
 
 def _count_codebooks(names: Iterable[str]) -> int:

@@ -68,7 +68,7 @@ def check_blocks(blocks: NDArray[np.uint8], ggml_type: GgmlType, name: str) -> N
 def decode(data: NDArray[Any], ggml_type: GgmlType) -> NDArray[np.float32]:
     """Rows of a GGUF type as float32; `data` is [n, bytes of a row] or of the type itself.
 
-    By ggml where llama.cpp is installed, else by numpy and the gguf package.
+    By ggml once a command has proved llama.cpp here, else by numpy and the gguf package.
     """
     if ggml_type in _NUMBERS and ggml_type != F16:
         with np.errstate(all="ignore"):  # overflow in a damaged file, which the caller judges

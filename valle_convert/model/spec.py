@@ -42,7 +42,7 @@ LENGTH_STOP = 10
 class Codec:
     name: str
     sample_rate: int  # in Hz; 0 if unknown
-    frame_rate: float  # frames (one code a level) per second; 0 if unknown
+    frame_rate: float  # frames (one code per level) per second; 0 if unknown
 
     def is_like(self, other: Self) -> bool:
         """Whether its codes are the other's, according to name and rates."""
@@ -148,7 +148,7 @@ class Head:
     name: str
     first_row: int
     n_rows: int
-    #: Added to the logits, one value a row; None if the model has none.
+    #: Added to the logits, one value per row; None if the model has none.
     bias: tuple[float, ...] | None = None
 
     @property
@@ -203,7 +203,7 @@ class GemmaModel(RowMap, Generic[C]):
 
     @property
     def codebook_size(self) -> int:
-        """Codes a codebook has, without the stop and mask codes."""
+        """The number of codes in a codebook, without the stop and mask codes."""
         return self.config.codebook_size
 
     @property

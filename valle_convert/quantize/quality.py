@@ -28,7 +28,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Quality:
-    """The distance of predictions from the reference's; divergences are in nats a prediction."""
+    """The distance of predictions from the reference's; divergences are in nats per prediction."""
 
     n_rows: Annotated[int, Meta(gt=0)]
     kl_mean: Annotated[float, Meta(ge=0)]
