@@ -38,8 +38,8 @@ def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> Manifes
     whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
     with Scratch(target.parent) as scratch:
         given = SourceBundle(source.name, bundle, {unit: source})
-        (entry,) = make_bundle(whole, given, scratch=scratch, log=log)
-    return entry
+        made = make_bundle(whole, given, scratch=scratch, log=log)
+    return made.entries[0]
 
 
 def source_of(path: Path) -> Source:

@@ -26,13 +26,13 @@ from valle_convert.families.bundle import plan
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.quantize.evaluate import Given, evaluate
-from valle_convert.quantize.folder import read_release
 from valle_convert.quantize.identity import Identity, base_name, convention_name
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import read_manifest, write_manifest
 from valle_convert.quantize.measurements import measurements_in
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
 from valle_convert.quantize.publish import card_of
+from valle_convert.quantize.release import read_release
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.types import parse_types
 

@@ -38,9 +38,9 @@ def publish(
     `evaluate`, a recommendation, how the files were made and verified, how to run them, and
     checksums. After the commit, the hub's digests are compared with the local files.
     """
-    from valle_convert.quantize.folder import read_release
     from valle_convert.quantize.identity import Identity, check_repository
     from valle_convert.quantize.publish import publish_folder, write_card
+    from valle_convert.quantize.release import read_release
 
     Identity(base_model=base_model)
     if repository is not None:

@@ -31,7 +31,7 @@ from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.folder import converted_models_in, unlisted_in
+from valle_convert.quantize.folder import unlisted_in
 from valle_convert.quantize.limits import Gates, identity_of
 from valle_convert.quantize.listening import Audience
 from valle_convert.quantize.manifest import (
@@ -49,6 +49,7 @@ from valle_convert.quantize.measurements import (
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
+from valle_convert.quantize.release import converted_models_in
 from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 from valle_convert.quantize.source import (
     Scratch,

@@ -1,29 +1,22 @@
-"""A folder of quantized files and its manifest: which files a run keeps, and the models in it."""
+"""A folder of quantized files and its manifest: which files a run keeps."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, part_of
 from valle_convert.files import check_outputs, sha256_of, valid_utf8
-from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.progress import Progress, silent
 from valle_convert.quantize.manifest import (
     MANIFEST,
     SUMS,
     ManifestFile,
-    check_manifest,
     read_manifest,
     unlisted_models,
 )
-from valle_convert.quantize.measurements import read_measurements
 from valle_convert.quantize.options import FolderOptions
 from valle_convert.quantize.plan import BundlePlan, FilePlan
-from valle_convert.quantize.report import Advice, Evaluated, advise
-from valle_convert.quantize.source import SourceBundle, open_checked
-from valle_convert.wording import listing
+from valle_convert.quantize.source import SourceBundle
 
 
 def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
@@ -141,71 +134,3 @@ def unlisted_in(folder: Path, listed: Iterable[str]) -> Iterator[str]:
     if unlisted := unlisted_models(folder, listed):
         names = valid_utf8(", ".join(unlisted))
         yield f"{valid_utf8(folder.name)} has files that no manifest lists: {names}"
-
-
-def converted_models_in(folder: Path) -> Iterator[Bundle]:
-    """The converted models of a folder: those of its manifest, else all."""
-    paths = sorted(folder.glob("*.gguf"))
-    if (folder / MANIFEST).is_file():
-        paths = [folder / one.name for one in read_manifest(folder / MANIFEST) if one.is_model]
-    seen: set[Path] = set()
-    for path in sorted(paths, key=lambda one: len(one.name)):  # a main file before its parts
-        if path in seen:
-            continue
-        file = GgufFile(path, allow_part=True)
-        if is_converted(file.keys) and not part_of(file):
-            bundle = open_checked(file)
-            seen.update(bundle.paths)
-            yield bundle
-
-
-@dataclass(frozen=True)
-class Release:
-    """A folder that matches its manifest: the files by name, and the models by size."""
-
-    path: Path
-    files: Mapping[str, ManifestFile]
-    models: tuple[Evaluated, ...]
-
-    @property
-    def listed(self) -> tuple[ManifestFile, ...]:
-        """The files of the models, then others such as importance matrices."""
-        ours = [file for one in self.models for file in one.files.values()]
-        return (*ours, *(one for one in self.files.values() if not one.is_model))
-
-    def advice(self) -> Advice:
-        found = [one.measurements for one in self.models if one.measurements.predictions]
-        n_texts = [one.predictions.compared.n_texts for one in found if one.predictions]
-        n_texts += [one.speech.listening.n_texts for one in found if one.speech]
-        return advise([one.report for one in self.models], min(n_texts, default=0))
-
-    def best(self) -> Evaluated | None:
-        taken = self.advice().take
-        return next((one for one in self.models if one.report is taken), None)
-
-
-def read_release(path: Path, progress: Progress = silent) -> Release:
-    checked = check_manifest(path, progress=progress)
-    if not checked.passed:
-        first = checked.findings[0]
-        raise InputError(f"{path / first.name}: {first.problem.rstrip('.')}. Quantize again.")
-    listed = {one.name: one for one in checked.files}
-    models, idle = [], {one.name for one in listed.values() if one.is_model}
-    for bundle in converted_models_in(path):
-        unknown = [one.name for one in bundle.paths if one.name not in listed]
-        if unknown:
-            raise InputError(
-                f"{path / unknown[0]} belongs to {bundle.path.name}, and {MANIFEST} does not list "
-                "it. Quantize again."
-            )
-        files = {part: listed[file.path.name] for part, file in bundle.files.items()}
-        models.append(Evaluated(bundle, read_measurements(bundle), files))
-        idle -= {one.name for one in files.values()}
-    if idle:
-        raise InputError(
-            f"{path}: no converted model has the file {listing(sorted(idle), 2)}. Quantize again."
-        )
-    if not models:
-        raise InputError(f"{path} has no converted model. Give a folder that `quantize` wrote.")
-    models.sort(key=lambda one: one.bundle.n_bytes)
-    return Release(path, listed, tuple(models))

@@ -27,11 +27,12 @@ from valle_convert.files import (
 from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.evaluate import remove_old
-from valle_convert.quantize.folder import read_release, unlisted_in
+from valle_convert.quantize.folder import unlisted_in
 from valle_convert.quantize.identity import IDENTITY_KEYS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, SUMS, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import path_of, write_measurements
+from valle_convert.quantize.release import read_release
 from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
 
 _PIECE = 4 << 20

@@ -26,9 +26,9 @@ from valle_convert.gguf_file.keys import (
     SOURCE_SHA256_KEY,
 )
 from valle_convert.gguf_file.metadata import size_label
-from valle_convert.quantize.folder import Release
 from valle_convert.quantize.manifest import MANIFEST, SUMS
 from valle_convert.quantize.measurements import key_of
+from valle_convert.quantize.release import Release
 from valle_convert.quantize.render import markdown_words, render
 from valle_convert.quantize.report import Evaluated, FileReport, nearness
 from valle_convert.quantize.types import PLAIN_TYPES

@@ -29,7 +29,7 @@ from valle_convert.files import (
 )
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.folder import known_files, others_in, with_kept
-from valle_convert.quantize.make import faults_of, imatrix_entry, make_bundle
+from valle_convert.quantize.make import Made, faults_of, imatrix_entry, make_bundle
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
 from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
@@ -156,6 +156,8 @@ def quantize(
             check_outputs([out], force=existing.force)
         scratch = held.enter_context(Scratch(place))
         source = open_source(path, checkpoint, scratch)
+        if not (existing.dry_run or source.is_converted_here):
+            source.start_digests()  # beside the plan
         if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
             held.enter_context(locked_folder(folder))
@@ -230,35 +232,36 @@ def _make_or_keep(
     log: RunLog,
 ) -> MadeFile:
     """Make or keep the files of a type, and compare them with their source."""
-    start, entries, name = time.perf_counter(), plan.kept, plan.path.name
+    start, name = time.perf_counter(), plan.path.name
     n_others = len(plan.paths) - 1
     others = f" and {plural(n_others, 'file')} beside it" if n_others else ""
     if plan.kept:
         log.message(f"kept {name}{others}: source, type, tool and options are the same")
+        files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
+        made = Made(files, plan.kept, faults_of(source, files))
     else:
         if plan.reason:
             log.message(f"making {name} again: {plan.reason}")
-        entries = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
-        listed |= {entry.name: entry for entry in entries}
-    files = {part: GgufFile(path, allow_part=True) for part, path in plan.paths.items()}
-    tensors = {unit: tuple(files[unit.part].tensors.values()) for unit in plan.units}
+        made = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
+        listed |= {entry.name: entry for entry in made.entries}
+    tensors = {unit: tuple(made.files[unit.part].tensors.values()) for unit in plan.units}
     found = (unit.fallbacks(tensors[one]) for one, unit in plan.units.items())
-    made = msgspec.structs.replace(
+    result = msgspec.structs.replace(
         MadeFile.planned(plan),
         status="kept" if plan.kept else "made",
-        n_bytes=sum(entry.n_bytes for entry in entries),
+        n_bytes=sum(entry.n_bytes for entry in made.entries),
         **weights_of([tensor for one in tensors.values() for tensor in one]),
         fallbacks=tuple(chain.from_iterable(found)),
-        sha256=entries[0].sha256,
-        faults=faults_of(source, files),
+        sha256=made.entries[0].sha256,
+        faults=made.faults,
         seconds=time.perf_counter() - start,
     )
     if not plan.kept:
         log.message(
-            f"wrote {plan.path}{others}: {made.n_bytes:,} bytes, {made.bits_per_weight:.2f} bits "
-            f"a weight, {made.seconds:.1f} s"
+            f"wrote {plan.path}{others}: {result.n_bytes:,} bytes, "
+            f"{result.bits_per_weight:.2f} bits a weight, {result.seconds:.1f} s"
         )
-    return made
+    return result
 
 
 def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:

@@ -141,9 +141,12 @@ class SourceBundle:
             for unit, source in self.units.items():
                 if unit.first is not None:
                     _join(self.bundle, unit, source.path)
-        for source in self.units.values():
-            source.digest = in_background(partial(sha256_of, source.given))
+        self.start_digests()
         self._is_done = True
+
+    def start_digests(self) -> None:
+        for source in self.units.values():
+            source.digest = source.digest or in_background(partial(sha256_of, source.given))
 
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
