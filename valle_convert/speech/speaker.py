@@ -15,6 +15,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -227,11 +228,16 @@ class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
         is_phonemes: bool,
         whole: bool,
     ) -> tuple[list[Line[RowsT]], VoiceT | None, tuple[str, ...], Timings]:
-        """Text and voice for the network, remarks on the voice, and the seconds of both."""
+        """Text and voice for the network, remarks on the voice, and the seconds of both.
+
+        Each takes half a second at first, so that they are read side by side.
+        """
         begin = time.perf_counter()
-        lines = self._lines(text, options, is_phonemes=is_phonemes, whole=whole)
-        text_done = time.perf_counter()
-        prompt, notices = self._voice(voice, options)
+        with ThreadPoolExecutor(1) as pool:
+            heard = pool.submit(self._voice, voice, options)
+            lines = self._lines(text, options, is_phonemes=is_phonemes, whole=whole)
+            text_done = time.perf_counter()
+            prompt, notices = heard.result()
         seconds = Timings(text=text_done - begin, voice=time.perf_counter() - text_done)
         return lines, prompt, notices, seconds
 

@@ -10,6 +10,7 @@ and every symbol has the language of its piece.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from valle_convert.errors import InputError
 from valle_convert.families.vallex.symbols import VALLEX_LANGUAGES, unknown_symbols
@@ -32,6 +33,8 @@ _READERS: dict[str, Callable[[str], tuple[str, list[str]]]] = {
     "zh": chinese_symbols,
     "ja": japanese_symbols,
 }
+#: Text and transcript are read side by side; the packages of the readers are not made for that.
+_READING = Lock()
 _TAGS = {language.upper(): language for language in VALLEX_LANGUAGES}
 _TAG = re.compile(rf"\[({'|'.join(_TAGS)})\]")
 _SENTENCE_END = re.compile(r"[.!?…。！？｡][\"'”’»)」』】]*$")
@@ -115,7 +118,8 @@ def spell(pieces: Sequence[TaggedText]) -> SpelledText:
     reasons: list[str] = []
     for piece in pieces:
         notices += piece.notices
-        read, unsaid = _READERS[piece.language](piece.text)
+        with _READING:
+            read, unsaid = _READERS[piece.language](piece.text)
         if unsaid:
             notices.append(unsaid_notice(unsaid, piece.language))
             reasons.append(unsaid_notice(unsaid[:5], piece.language))
