@@ -114,7 +114,7 @@ def test_names_follow_from_the_keys(keys: dict[str, Any], name: str) -> None:
 
 
 def test_a_dry_run_writes_the_card_only_which_says_what_was_measured(
-    folder: Path, hub: SmallHub, cli: Cli
+    quantized: Path, folder: Path, hub: SmallHub, cli: Cli
 ) -> None:
     before, card = {*folder.iterdir()}, folder / "README.md"
     result = cli("publish", folder, REPO, "--dry-run", "--json")
@@ -122,7 +122,13 @@ def test_a_dry_run_writes_the_card_only_which_says_what_was_measured(
     assert {*folder.iterdir()} == before | {card}
     assert json.loads(result.out)["commit"] is None
     # Nor does anything leave without a name.
-    assert "nothing was sent" in cli("publish", folder, "--force").err
+    again = cli("publish", folder, "--force").err
+    assert "nothing was sent" in again
+    assert "no file was evaluated" not in again
+    for measured in folder.glob("*.measurements.json"):
+        measured.unlink()
+    assert "no file was evaluated" in cli("publish", folder, "--force").err
+    shutil.copytree(quantized / "out", folder, dirs_exist_ok=True)
     assert hub.requests == []
     assert cli("publish", folder, REPO, "--dry-run", "--force").code == 0
     matter = front_matter(card)

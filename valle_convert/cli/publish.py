@@ -54,6 +54,8 @@ def publish(
         raise typer.Exit(EXIT_FAILED_CHECK)
     card = write_card(read, repository, license_, base_model, force=force)
     console.log(f"wrote {card}")
+    if not any(one.report.measured for one in read.models):
+        console.notes(["no file was evaluated, so the card gives no quality; run `evaluate`"])
     result = None
     if repository is not None and not dry_run:
         result = publish_folder(read, repository, message=message)

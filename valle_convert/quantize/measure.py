@@ -147,7 +147,7 @@ class Measurer:
     @cached_property
     def _completed(self) -> SourceBundle:
         if not self.source.is_complete:
-            self.log.message(f"converting {self.source.name} to compare with")
+            self.log.message("converting the checkpoint to compare with it")
         self.source.complete(self.log.progress)
         return self.source
 
