@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -28,6 +29,7 @@ else:
 _PREFIX = ".valle-convert-"
 PARTIAL = ".partial"
 _TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}[0-9a-f]{{16}}{re.escape(PARTIAL)}")
+_FLUSH_SECONDS, _FLUSH_BYTES = 0.02, 16 << 20
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS}
 
 
@@ -99,7 +101,8 @@ def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
             ) from error
         with os.fdopen(handle, "w+b") as file:
             lock(file.fileno())
-            yield file
+            with _written_to_disk_meanwhile(file):
+                yield file
             file.flush()
             found = stat_of(target, f"The output {target}")
             if found is not None and force and hasattr(os, "fchmod"):
@@ -133,6 +136,29 @@ def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
         if hidden is not None:
             with suppress(FileNotFoundError):
                 hidden.unlink()
+
+
+@contextmanager
+def _written_to_disk_meanwhile(file: BinaryIO) -> Iterator[None]:
+    """Flush a file to the disk while it grows; a system begins with that after gigabytes."""
+    done, handle = threading.Event(), file.fileno()
+
+    def flush() -> None:
+        flushed = 0
+        while not done.wait(_FLUSH_SECONDS):
+            size = os.fstat(handle).st_size
+            if size - flushed >= _FLUSH_BYTES:
+                with suppress(OSError):  # raised again at the end
+                    os.fsync(handle)
+                flushed = size
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _open_unnamed(folder: Path) -> int | None:

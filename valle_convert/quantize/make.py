@@ -9,7 +9,6 @@ the same type; the noise of the others is what their type makes.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -77,13 +76,12 @@ def make_bundle(
         # Before the files have their names: a file that has one is in a manifest soon.
         units = {unit.part: one for unit, one in plan.units.items()}
         files: dict[str, GgufFile] = {}
-        with ThreadPoolExecutor(2 * len(targets)) as pool:
+        with ThreadPoolExecutor(len(targets)) as pool:
             entries = []
             for part, file in targets.items():
                 made = files[part] = GgufFile(plan.paths[part], file, allow_part=True)
                 facts = plan.kind, source.bundle.files[part], units.get(part)
                 entries.append(pool.submit(_entry, made, file, *facts))
-                pool.submit(os.fsync, file.fileno())  # again before it is named, at no cost
             faults = faults_of(source, files)
         return Made(files, tuple(entry.result() for entry in entries), faults)
 
