@@ -5,12 +5,13 @@ import os
 import re
 import secrets
 import stat
-import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 from valle_convert.errors import EnvironmentFault, InputError
@@ -141,24 +142,23 @@ def _named_at_the_end(target: Path, force: bool) -> Iterator[BinaryIO]:
 @contextmanager
 def _written_to_disk_meanwhile(file: BinaryIO) -> Iterator[None]:
     """Flush a file to the disk while it grows; a system begins with that after gigabytes."""
-    done, handle = threading.Event(), file.fileno()
+    done, handle = Event(), file.fileno()
 
     def flush() -> None:
         flushed = 0
         while not done.wait(_FLUSH_SECONDS):
             size = os.fstat(handle).st_size
             if size - flushed >= _FLUSH_BYTES:
-                with suppress(OSError):  # raised again at the end
-                    os.fsync(handle)
+                os.fsync(handle)
                 flushed = size
 
-    thread = threading.Thread(target=flush, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(flush)
+        try:
+            yield
+        finally:
+            done.set()
+    flushing.result()  # the system reports a failed write once
 
 
 def _open_unnamed(folder: Path) -> int | None:
