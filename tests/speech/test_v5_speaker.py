@@ -70,6 +70,15 @@ def test_a_voice_is_a_file_audio_or_codes_alike(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("seconds", [0.4, 0.41, 0.43])  # 30.0, 30.75 and 32.25 frames
+def test_a_cut_recording_is_told_once(
+    speaker: VersionFiveSpeaker, voice: Path, seconds: float
+) -> None:
+    codes, notices = speaker.prompt(voice, seconds, "the voice")
+    assert len(codes) == round(75 * seconds)
+    assert len(notices) == 1
+
+
 def test_voice_conversion_keeps_the_length_of_the_recording(
     speaker: VersionFiveSpeaker, voice: Path, tmp_path: Path
 ) -> None:

@@ -62,10 +62,14 @@ class Recordings:
     ) -> tuple[Codes, tuple[str, ...]]:
         """As `encode`, also from codes, but cut or repeated to exactly `seconds`, unless None."""
         name = str(recording) if isinstance(recording, str | Path) else name
-        codes, notices = self._codes_of(self._read(recording, name), seconds, name)
+        heard = self._read(recording, name)
+        codes, notices = self._codes_of(heard, seconds, name)
         if seconds is None:
             return codes, notices
-        codes, more = fit_prompt(codes, self._frames(seconds), name)
+        n_frames = self._frames(seconds)
+        if isinstance(heard, Audio):
+            codes = codes[:n_frames]  # the codec may have rounded up
+        codes, more = fit_prompt(codes, n_frames, name)
         return codes, notices + more
 
     def _frames(self, seconds: float) -> int:
