@@ -58,7 +58,8 @@ def _log(spoken: Spoken, written: WrittenAudio | None, codes: Path | None) -> No
         console.log(f"wrote {codes}: {frames} of {levels}")
     factor = spoken.real_time_factor
     if math.isfinite(factor):
-        console.log(f"{factor:.2f} s of computing per second of audio; seed {spoken.seed}")
+        whole = f"{factor:.2f} x real time in all; " if len(spoken.pieces) > 1 else ""
+        console.log(f"{whole}seed {spoken.seed}")
 
 
 def _log_written(written: WrittenAudio) -> None:
