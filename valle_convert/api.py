@@ -77,9 +77,9 @@ def plan_repair(
     from valle_convert.families.bundle import plan
     from valle_convert.gguf_file.read import GgufFile
 
-    family = family_of_file(GgufFile(Path(old), allow_part=True))
-    checkpoint = family.ability("repair")(
-        Path(old),
+    file = GgufFile(Path(old), allow_part=True)
+    checkpoint = family_of_file(file).ability("repair")(
+        file,
         config=None if config is None else Path(config),
         biases=None if biases is None else read_checkpoint(biases),
     )
@@ -212,11 +212,14 @@ def write_lora(
     from valle_convert.families import family_of
     from valle_convert.families.bundle import open_files
     from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.read import look_at
 
     base, target = Path(base), Path(target)
     check_outputs([target], force=force, inputs=[base])
-    opened = open_files(base) if is_gguf(base) else read_checkpoint(base, config=config)
+    kind, file = look_at(base)
+    if config is not None and kind != "other":
+        raise InputError(f"--config is for checkpoints, not for {base}; leave it out.")
+    opened = read_checkpoint(base, config=config) if kind == "other" else open_files(file)
     family = family_of(opened) if isinstance(opened, Checkpoint) else opened.family
     (given,) = lora_files([lora])
     return family.ability("lora")(opened, given, target, out_type=out_type, force=force)

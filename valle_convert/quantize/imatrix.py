@@ -39,7 +39,7 @@ from valle_convert.files import (
     valid_utf8,
 )
 from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
 
@@ -133,10 +133,12 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
 def read_imatrix(path: Path) -> ImatrixFile:
     """Read an importance matrix file, ours or llama-imatrix's."""
     check_input_file(path, "importance matrix")
-    if not is_gguf(path) or (file := GgufFile(path)).keys.get("general.type") != "imatrix":
+    kind, file = look_at(path)
+    if kind != "imatrix" or not isinstance(file, GgufFile):
         raise InputError(
             f"{path} is not an importance matrix in GGUF; make one with `valle-convert imatrix`."
         )
+    file.refuse_part()
     keys = file.keys
     entries: dict[str, Entry] = {}
     for name in file.tensors:

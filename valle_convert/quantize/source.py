@@ -34,7 +34,7 @@ from valle_convert.gguf_file.header import (
     write_entries,
 )
 from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
-from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
+from valle_convert.gguf_file.read import GgufFile, TensorInfo, look_at
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.progress import Progress, silent
 from valle_convert.threads import in_background
@@ -148,7 +148,8 @@ class SourceBundle:
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
     """The files to quantize, with their checkpoint if it is given."""
-    if not is_gguf(path):
+    kind, file = look_at(path)
+    if kind == "other":
         if checkpoint is None:
             checkpoint = read_checkpoint(path)
         elif path != checkpoint.given and not checkpoint.path.samefile(path):
@@ -157,7 +158,7 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
                 f"--checkpoint {checkpoint.given or checkpoint.path}."
             )
         return convert_in_scratch(plan(checkpoint), scratch)
-    bundle = open_checked(path)
+    bundle = open_checked(file)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize.")
     reference = None if checkpoint is None else reference_of(bundle, checkpoint)

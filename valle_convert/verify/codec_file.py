@@ -15,17 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.encodec.architecture import EncodecSpec
-from valle_convert.encodec.cpp_file import (
-    F32_WARNING,
-    is_cpp_codec,
-    open_cpp_file,
-    plan_cpp_file,
-    spec_of_header,
-)
-from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.encodec.cpp_file import F32_WARNING, plan_cpp_file, spec_of_header
+from valle_convert.encodec.sources import open_encodec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import look_at
 from valle_convert.progress import Advance, Progress, silent
 from valle_convert.verify.report import Check, Level, Report
 
@@ -38,11 +32,6 @@ _FLOAT16_STEP, _FLOAT16_TINY = 2.0**-10, 2.0**-24
 _FLOAT32_STEP, _FLOAT32_TINY = 2.0**-21, 1e-12
 
 
-def is_codec_file(file: Path | GgufFile) -> bool:
-    """Whether a file is a codec's, of encodec.cpp or in GGUF; see `gguf_file.read.parsed`."""
-    return is_gguf_codec(file) if isinstance(file, GgufFile) else is_cpp_codec(file)
-
-
 def verify_codec(
     source: EncodecWeights,
     path: Path,
@@ -50,9 +39,9 @@ def verify_codec(
     levels: Sequence[CodecLevelName] = CODEC_LEVELS,
     progress: Progress = silent,
 ) -> Report:
-    is_cpp = is_cpp_codec(path)
+    is_cpp = look_at(path, strict=False)[0] == "encodec.cpp codec"
     try:
-        file = open_cpp_file(path) if is_cpp else open_gguf_codec(path)
+        file = open_encodec(path)
     except InputError as error:
         broken = Check.failure("whole file", str(error))
         unread = [Level(name, (), 0.0, "the file is incomplete") for name in levels[1:]]

@@ -14,7 +14,7 @@ from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import weights_by_type
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL, find_library, load_library
@@ -107,7 +107,7 @@ def verify_path(
     try:
         bundle = open_files(file)
     except InputError as error:
-        if not is_gguf(path):
+        if look_at(path, strict=False)[0] == "other":
             raise
         return Report.of_one(checkpoint.path, path, Check.failure("files", str(error)), "structure")
     source = check_source(checkpoint, bundle.main)
