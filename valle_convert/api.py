@@ -12,13 +12,13 @@ converter, and `write_lora` writes an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
-from valle_convert.checkpoint.lora import lora_files
+from valle_convert.checkpoint.lora import LoraPairs, lora_files
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.network.protocol import Computing
@@ -190,7 +190,7 @@ def write_lora(
     out_type: str = "f32",
     config: PathLike | None = None,
     force: bool = False,
-) -> Any:  # noqa: ANN401 - the family's own
+) -> LoraPairs:
     """Write a LoRA as a GGUF adapter of a converted file, and read it back.
 
     Args:
@@ -202,7 +202,7 @@ def write_lora(
         force: whether an existing file may be replaced.
 
     Returns:
-        The adapter, with its `levels`, `alpha` and `pairs` of matrices.
+        The adapter, with its `levels`, `alpha` and pairs of matrices.
 
     Raises:
         InputError: the adapter is of another model, or the target must not be written.
@@ -222,4 +222,5 @@ def write_lora(
     opened = read_checkpoint(base, config=config) if kind == "other" else open_files(file)
     family = family_of(opened) if isinstance(opened, Checkpoint) else opened.family
     (given,) = lora_files([lora])
-    return family.ability("lora")(opened, given, target, out_type=out_type, force=force)
+    write: Callable[..., LoraPairs] = family.ability("lora")
+    return write(opened, given, target, out_type=out_type, force=force)
