@@ -67,7 +67,8 @@ class Speech:
     seconds: Timings  # of the stages that stand alone; the rest is level 0's
 
 
-def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
+def modes_of(model: Model) -> list[Mode]:
+    """How a model can speak, the best first."""
     capabilities = model.config.capabilities
     can: dict[Mode, bool] = {
         "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
@@ -79,12 +80,17 @@ def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
             f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, expected "
             "ar or len."
         )
+    return possible
+
+
+def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
+    possible = modes_of(model)
     if wanted == "auto":
         return possible[0]
     if wanted not in possible:
         raise InputError(
             f"This model cannot decode in the mode {wanted}: it has the capabilities "
-            f"{', '.join(capabilities)}; use the mode {possible[0]}."
+            f"{', '.join(model.config.capabilities)}; use the mode {possible[0]}."
         )
     return wanted
 
