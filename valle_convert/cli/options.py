@@ -198,7 +198,7 @@ class QuantizerOptions(ReadOptions):
         MODEL,
     )
 
-    def reference(self, source: Path) -> Checkpoint | None:
+    def checkpoint_of(self, source: Path) -> Checkpoint | None:
         from valle_convert.gguf_file.read import look_at
 
         given = {"--config": self.config, "--lora": self.lora}

@@ -104,17 +104,17 @@ def speech_steps(
     *,
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
     prefix: Prefix | None = None,
-    source: Codes | None = None,  # level 0 of a recording whose voice is changed, [frames]
+    recording: Codes | None = None,  # level 0 of the one whose voice is changed, [frames]
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
     mode, n_frames = choose_mode(network.model, options.mode), None
-    if source is not None:
+    if recording is not None:
         if mode != "nar-len":
             raise InputError(
                 "Voice conversion starts from another recording's codes, which only the mode "
                 "nar-len can do; this model or --set mode asks for ar."
             )
-        n_frames = len(source)
+        n_frames = len(recording)
     elif condition.task != "tts":
         if condition.prompt is None or not len(condition.prompt):
             raise InputError(
@@ -156,7 +156,7 @@ def speech_steps(
             options,
             rng,
             prefix=before,
-            source=source,
+            recording=recording,
             watch=watch,
         )
         level_0, end = drawn.codes, drawn.end
