@@ -261,11 +261,10 @@ def _notes(file: GgufFile) -> Iterator[str]:
 
 
 def _inspect_codec(codec: EncodecWeights, keys: Mapping[str, Any]) -> Summary:
-    """A codec in GGUF with these keys, or else one of encodec.cpp."""
     spec = codec.spec
     return Summary(
         path=str(codec.files[0]),
-        kind="EnCodec, as GGUF" if keys else "EnCodec, as encodec.cpp loads it",
+        kind="EnCodec, as encodec.cpp loads it" if codec.is_cpp else "EnCodec, as GGUF",
         n_bytes=codec.files[0].stat().st_size,
         sizes={**asdict(spec), "tensors": len(codec.tensors)},
         behaviour={
@@ -289,7 +288,7 @@ def _inspect_codec(codec: EncodecWeights, keys: Mapping[str, Any]) -> Summary:
             ),
             lambda name: name.partition(".")[0],
         ),
-        notes=() if keys or codec.halves else (F32_WARNING,),
+        notes=(F32_WARNING,) if codec.is_cpp and not codec.halves else (),
     )
 
 

@@ -229,10 +229,10 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
     return EncodecWeights(
         spec,
         source or str(path),
-        "a file of encodec.cpp",
         read,
         (path,),
         halves=frozenset(tensor.name for tensor in tensors if tensor.ftype),
+        is_cpp=True,
     )
 
 

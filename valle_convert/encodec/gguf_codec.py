@@ -170,7 +170,6 @@ def open_gguf_codec(file: GgufFile, source: str | None = None) -> EncodecWeights
     return EncodecWeights(
         spec,
         where,
-        "a GGUF file",
         read,
         (file.path,),
         license=text["license"],

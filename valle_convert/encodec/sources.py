@@ -133,7 +133,6 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
     return EncodecWeights(
         spec,
         source,
-        "Meta's .th file",
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
@@ -195,7 +194,6 @@ def _open_folder(tree: Tree, folder: PurePath, source: str) -> EncodecWeights:
     return EncodecWeights(
         spec,
         source,
-        "a folder of transformers",
         reader,
         (config_file, tree.get(weights), *found.shards),
         license=_license_in_card(tree.get(folder / _CARD)) if _CARD in names else None,

@@ -19,7 +19,6 @@ from valle_convert.encodec.cpp_file import F32_WARNING, plan_cpp_file, spec_of_h
 from valle_convert.encodec.sources import open_encodec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import look_at
 from valle_convert.progress import Advance, Progress, silent
 from valle_convert.verify.report import Check, Level, Report
 
@@ -39,7 +38,6 @@ def verify_codec(
     levels: Sequence[CodecLevelName] = CODEC_LEVELS,
     progress: Progress = silent,
 ) -> Report:
-    is_cpp = look_at(path, strict=False)[0] == "encodec.cpp codec"
     try:
         file = open_encodec(path)
     except InputError as error:
@@ -52,21 +50,21 @@ def verify_codec(
     for name in levels:
         start = time.perf_counter()
         if name == "structure":
-            checks: tuple[Check, ...] = (_check_spec(source, file, is_cpp=is_cpp),)
+            checks: tuple[Check, ...] = (_check_spec(source, file),)
         else:
             total = sum(entry.n_elements for entry in source.tensors)
             with progress("comparing tensors", total, "weights") as advance:
                 checks = tuple(_compare(source, file, advance))
         done.append(Level(name, checks, time.perf_counter() - start))
     file_type = "F16" if file.halves else "F32"
-    notes = (F32_WARNING,) if is_cpp and not file.halves else ()
+    notes = (F32_WARNING,) if file.is_cpp and not file.halves else ()
     return Report(source.source, str(path), file_type, tuple(done), (*source.notes, *notes))
 
 
-def _check_spec(source: EncodecWeights, file: EncodecWeights, *, is_cpp: bool) -> Check:
+def _check_spec(source: EncodecWeights, file: EncodecWeights) -> Check:
     """The sizes and switches in the file, and its table of tensors."""
     planned: EncodecSpec = source.spec
-    if is_cpp:
+    if file.is_cpp:
         header, tensors = plan_cpp_file(source, "f16" if file.halves else "f32")
         planned = spec_of_header(header, [tensor.name for tensor in tensors], file.files[0])
     found, expected = asdict(file.spec), asdict(planned)
