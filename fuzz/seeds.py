@@ -256,7 +256,6 @@ def _tiny_codec(codebook_size: int = 1024) -> EncodecWeights:
     return EncodecWeights(
         spec,
         "tiny",
-        "random",
         lambda entry: draw.standard_normal(entry.shape, dtype=np.float32),
         (Path(__file__),),
     )

@@ -23,6 +23,7 @@ from miniature import corpus
 from miniature.train import CODEC, ENGLISH, PROMPT_FRAMES, encode
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
+from valle_convert.families.v5 import listen
 from valle_convert.listening.listen import (
     EVERYWHERE,
     MEASURES,
@@ -55,7 +56,7 @@ def main() -> None:
     found: list[tuple[str, Listened]] = []
     for path in given.models:
         with opened(path) as network:
-            test = ListeningTest(sentences, WorldCodec(CODEC), network.model, recogniser=recogniser)
+            test = ListeningTest(sentences, WorldCodec(CODEC), listen, recogniser=recogniser)
             if not found:
                 found.append(("codec alone", test.recordings_alone()))
             found.append((path.name, test.listen(network)))

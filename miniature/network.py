@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - everybody's name for it
 from valle_convert.checkpoint import Checkpoint, TensorSpec
 from valle_convert.checkpoint.source import FLOAT32
 from valle_convert.families.v5.facts import describe
-from valle_convert.listening.likelihood import TeacherForcedPass
+from valle_convert.families.v5.likelihood import TeacherForcedPass
 from valle_convert.model.description import Description
 from valle_convert.model.inputs import positions_of
 from valle_convert.model.spec import Model

@@ -35,8 +35,8 @@ from miniature import corpus
 from miniature.network import LEVELS, Network, export
 from miniature.world import WorldCodec
 from valle_convert.audio.files import Audio
+from valle_convert.families.v5.likelihood import TeacherForcedPass, teacher_forced_pass
 from valle_convert.files import atomic_output
-from valle_convert.listening.likelihood import TeacherForcedPass, teacher_forced_pass
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, Model
 from valle_convert.tokenizer.choose import BUILT_IN

@@ -118,7 +118,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Convert:
 
 @pytest.fixture
 def gguf(converted: Convert) -> Path:
-    """The golden checkpoint that is like the published reference model, in Q8_0."""
+    """The golden checkpoint that is like the published model, in Q8_0."""
     return converted("ar-nar-len", "q8_0")
 
 

@@ -12,13 +12,13 @@ converter, and `write_lora` writes an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
-from valle_convert.checkpoint.lora import lora_files
+from valle_convert.checkpoint.lora import LoraPairs, lora_files
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.network.protocol import Computing
@@ -77,9 +77,9 @@ def plan_repair(
     from valle_convert.families.bundle import plan
     from valle_convert.gguf_file.read import GgufFile
 
-    family = family_of_file(GgufFile(Path(old), allow_part=True))
-    checkpoint = family.ability("repair")(
-        Path(old),
+    file = GgufFile(Path(old), allow_part=True)
+    checkpoint = family_of_file(file).ability("repair")(
+        file,
         config=None if config is None else Path(config),
         biases=None if biases is None else read_checkpoint(biases),
     )
@@ -190,7 +190,7 @@ def write_lora(
     out_type: str = "f32",
     config: PathLike | None = None,
     force: bool = False,
-) -> Any:  # noqa: ANN401 - the family's own
+) -> LoraPairs:
     """Write a LoRA as a GGUF adapter of a converted file, and read it back.
 
     Args:
@@ -202,7 +202,7 @@ def write_lora(
         force: whether an existing file may be replaced.
 
     Returns:
-        The adapter, with its `levels`, `alpha` and `pairs` of matrices.
+        The adapter, with its `levels`, `alpha` and pairs of matrices.
 
     Raises:
         InputError: the adapter is of another model, or the target must not be written.
@@ -212,11 +212,15 @@ def write_lora(
     from valle_convert.families import family_of
     from valle_convert.families.bundle import open_files
     from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.read import look_at
 
     base, target = Path(base), Path(target)
     check_outputs([target], force=force, inputs=[base])
-    opened = open_files(base) if is_gguf(base) else read_checkpoint(base, config=config)
+    kind, file = look_at(base)
+    if config is not None and kind != "other":
+        raise InputError(f"--config is for checkpoints, not for {base}; leave it out.")
+    opened = read_checkpoint(base, config=config) if kind == "other" else open_files(file)
     family = family_of(opened) if isinstance(opened, Checkpoint) else opened.family
     (given,) = lora_files([lora])
-    return family.ability("lora")(opened, given, target, out_type=out_type, force=force)
+    write: Callable[..., LoraPairs] = family.ability("lora")
+    return write(opened, given, target, out_type=out_type, force=force)

@@ -18,16 +18,17 @@ from valle_convert.checkpoint.folder import (
 )
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.checkpoint.safetensors_file import WeightsNeededError
-from valle_convert.encodec.cpp_file import F32_WARNING, is_cpp_codec, open_cpp_file
-from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.encodec.cpp_file import F32_WARNING, open_cpp_file
+from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights
+from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.bundle import Bundle, fetched, open_files, part_of
 from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import SOURCE_CONFIG_KEY, SOURCE_SYMMAP_KEY, is_converted
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.model.description import Description
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, TOKENS_KEY
 from valle_convert.wording import plural
@@ -76,7 +77,7 @@ def inspect_file(
     other files are downloaded completely.
     """
     if is_on_hub(path) and path.suffix == ".gguf":
-        return replace(inspect_file(fetched(path)), path=str(path))
+        return replace(inspect_file(fetched(path), config=config, lora=lora), path=str(path))
     read = partial(read_checkpoint, path, config=config, lora=lora)
     if is_on_hub(path):
         try:
@@ -85,21 +86,18 @@ def inspect_file(
             return _inspect_checkpoint(read())
     if not os.path.isdir(path):  # noqa: PTH112 - no exception for a closed folder
         check_input_file(path)
-    if is_cpp_codec(path):
-        return _inspect_codec(open_cpp_file(path), None)
-    if is_gguf(path):
-        file = GgufFile(path, allow_part=True)
-        if is_gguf_codec(file):
-            return _inspect_codec(open_gguf_codec(path), file)
-        return _inspect_gguf(file)
-    return _inspect_checkpoint(read())
-
-
-def is_converted_file(path: Path) -> bool:
-    """Whether a path leads to a GGUF file or a codec, not to a checkpoint."""
-    if is_on_hub(path):
-        return path.suffix == ".gguf"
-    return path.is_file() and (is_gguf(path) or is_cpp_codec(path))
+    kind, file = look_at(path)
+    if kind == "other":
+        return _inspect_checkpoint(read())
+    if config or lora:
+        raise InputError(
+            f"--config and --lora are only for checkpoints; leave them out for {path}."
+        )
+    if not isinstance(file, GgufFile):
+        return _inspect_codec(open_cpp_file(path), {})
+    if kind == "codec":
+        return _inspect_codec(open_gguf_codec(file), file.keys)
+    return _inspect_gguf(file)
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -262,13 +260,11 @@ def _notes(file: GgufFile) -> Iterator[str]:
             yield f"{name}: a program that other programs may run, {len(file.raw(name)):,} bytes"
 
 
-def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
-    """A codec in GGUF, or else one of encodec.cpp."""
+def _inspect_codec(codec: EncodecWeights, keys: Mapping[str, Any]) -> Summary:
     spec = codec.spec
-    keys = file.keys if file is not None else {}
     return Summary(
         path=str(codec.files[0]),
-        kind="EnCodec, as encodec.cpp loads it" if file is None else "EnCodec, as GGUF",
+        kind="EnCodec, as encodec.cpp loads it" if codec.is_cpp else "EnCodec, as GGUF",
         n_bytes=codec.files[0].stat().st_size,
         sizes={**asdict(spec), "tensors": len(codec.tensors)},
         behaviour={
@@ -292,7 +288,7 @@ def _inspect_codec(codec: EncodecWeights, file: GgufFile | None) -> Summary:
             ),
             lambda name: name.partition(".")[0],
         ),
-        notes=() if file is not None or codec.halves else (F32_WARNING,),
+        notes=(F32_WARNING,) if codec.is_cpp and not codec.halves else (),
     )
 
 

@@ -38,9 +38,9 @@ def limit_openmp_spinning() -> None:
 
 def made_ahead(items: Iterable[T]) -> Iterator[T]:
     """The items in order, each made by another thread while the one before is used."""
-    source: Iterator[object] = iter(items)
+    iterator: Iterator[object] = iter(items)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(next, source, _END)
+        following = pool.submit(next, iterator, _END)
         while (item := following.result()) is not _END:
-            following = pool.submit(next, source, _END)
+            following = pool.submit(next, iterator, _END)
             yield item  # type: ignore[misc]  # not the sentinel

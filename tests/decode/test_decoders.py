@@ -209,12 +209,14 @@ def test_voice_conversion_follows_the_recording_it_starts_from(
     # With the recording shown in every step and none of it masked, what is drawn depends on it.
     monkeypatch.setattr(masked, "VC_THRESHOLD", 2.0)
     monkeypatch.setattr(masked, "VC_MASK_P", 0.0)
-    sources = [golden["in.resp"][:, 0], golden["in.resp"][::-1, 0]]
+    recordings = [golden["in.resp"][:, 0], golden["in.resp"][::-1, 0]]
     codes = [
-        decode_speech(network, golden.condition, QUICK, rng(), FRAME_RATE, source=source).codes
-        for source in sources
+        decode_speech(
+            network, golden.condition, QUICK, rng(), FRAME_RATE, recording=recording
+        ).codes
+        for recording in recordings
     ]
-    assert [len(one) for one in codes] == [len(source) for source in sources]
+    assert [len(one) for one in codes] == [len(one) for one in recordings]
     assert not np.array_equal(*codes)
 
 
@@ -223,9 +225,11 @@ def test_voice_conversion_with_every_code_masked_is_plain_demasking(
 ) -> None:
     monkeypatch.setattr(masked, "VC_THRESHOLD", 2.0)
     monkeypatch.setattr(masked, "VC_MASK_P", 1.0)
-    source = golden["in.resp"][:, 0]
-    options = replace(QUICK, max_seconds=len(source) / FRAME_RATE)
-    converted = decode_speech(network, golden.condition, options, rng(), FRAME_RATE, source=source)
+    recording = golden["in.resp"][:, 0]
+    options = replace(QUICK, max_seconds=len(recording) / FRAME_RATE)
+    converted = decode_speech(
+        network, golden.condition, options, rng(), FRAME_RATE, recording=recording
+    )
     plain = decode_speech(network, golden.condition, options, rng(), FRAME_RATE)
     np.testing.assert_array_equal(converted.codes, plain.codes)
     assert (converted.end, plain.end) == ("stop", "limit")

@@ -46,14 +46,14 @@ def test_cepstra_are_in_decibels_whatever_the_loudness() -> None:
 
 
 @given(st.integers(1, 7), st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(0, 99))
-def test_all_references_at_once_are_each_by_the_definition(
+def test_all_recordings_at_once_are_each_by_the_definition(
     n: int, lengths: list[int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     said = rng.standard_normal((n, 3)).astype(np.float32)
-    references = [rng.standard_normal((m, 3)).astype(np.float32) for m in lengths]
-    found = mel_cepstral_distance(said, references)
-    np.testing.assert_allclose(found, [by_definition(said, one) for one in references], rtol=1e-4)
+    recordings = [rng.standard_normal((m, 3)).astype(np.float32) for m in lengths]
+    found = mel_cepstral_distance(said, recordings)
+    np.testing.assert_allclose(found, [by_definition(said, one) for one in recordings], rtol=1e-4)
 
 
 def by_definition(a: np.ndarray, b: np.ndarray) -> float:

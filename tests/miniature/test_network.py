@@ -16,7 +16,7 @@ from miniature.network import Network, export
 from miniature.train import ENGLISH, Spoken, Trainer, encode, example
 from miniature.world import WorldCodec
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
+from valle_convert.families.v5.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.model.inputs import Condition, assemble
 from valle_convert.tokenizer.choose import BUILT_IN
 

@@ -17,6 +17,7 @@ from miniature.world import WorldCodec, analyse
 from valle_convert.audio import Audio, read_audio
 from valle_convert.decode.options import SamplingOptions
 from valle_convert.families.bundle import open_bundle
+from valle_convert.families.v5 import listen
 from valle_convert.listening.listen import (
     NLL,
     PHONEMES,
@@ -67,7 +68,7 @@ def recorded(n: int) -> list[Sentence]:
 
 def heard(path: Path, n: int) -> Listened:
     with opened(path) as network:
-        return ListeningTest(recorded(n), WorldCodec(CODEC), network.model).listen(network)
+        return ListeningTest(recorded(n), WorldCodec(CODEC), listen).listen(network)
 
 
 def estimate(listened: Listened, measure: Measure) -> Estimate:

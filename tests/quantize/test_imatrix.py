@@ -109,17 +109,17 @@ def stopping_after(n: int) -> Iterator[Callable[..., object]]:
 
 
 @pytest.fixture(params=["file", "set"])
-def reference(request: pytest.FixtureRequest, tiny: Plan) -> Plan:
+def conversion(request: pytest.FixtureRequest, tiny: Plan) -> Plan:
     return tiny if request.param == "file" else plan(read_checkpoint(VALLEX))
 
 
-def seeded(reference: Plan, seed: int) -> Examples:
-    return Examples.seeded(reference.family, reference.model, 2, seed=seed)
+def seeded(conversion: Plan, seed: int) -> Examples:
+    return Examples.seeded(conversion.family, conversion.model, 2, seed=seed)
 
 
-def test_a_run_that_was_stopped_leaves_nothing(reference: Plan, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_leaves_nothing(conversion: Plan, tmp_path: Path) -> None:
     with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
-        make_imatrices(reference, seeded(reference, 5), tmp_path / "m.gguf", progress=progress)
+        make_imatrices(conversion, seeded(conversion, 5), tmp_path / "m.gguf", progress=progress)
     assert not list(tmp_path.iterdir())
 
 

@@ -51,7 +51,7 @@ def encodec(codec: Path) -> EncodecCodec:
 
 @pytest.fixture(scope="session")
 def bundle(converted: Convert) -> Bundle:
-    """The golden checkpoint that is like the published reference model, in Q8_0."""
+    """The golden checkpoint that is like the published model, in Q8_0."""
     return open_bundle(converted("ar-nar-len", "q8_0"))
 
 

@@ -57,6 +57,8 @@ def test_files_are_looked_at_once(
         for command in (
             [checkpoint, out, "--verify", "quick"],
             ["verify", checkpoint, out],
+            ["verify", out],
+            ["inspect", out],
             ["quantize", out, made, "--types", "Q8_0,Q5_0,Q4_0"],
             ["evaluate", made, *given],
             ["merge", made, folder / "merged"],

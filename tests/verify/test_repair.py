@@ -84,7 +84,7 @@ def test_the_generator_of_old_files_makes_the_golden_ones(kind: str, tmp_path: P
             assert same.all(), name
             continue
         with_head = np.zeros(len(same), bool)
-        for label, part in read_old(OLD / f"{kind}.gguf").tensors._rows.items():  # type: ignore[attr-defined]
+        for label, part in read_old(GgufFile(OLD / f"{kind}.gguf")).tensors._rows.items():  # type: ignore[attr-defined]
             if label.startswith("classifiers."):
                 with_head[part.first_row : part.first_row + part.n_rows] = True
         assert same[with_head].all()
@@ -125,7 +125,7 @@ def test_rows_are_moved_and_none_is_quantized_twice(kind: str, tmp_path: Path) -
         else old.tensors["token_embd.weight"].rows(),
     )
     assert new.keys["valle.source.old_types"] == [tables.name, heads_type.name]
-    sources = [read_old(old.path), read_checkpoint(source)]
+    sources = [read_old(old), read_checkpoint(source)]
     # Logits take longest, so each type compares them with one of the sources, in turn.
     compared = sources[TYPES.index(kind) % 2]
     for against in sources:

@@ -29,11 +29,11 @@ def imatrix(
 
     read = [checkpoint, *reading.files, dataset.data]
     check_outputs({"--out": out}, inputs=read, force=force)
-    reference = plan(reading.read(checkpoint))
+    conversion = plan(reading.read(checkpoint))
     n = dataset.utterances or (None if dataset.data else N_RANDOM)
-    examples = Examples.choose(reference.family, reference.model, dataset.data, n)
+    examples = Examples.choose(conversion.family, conversion.model, dataset.data, n)
     console.log(f"importance matrix of {examples.description}")
-    files = make_imatrices(reference, examples, out, force=force, progress=console.progress_bar)
+    files = make_imatrices(conversion, examples, out, force=force, progress=console.progress_bar)
     n_matrices = sum(len(one.entries) for one in files.values())
     n_passes = next(iter(files.values())).chunk_count
     if json_:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JSON, ReadOptions, arg, refuse_idle
+from valle_convert.cli.options import JSON, ReadOptions, arg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,21 +30,18 @@ def inspect(
 
     Shows sizes, capabilities, tables and heads, tokenizer, types, bytes and provenance.
     """
-    from valle_convert.inspect import inspect_file, is_converted_file, models_in
+    from valle_convert.inspect import inspect_file, models_in
 
     is_folder = os.path.isdir(file)  # noqa: PTH112 - no exception for a closed folder
     models = models_in(file) if is_folder else []
-    if models or is_converted_file(file):
-        given = {"--config": reading.config, "--lora": reading.lora}
-        refuse_idle("it is only for checkpoints", given)
+    given, lora = models or [file], reading.loras
+    summaries = [inspect_file(one, config=reading.config, lora=lora) for one in given]
     if models:
-        _show_folder(file, [inspect_file(one) for one in models], as_json=json_)
-        return
-    summary = inspect_file(file, config=reading.config, lora=reading.loras)
-    if json_:
-        console.data_json(asdict(summary))
+        _show_folder(file, summaries, as_json=json_)
+    elif json_:
+        console.data_json(asdict(summaries[0]))
     else:
-        _show(summary)
+        _show(summaries[0])
 
 
 def _show(summary: Summary) -> None:

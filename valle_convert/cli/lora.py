@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from valle_convert.cli import console
-from valle_convert.cli.options import CONFIG, FORCE, JSON, OUTPUT, arg, local_gguf, opt, refuse_idle
+from valle_convert.cli.options import CONFIG, FORCE, JSON, OUTPUT, arg, local_gguf, opt
 from valle_convert.wording import plural
 
 
@@ -31,14 +31,11 @@ def lora(
     from valle_convert.api import write_lora
     from valle_convert.checkpoint.lora import LoraFile
     from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.read import is_gguf
 
     check_outputs(
         {"OUT.gguf": out}, inputs=[base, LoraFile.parse(source).path, config], force=force
     )
     base = local_gguf(base, or_checkpoint=True)
-    if is_gguf(base):
-        refuse_idle("BASE is a converted file", {"--config": config})
     written = write_lora(base, source, out, out_type=outtype, config=config, force=force)
     console.notes(written.notes)
     n_bytes, n_weights = out.stat().st_size, len(written.by_target)

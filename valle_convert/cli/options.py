@@ -179,10 +179,10 @@ class ReadOptions:
 
     def split(self) -> tuple[ReadOptions, tuple[LoraFile, ...]]:
         """The options without GGUF adapters, which are applied and not merged; and the adapters."""
-        from valle_convert.gguf_file.read import is_adapter
+        from valle_convert.gguf_file.read import look_at
 
         given = list(zip(self.lora or [], self.loras, strict=True))
-        adapters = [one for _, one in given if one.path.is_file() and is_adapter(one.path)]
+        adapters = [one for _, one in given if look_at(one.path)[0] == "adapter"]
         merged = [text for text, one in given if one not in adapters]
         return replace(self, lora=merged), tuple(adapters)
 
@@ -198,13 +198,15 @@ class QuantizerOptions(ReadOptions):
         MODEL,
     )
 
-    def reference(self, source: Path) -> Checkpoint | None:
-        from valle_convert.gguf_file.read import is_gguf
+    def checkpoint_of(self, source: Path) -> Checkpoint | None:
+        from valle_convert.gguf_file.read import look_at
 
-        path = source if self.checkpoint is None and not is_gguf(source) else self.checkpoint
-        if path is None:
-            refuse_idle("there is no checkpoint", {"--config": self.config, "--lora": self.lora})
-        return None if path is None else self.read(path)
+        given = {"--config": self.config, "--lora": self.lora}
+        if self.checkpoint is None and not any(given.values()):
+            return None
+        if self.checkpoint is None and look_at(source)[0] != "other":
+            refuse_idle("there is no checkpoint", given)
+        return self.read(self.checkpoint or source)
 
 
 @dataclass(frozen=True)

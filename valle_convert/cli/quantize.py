@@ -122,7 +122,7 @@ def quantize(
             out,
             options,
             FolderOptions(resume=resume, force=force, dry_run=dry_run),
-            checkpoint=quantizer.reference(source),
+            checkpoint=quantizer.checkpoint_of(source),
             log=RunLog(console.progress_bar, console.log, keep),
         )
         if json_:

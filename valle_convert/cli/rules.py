@@ -65,9 +65,9 @@ def check(context: typer.Context) -> None:
 def _is_given(context: typer.Context, parameter: str) -> bool:
     """Whether the user set a parameter, even to its default."""
     # click has a class for where a value comes from, which typer does not offer.
-    source = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
+    origin = getattr(context.get_parameter_source(parameter), "name", "DEFAULT")
     value = context.params.get(parameter)  # 0 is one, and is equal to False
-    return value is not None and value is not False and source not in ("DEFAULT", "DEFAULT_MAP")
+    return value is not None and value is not False and origin not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def _holds(context: typer.Context, condition: str) -> bool:

@@ -65,7 +65,7 @@ def scan(
     check_outputs({"OUT.txt": out}, inputs=read, force=force)
     result = scan_matrices(
         source,
-        quantizer.reference(source),
+        quantizer.checkpoint_of(source),
         Aim(tuple(filter(None, map(str.strip, (types or "").split(",")))), target_bits, max_kl),
         MakeOptions(
             tool=quantizer.llama_quantize,

@@ -1,4 +1,4 @@
-"""`valle-convert tokenize GGUF TEXT`: ids from llama.cpp and from the reference tokenizer."""
+"""`valle-convert tokenize GGUF TEXT`: ids from llama.cpp and from the tokenizer's own library."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def tokenize(
 
     gguf = local_gguf(gguf)
     bundle = open_bundle(gguf)
-    source = bundle.family.recorded_tokenizer(bundle.main, tokenizer)
-    oracle = source.oracle()
+    recorded = bundle.family.recorded_tokenizer(bundle.main, tokenizer)
+    oracle = recorded.oracle()
     setting = Setting(not no_special, parse_special)
     if setting not in oracle.settings:
         raise InputError(
@@ -75,14 +75,14 @@ def tokenize(
                         "text": text,
                         "pieces": pieces,
                         "llama_cpp": {"tokens": ids, "ids": found},
-                        source.kind: {"ids": expected},
+                        recorded.kind: {"ids": expected},
                         "agree": agree,
                     }
                 )
             else:
                 console.data(f"pieces         {pieces}")
                 console.data(f"llama.cpp      {found}")
-                console.data(f"{source.kind:<14} {expected}")
+                console.data(f"{recorded.kind:<14} {expected}")
                 console.log("they agree" if agree else "they differ")
             unknown = unknown_phonemes(
                 str(text),

@@ -115,7 +115,7 @@ def _show(made: Sequence[Any], out: Path, others: int, *, as_json: bool) -> None
                 "utterances": [
                     {
                         "file": one.name,
-                        "source": str(one.source),
+                        "source": str(one.recording),
                         "language": one.said.language,
                         "phonemes": one.said.phonemes,
                         "ids": len(one.arrays["phonemes"]),

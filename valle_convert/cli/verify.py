@@ -87,24 +87,25 @@ def verify(
     """
     from valle_convert.checkpoint.folder import is_on_hub
     from valle_convert.files import check_input_file, check_outputs, write_text_atomically
-    from valle_convert.gguf_file.read import is_gguf, parsed
+    from valle_convert.gguf_file.read import look_at
     from valle_convert.strict_json import to_json_text
-    from valle_convert.verify.codec_file import is_codec_file
     from valle_convert.verify.whole import verify_whole
 
     read = [checkpoint, gguf, *options.files, options.tokenizer, options.biases]
     check_outputs({"--report": report}, inputs=read, force=force)
     checkpoint = local_gguf(checkpoint, or_checkpoint=True)
+    gguf = None if gguf is None else local_gguf(gguf)
+    kind, file = look_at(gguf or checkpoint, strict=False)
     result: Report
     if gguf is None:
         reason = "a file alone is compared with its own digests"
         options.refuse(reason, "--level", "--trace", *_CONVERSION)
-        if not is_gguf(checkpoint):
+        if kind in ("encodec.cpp codec", "other"):
             if not checkpoint.is_dir() and not is_on_hub(checkpoint):
                 check_input_file(checkpoint, "file")
             raise typer.BadParameter("give the file that was converted from it.", param_hint="GGUF")
-        result = verify_whole(checkpoint, progress=console.progress_bar)
-    elif is_codec_file(file := parsed(gguf := local_gguf(gguf))):
+        result = verify_whole(file, progress=console.progress_bar)
+    elif kind in ("codec", "encodec.cpp codec"):
         options.refuse("codecs do not use it", "--trace", *_CONVERSION)
         result = _verify_codec(str(checkpoint), gguf, options.level)
     else:
@@ -132,15 +133,16 @@ def _verify_model(
 ) -> Report:
     from valle_convert.families.family import Choices
     from valle_convert.files import check_outputs
-    from valle_convert.gguf_file.read import is_gguf
+    from valle_convert.gguf_file.read import GgufFile, look_at
     from valle_convert.llama.context import Settings
     from valle_convert.verify.run import LEVELS, verify_path
 
     merged, adapters = options.split()
-    if is_gguf(path):
+    _, old = look_at(path)
+    if isinstance(old, GgufFile):
         # Adapters are applied, as for a checkpoint.
         replace(options, lora=merged.lora).refuse("LoRAs are not merged into GGUF files", "--lora")
-        opened = _read_old(path, options)
+        opened = _read_old(old, options)
     else:
         options.refuse("checkpoints have their biases", "--biases")
         opened = merged.read(path)
@@ -163,22 +165,20 @@ def _verify_model(
     )
 
 
-def _read_old(path: Path, options: VerifyOptions) -> Checkpoint:
+def _read_old(file: GgufFile, options: VerifyOptions) -> Checkpoint:
     """A GGUF file of another converter, read as its checkpoint."""
     from valle_convert.api import read_checkpoint
     from valle_convert.families import family_of_file
     from valle_convert.gguf_file.keys import is_converted
-    from valle_convert.gguf_file.read import GgufFile
 
-    file = GgufFile(path, allow_part=True)
     if is_converted(file.keys):
         raise InputError(
-            f"{path} is a converted file, expected the checkpoint. To compare two GGUF files, run "
-            "valle-convert compare."
+            f"{file.path} is a converted file, expected the checkpoint. To compare two GGUF files, "
+            "run valle-convert compare."
         )
     read = family_of_file(file).ability("repair")
     biases = None if options.biases is None else read_checkpoint(options.biases)
-    opened: Checkpoint = read(path, config=options.config, biases=biases)
+    opened: Checkpoint = read(file, config=options.config, biases=biases)
     return opened
 
 

@@ -40,7 +40,7 @@ def demask(
     rng: np.random.Generator,
     *,
     kept: NDArray[np.bool_] | None = None,  # codes of the draft that are never hidden
-    source: Codes | None = None,  # the recording whose voice is changed
+    recording: Codes | None = None,  # the one whose voice is changed
     # Score by the drawn codes after the filters, not by the likeliest before them
     scores_drawn: bool = False,
     watch: Callbacks = UNWATCHED,
@@ -57,9 +57,9 @@ def demask(
             if kept is not None:
                 hidden &= ~kept
             shown = np.where(hidden, np.int32(mask), codes)
-            if source is not None and time < VC_THRESHOLD:
+            if recording is not None and time < VC_THRESHOLD:
                 masked = rng.random(codes.shape) < VC_MASK_P
-                shown = np.where(hidden & ~masked, source, shown)
+                shown = np.where(hidden & ~masked, recording, shown)
             full, null = (predict(one, shown) for one in (condition, condition.null()))
             # The original project computes a strength that grows with t, but also uses the full one
             # in every step.
@@ -83,7 +83,7 @@ def decode_masked(
     rng: np.random.Generator,
     *,
     prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
-    source: Codes | None = None,  # level 0 of the recording whose voice is changed, [n_frames]
+    recording: Codes | None = None,  # level 0 of the one whose voice is changed, [n_frames]
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
     """Decode level 0 of a response of `n_frames` frames by demasking."""
@@ -102,7 +102,7 @@ def decode_masked(
         mask,
         options,
         rng,
-        source=source,
+        recording=recording,
         watch=watch,
     )
 

@@ -67,7 +67,8 @@ class Speech:
     seconds: Timings  # of the stages that stand alone; the rest is level 0's
 
 
-def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
+def modes_of(model: Model) -> list[Mode]:
+    """How a model can speak, the best first."""
     capabilities = model.config.capabilities
     can: dict[Mode, bool] = {
         "nar-len": "len" in capabilities and model.has_head("mask") and model.has_head("len"),
@@ -79,12 +80,17 @@ def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
             f"This model cannot speak: it has the capabilities {', '.join(capabilities)}, expected "
             "ar or len."
         )
+    return possible
+
+
+def choose_mode(model: Model, wanted: ModeChoice = "auto") -> Mode:
+    possible = modes_of(model)
     if wanted == "auto":
         return possible[0]
     if wanted not in possible:
         raise InputError(
             f"This model cannot decode in the mode {wanted}: it has the capabilities "
-            f"{', '.join(capabilities)}; use the mode {possible[0]}."
+            f"{', '.join(model.config.capabilities)}; use the mode {possible[0]}."
         )
     return wanted
 
@@ -98,17 +104,17 @@ def speech_steps(
     *,
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
     prefix: Prefix | None = None,
-    source: Codes | None = None,  # level 0 of a recording whose voice is changed, [frames]
+    recording: Codes | None = None,  # level 0 of the one whose voice is changed, [frames]
     watch: Callbacks = UNWATCHED,
 ) -> Steps[Speech]:
     mode, n_frames = choose_mode(network.model, options.mode), None
-    if source is not None:
+    if recording is not None:
         if mode != "nar-len":
             raise InputError(
                 "Voice conversion starts from another recording's codes, which only the mode "
                 "nar-len can do; this model or --set mode asks for ar."
             )
-        n_frames = len(source)
+        n_frames = len(recording)
     elif condition.task != "tts":
         if condition.prompt is None or not len(condition.prompt):
             raise InputError(
@@ -150,7 +156,7 @@ def speech_steps(
             options,
             rng,
             prefix=before,
-            source=source,
+            recording=recording,
             watch=watch,
         )
         level_0, end = drawn.codes, drawn.end

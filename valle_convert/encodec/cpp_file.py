@@ -40,14 +40,13 @@ from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import InputError
 from valle_convert.files import (
     atomic_output,
-    begins_with,
     check_free_space,
     os_faults,
 )
+from valle_convert.gguf_file.header import GGML_MAGIC
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import plural
 
-MAGIC = struct.pack("<i", 0x67676D6C)
 _HEADER = struct.Struct("<4s9i")
 _TENSOR = struct.Struct("<3i")
 _MAX_DIMS = 3
@@ -81,7 +80,7 @@ class CppHeader:
 
     def pack(self) -> bytes:
         """Magic and numbers, 40 bytes."""
-        return _HEADER.pack(MAGIC, *astuple(self))
+        return _HEADER.pack(GGML_MAGIC, *astuple(self))
 
     @property
     def n_levels(self) -> int:
@@ -206,11 +205,6 @@ def read_half(codec: EncodecWeights, name: str) -> NDArray[np.floating]:
 # -------------------------------------------------------------------------------- reading
 
 
-def is_cpp_codec(path: Path) -> bool:
-    """Whether the first bytes of a file are those of encodec.cpp."""
-    return begins_with(path, MAGIC)
-
-
 def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
     """Open a file of encodec.cpp, with every tensor checked."""
     header, tensors = read_cpp_layout(path)
@@ -235,10 +229,10 @@ def open_cpp_file(path: Path, source: str | None = None) -> EncodecWeights:
     return EncodecWeights(
         spec,
         source or str(path),
-        "a file of encodec.cpp",
         read,
         (path,),
         halves=frozenset(tensor.name for tensor in tensors if tensor.ftype),
+        is_cpp=True,
     )
 
 
@@ -246,11 +240,11 @@ def read_cpp_layout(path: Path) -> tuple[CppHeader, tuple[CppTensor, ...]]:
     with os_faults(f"{path} cannot be read"), path.open("rb") as file:
         size = path.stat().st_size
         packed = file.read(_HEADER.size)
-        if len(packed) < _HEADER.size or not packed.startswith(MAGIC):
+        if len(packed) < _HEADER.size or not packed.startswith(GGML_MAGIC):
             raise InputError(
                 f"{path} is not a file of encodec.cpp: it begins with {packed[:4]!r} and has "
-                f"{size:,} bytes, expected {MAGIC!r} and at least {_HEADER.size}. Make one with "
-                "`valle-convert codec`."
+                f"{size:,} bytes, expected {GGML_MAGIC!r} and at least {_HEADER.size}. Make one "
+                "with `valle-convert codec`."
             )
         header = CppHeader(*_HEADER.unpack(packed)[1:])
         return header, tuple(_read_tensors(file, size, path))

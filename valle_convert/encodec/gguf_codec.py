@@ -33,13 +33,13 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
+from valle_convert.gguf_file.keys import CODEC_ARCHITECTURE
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import F16, F32, GgmlType
 from valle_convert.progress import Progress, silent
 
-ARCHITECTURE = "encodec"
 FORMAT_VERSION = 1
-_PREFIX = f"{ARCHITECTURE}."
+_PREFIX = f"{CODEC_ARCHITECTURE}."
 
 CodecType = Literal["f16", "f32"]
 _TYPES: Mapping[CodecType, GgmlType] = {"f16": F16, "f32": F32}
@@ -92,7 +92,7 @@ def plan_gguf_codec(
     }
     matrices = _TYPES[out_type]
     keys = (
-        Key("general.architecture", ARCHITECTURE, "string"),
+        Key("general.architecture", CODEC_ARCHITECTURE, "string"),
         Key("general.type", "model", "string"),
         *(Key(name, value, "string") for name, value in about.items() if value),
         Key("general.file_type", matrices.file_type, "u32"),
@@ -140,18 +140,15 @@ def write_gguf_codec(
 # -------------------------------------------------------------------------------- reading
 
 
-def is_gguf_codec(file: GgufFile) -> bool:
-    return bool(file.keys.get("general.architecture") == ARCHITECTURE)
-
-
-def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
+def open_gguf_codec(file: GgufFile, source: str | None = None) -> EncodecWeights:
     """Open a codec in the format of `write_gguf_codec`."""
-    file = GgufFile(path)
-    where = source or str(path)
-    if not is_gguf_codec(file):
+    file.refuse_part()
+    where = source or str(file.path)
+    architecture = file.keys.get("general.architecture")
+    if architecture != CODEC_ARCHITECTURE:
         raise InputError(
-            f"{where} has the architecture {file.keys.get('general.architecture')!r}, expected a "
-            f"codec ({ARCHITECTURE}). Write one with `valle-convert codec CODEC OUT.gguf`."
+            f"{where} has the architecture {architecture!r}, expected a "
+            f"codec ({CODEC_ARCHITECTURE}). Write one with `valle-convert codec CODEC OUT.gguf`."
         )
     spec = _read_spec(file, where)
     names = [kind.name for kind in _TYPES.values()]
@@ -173,9 +170,8 @@ def open_gguf_codec(path: Path, source: str | None = None) -> EncodecWeights:
     return EncodecWeights(
         spec,
         where,
-        "a GGUF file",
         read,
-        (path,),
+        (file.path,),
         license=text["license"],
         url=text["source.url"],
         halves=frozenset(name for name, one in file.tensors.items() if one.ggml_type == F16),

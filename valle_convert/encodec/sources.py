@@ -36,7 +36,7 @@ from valle_convert.encodec.architecture import (
     table_problems,
     tensor_table,
 )
-from valle_convert.encodec.cpp_file import MAGIC, open_cpp_file
+from valle_convert.encodec.cpp_file import open_cpp_file
 from valle_convert.encodec.gguf_codec import open_gguf_codec
 from valle_convert.encodec.weights import EncodecWeights, Tensor
 from valle_convert.errors import EnvironmentFault, InputError
@@ -48,6 +48,7 @@ from valle_convert.files import (
     read_small_file,
     stat_of,
 )
+from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.wording import listing
 
 ENCODEC_24KHZ = "facebook/encodec_24khz"
@@ -105,11 +106,12 @@ def _on_hub(name: str) -> Tree:
 
 
 def _open_file(path: Path, source: str) -> EncodecWeights:
-    head = first_bytes(path, 8)
-    if head.startswith(MAGIC):
+    kind, file = look_at(path)
+    if kind == "encodec.cpp codec":
         return open_cpp_file(path, source)
-    if head.startswith(b"GGUF"):
-        return open_gguf_codec(path, source)
+    if isinstance(file, GgufFile):
+        return open_gguf_codec(file, source)
+    head = first_bytes(path, 8)
     if head.startswith(ZIP_MAGIC) or head[:1] == b"\x80":
         return _open_meta(path, source)
     if len(head) == 8 and path.suffix == ".safetensors":
@@ -131,7 +133,6 @@ def _open_meta(path: Path, source: str) -> EncodecWeights:
     return EncodecWeights(
         spec,
         source,
-        "Meta's .th file",
         reader,
         (path,),
         url="https://github.com/facebookresearch/encodec",
@@ -193,7 +194,6 @@ def _open_folder(tree: Tree, folder: PurePath, source: str) -> EncodecWeights:
     return EncodecWeights(
         spec,
         source,
-        "a folder of transformers",
         reader,
         (config_file, tree.get(weights), *found.shards),
         license=_license_in_card(tree.get(folder / _CARD)) if _CARD in names else None,

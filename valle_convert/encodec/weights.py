@@ -22,13 +22,13 @@ class EncodecWeights:
 
     spec: EncodecSpec
     source: str  # what was opened, as the user wrote it
-    kind: str  # kind of source, in words
     reader: TensorReader
     files: tuple[Path, ...]  # all files that are read; no output may replace them
     license: str | None = None  # license of the weights, if known
     url: str | None = None  # where the weights are published, if known
     notes: tuple[str, ...] = ()
     halves: frozenset[str] = frozenset()  # tensors that are float16 in a converted file
+    is_cpp: bool = False  # whether it is a file of encodec.cpp
 
     @cached_property
     def _entries(self) -> Mapping[str, CodecTensor]:

@@ -12,7 +12,7 @@ from typing import cast
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
-from valle_convert.gguf_file.read import GgufFile, parsed
+from valle_convert.gguf_file.read import GgufFile, look_at
 
 #: The folders, in the order in which they are asked; the last one takes, or rejects, the rest.
 FOLDERS = ("vallex", "v7", "v5")
@@ -38,7 +38,7 @@ def family_of_file(file: GgufFile) -> AnyFamily:
 
 def refuse_known(path: Path) -> None:
     """Reject a GGUF file that holds a model of a family but was not converted by this project."""
-    file = parsed(path) if path.is_file() else path
+    _, file = look_at(path, strict=False)
     refusal = family_of_file(file).refusal(file) if isinstance(file, GgufFile) else ""
     if refusal:
         raise InputError(refusal)

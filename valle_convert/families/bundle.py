@@ -20,7 +20,7 @@ from valle_convert.families.family import AnyFamily, Choices
 from valle_convert.files import check_input_file
 from valle_convert.gguf_file.keys import PART_KEY, SET_ID_KEY
 from valle_convert.gguf_file.plan import PlannedFile, check_codec, lay_out, out_type_named
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import write_files
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
@@ -213,12 +213,11 @@ def fetched(path: Path) -> Path:
     """The main file of a model on the hub, downloaded with its other files."""
     tree, place = locate(path)
     local = tree.get(place)
-    if is_gguf(local):
-        file = GgufFile(local, allow_part=True)
-        # A part alone has no others.
-        parts = () if part_of(file) else family_of_file(file).parts(file)
-        for beside in list(paths_of(Path(place), parts).values())[1:]:
-            tree.get(beside)
+    file = GgufFile(local, allow_part=True)
+    # A part alone has no others.
+    parts = () if part_of(file) else family_of_file(file).parts(file)
+    for beside in list(paths_of(Path(place), parts).values())[1:]:
+        tree.get(beside)
     return local
 
 

@@ -20,7 +20,6 @@ from valle_convert.files.atomic import (
 )
 from valle_convert.files.inputs import (
     ZIP_MAGIC,
-    begins_with,
     check_input_file,
     decoded,
     first_bytes,
@@ -42,7 +41,6 @@ __all__ = [
     "ZIP_MAGIC",
     "atomic_output",
     "atomic_outputs",
-    "begins_with",
     "check_free_space",
     "check_input_file",
     "check_outputs",

@@ -50,11 +50,6 @@ def first_bytes(path: Path, n: int = 512) -> bytes:
         return file.read(n)
 
 
-def begins_with(path: Path, magic: bytes) -> bool:
-    """Whether this is a regular file that begins with `magic`; False for anything else."""
-    return os.path.isfile(path) and first_bytes(path, len(magic)) == magic  # noqa: PTH113
-
-
 def read_small_file(path: Path, what: str, max_bytes: int, *, pipe: bool = False) -> bytes:
     if not pipe:
         check_input_file(path, what)

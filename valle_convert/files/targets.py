@@ -126,14 +126,14 @@ def _check_replaceable(
         raise InputError(
             f"The output {target} is {kind}, expected a regular file; give the name of a file."
         )
-    for source in inputs:
-        about = stat_of(source, str(source))
+    for one in inputs:
+        about = stat_of(one, str(one))
         if about is None:
             continue
         if os.path.samestat(found, about):
-            words = f"is the input file itself ({source})"
-        elif stat.S_ISDIR(about.st_mode) and resolve(target).is_relative_to(source.resolve()):
-            words = f"is a file of the input {source}"
+            words = f"is the input file itself ({one})"
+        elif stat.S_ISDIR(about.st_mode) and resolve(target).is_relative_to(one.resolve()):
+            words = f"is a file of the input {one}"
         else:
             continue
         raise InputError(

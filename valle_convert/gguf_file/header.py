@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from valle_convert.gguf_file.types import ARRAY, SCALARS, STRING, VALUE_TYPES, GgmlType
 
 MAGIC = b"GGUF"
+#: Of ggml's files before GGUF, which encodec.cpp still reads.
+GGML_MAGIC = b"lmgg"
 VERSION = 3
 #: The default alignment of tensor data.
 ALIGNMENT = 32

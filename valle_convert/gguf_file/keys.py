@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 FORMAT_VERSION = 1
 ARCHITECTURE = "gemma"
+CODEC_ARCHITECTURE = "encodec"
 _POSITIONS: dict[str, Positions] = {"segment": "segment", "unified": "unified"}
 _ATTENTIONS: dict[str, Attention] = {"bidirectional": "bidirectional", "causal": "causal"}
 RMS_EPSILON = 1e-6

@@ -9,21 +9,23 @@ or read out of bounds, an `InputError` describes the fault.
 """
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.files import begins_with, check_input_file, os_faults
+from valle_convert.files import check_input_file, first_bytes, os_faults
 from valle_convert.gguf_file.encode import decode
 from valle_convert.gguf_file.header import (
     ALIGNMENT,
     ALIGNMENT_KEY,
+    GGML_MAGIC,
     MAGIC,
     Key,
     TensorEntry,
@@ -31,11 +33,14 @@ from valle_convert.gguf_file.header import (
     pack_key,
     padded,
 )
-from valle_convert.gguf_file.keys import PART_KEY
+from valle_convert.gguf_file.keys import CODEC_ARCHITECTURE, PART_KEY
 from valle_convert.gguf_file.reader import DamageError, Keys, Reader, quote
 
 _MAX_ALIGNMENT = 1 << 16
 _SPLIT_NUMBER, _SPLIT_COUNT = "split.no", "split.count"
+
+#: "damaged" is a GGUF file that cannot be parsed; "other" may be a checkpoint.
+Kind = Literal["model", "adapter", "imatrix", "codec", "encodec.cpp codec", "damaged", "other"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,6 @@ class TensorInfo(TensorEntry):
             return decode(data, self.ggml_type)
         except EnvironmentFault as error:
             raise EnvironmentFault(f"{self._contents.label}, {self.name}: {error}") from error
-
-
-def is_gguf(path: Path) -> bool:
-    return begins_with(path, MAGIC)
 
 
 class GgufFile:
@@ -212,14 +213,18 @@ def _map(file: BinaryIO, label: str) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def parsed(path: Path) -> Path | GgufFile:
-    """A parsed GGUF file; the path of any other file, which the caller reports."""
+def look_at(path: Path, *, strict: bool = True) -> tuple[Kind, Path | GgufFile]:
+    """What a path is, and the parsed file if it is GGUF; a damaged one is an error if `strict`."""
+    magic = first_bytes(path, len(MAGIC)) if os.path.isfile(path) else b""  # noqa: PTH113
+    if magic != MAGIC:
+        return "encodec.cpp codec" if magic == GGML_MAGIC else "other", path
     try:
-        return GgufFile(path, allow_part=True) if is_gguf(path) else path
+        file = GgufFile(path, allow_part=True)
     except InputError:
-        return path
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a file is a GGUF adapter, not a LoRA of the training project."""
-    return is_gguf(path) and GgufFile(path).keys.get("general.type") == "adapter"
+        if strict:
+            raise
+        return "damaged", path
+    if file.keys.get("general.architecture") == CODEC_ARCHITECTURE:
+        return "codec", file
+    kind = file.keys.get("general.type")
+    return kind if kind in ("adapter", "imatrix") else "model", file

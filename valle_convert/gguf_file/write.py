@@ -77,7 +77,7 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
     size = len(header) + plan.data_bytes
     data_digest = hashlib.sha256()
     with ThreadPoolExecutor(2) as hashing, progress("writing", size, "B") as advance:
-        source = hashing.submit(plan.checkpoint.sha256)
+        sha256 = hashing.submit(plan.checkpoint.sha256)
         pending: Future[None] | None = None
         advance(file.write(header))
         for view in made_ahead(_data(plan)):
@@ -85,8 +85,8 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
                 pending.result()
             pending = hashing.submit(data_digest.update, view)
             advance(file.write(view))
-    values[SOURCE_SHA256_KEY] = source.result()
-    values |= plan.late_values(source.result())
+    values[SOURCE_SHA256_KEY] = sha256.result()
+    values |= plan.late_values(sha256.result())
     values[DATA_DIGEST_KEY] = data_digest.hexdigest()
     values[HEADER_DIGEST_KEY] = header_digest(header_of(plan, values), values)
     file.seek(0)

@@ -1,7 +1,6 @@
 """How well a model speaks, compared with the right text and recordings.
 
 measures    sound against sound, words against words, intervals
-likelihood  how likely the true codes are, head by head
 recogniser  a program that hears words
 listen      one model, all sentences, all ways of speaking
 """

@@ -3,8 +3,8 @@
     ListeningTest     the sentences, with their recordings as sound and as mel cepstra
     .listen(network)  -> Listened: tallies of each sentence, and some of the sound
 
-Each sentence is spoken in every way that the model's capabilities allow, with its own seed, so that
-two models can be compared sentence by sentence.
+Each sentence is spoken in every way that the model supports, with its own seed, so that two models
+can be compared sentence by sentence. A family's listen.py knows its heads and ways of speaking.
 """
 
 import shlex
@@ -14,21 +14,15 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.audio.codec import AudioCodec
 from valle_convert.audio.files import Audio, write_wav
-from valle_convert.decode.ar import append_codes
-from valle_convert.decode.batch import Batch
-from valle_convert.decode.greedy import decode_transcript
-from valle_convert.decode.options import DecodeOptions, Mode, SamplingOptions
-from valle_convert.decode.speech import choose_mode, speech_steps
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.listening.likelihood import negative_log_likelihood, teacher_forced_passes
 from valle_convert.listening.measures import (
     Tally,
     edit_distance,
@@ -39,23 +33,19 @@ from valle_convert.listening.measures import (
 )
 from valle_convert.llama.context import Settings
 from valle_convert.model.inputs import Condition
-from valle_convert.model.spec import Model
-from valle_convert.network.protocol import Network
-from valle_convert.progress import Advance, Progress, silent
+from valle_convert.network.protocol import Computing
+from valle_convert.progress import Progress, silent
 
 #: The place of tallies over all heads, or all ways of speaking.
 EVERYWHERE = "all"
-_AR_TEMPERATURE = 0.6
 #: A recogniser that takes longer for a sentence hangs.
 _SECONDS = 600.0
 _SHOWN = 300
 #: How networks that listen are opened: exact, with room for the sentences of a batch. With 8,
 #: Q4_K_M gains no more.
 LISTENING = Settings(n_parallel=4)
-#: The limit of a way's speech: this many times the recording's length, and a second more.
-_MOST = 2
-#: Heads without codes, which are not in the mean over all codes.
-_NO_CODES = ("len", "stt")
+#: A measure and a head, with a sum and what it is divided by.
+Counted = tuple[str, str, float, int]
 
 
 @dataclass(frozen=True)
@@ -115,37 +105,6 @@ class Sentence:
     condition: Condition
     codes: NDArray[np.integer]  # the recording's, [frames, levels]
     recording: Audio | None = None  # as sound; None for the codec's sound of the codes
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way of speaking: a mode, greedy or drawn at a temperature."""
-
-    mode: Mode
-    temperature: float
-
-    @property
-    def name(self) -> str:
-        """`ar greedy`, `nar-len sampled` and so on."""
-        return f"{self.mode} {'sampled' if self.temperature else 'greedy'}"
-
-    def options(self, seconds: float) -> DecodeOptions:
-        """Options for a sentence whose recording has this length."""
-        sampling = SamplingOptions(self.temperature)
-        return DecodeOptions(self.mode, sampling, max_seconds=_MOST * seconds + 1)
-
-
-def ways_of(model: Model) -> tuple[Way, ...]:
-    """How a model can speak; demasking starts at temperature 1, which falls."""
-    found: list[Way] = []
-    modes: tuple[Mode, ...] = ("ar", "nar-len")
-    for mode in modes:
-        try:
-            choose_mode(model, mode)
-        except InputError:
-            continue
-        found += [Way(mode, 0.0), Way(mode, _AR_TEMPERATURE if mode == "ar" else 1.0)]
-    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,13 +171,22 @@ class Recogniser:
 
 
 class ListeningTest:
-    """Sentences to speak, and their recordings."""
+    """Sentences to speak, and their recordings.
+
+    `family` is the listen.py of a family, with these functions:
+
+    ways_of(model)                       how a network can speak, by name
+    measure_codes(network, sentence, n)  what is `Counted` on the n-th recording's codes
+    say(network, sentences, way, seed, frame_rate)   codes of each sentence, [frames, levels]
+
+    and `WITHOUT_CODES`, the heads that are not in the mean over all codes.
+    """
 
     def __init__(
         self,
         sentences: Sequence[Sentence],
         codec: AudioCodec,
-        model: Model,
+        family: Any,  # noqa: ANN401 - a module of the family's own
         *,
         seed: int = 0,
         n_clips: int = 0,
@@ -238,8 +206,7 @@ class ListeningTest:
                     "make it again with `valle-convert utterances` and --text."
                 )
         self.sentences, self.codec, self.seed = tuple(sentences), codec, seed
-        self.ways = ways_of(model)
-        self.n_clips = n_clips
+        self._family, self.n_clips = family, n_clips
         self._recogniser = recogniser
         self.recordings = [
             codec.decode(np.asarray(one.codes, np.int32))
@@ -258,72 +225,25 @@ class ListeningTest:
         return Listened(_by_measure(found))
 
     def listen(
-        self, network: Network, progress: Progress = silent, label: str = "listening"
+        self, network: Computing, progress: Progress = silent, label: str = "listening"
     ) -> Listened:
-        found: dict[tuple[str, str], Tally] = {}
+        ways, rate = self._family.ways_of(network.model), self.codec.description.frame_rate
+        counted: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
         clips: dict[str, tuple[Audio | None, ...]] = {}
-        n_steps = len(self.sentences) * (1 + len(self.ways))
-        with progress(label, n_steps, "sentences") as advance:
-            found |= self._likelihoods(network, advance)
-            for i, way in enumerate(self.ways):
-                said = self._say(network, way, (self.seed, i), advance)
-                found |= self._sounds(way.name, said)
-                clips[way.name] = tuple(said[: self.n_clips])
-        return Listened(_by_measure(found), clips)
-
-    # ------------------------------------------------------------------------------- codes
-
-    def _likelihoods(
-        self, network: Network, advance: Advance
-    ) -> Iterator[tuple[tuple[str, str], Tally]]:
-        nats: dict[str, list[tuple[float, int]]] = defaultdict(list)
-        edits: list[tuple[float, int]] = []
-        for n, sentence in enumerate(self.sentences):
-            # The masks are the same for every model and seed.
-            rng = np.random.default_rng(n)
-            for one_pass in teacher_forced_passes(
-                network.model, sentence.condition, sentence.codes, rng
-            ):
-                values = negative_log_likelihood(network, one_pass)
-                nats[one_pass.head].append((float(values.sum()), len(values)))
-            if "stt" in nats:
-                true = np.asarray(sentence.condition.phonemes)[1:-1].tolist()
-                heard = decode_transcript(
-                    network,
-                    np.asarray(sentence.codes, np.int32),
-                    sentence.condition.language,
-                    2 * len(true) + 10,
-                ).codes
-                edits.append((edit_distance(heard.tolist(), true), len(true)))
-            advance(1)
-        for head, counted in nats.items():
-            yield (NLL.name, head), _tally(counted)
-        if edits:
-            yield (PHONEMES.name, "stt"), _tally(edits)
-
-    # ------------------------------------------------------------------------------- sound
-
-    def _say(
-        self, network: Network, way: Way, seed: tuple[int, ...], advance: Advance
-    ) -> list[Audio | None]:
-        """All sentences, some side by side; each has its own random generator."""
-        network.make_room(LISTENING.n_parallel)
-        batch = Batch(partial(append_codes, network), LISTENING.n_parallel)
-        rate = self.codec.description.frame_rate
-        decodings = []
-        for n, one in enumerate(self.sentences):
-            options = way.options(len(one.codes) / rate)
-            rng = np.random.default_rng((*seed, n))
-            steps = speech_steps(network, one.condition, options, rng, rate)
-            decodings.append(batch.add(steps))
-        said = []
-        for decoding in decodings:
-            while not decoding.is_done:
-                batch.step()
-            codes = decoding.result().codes
-            said.append(self.codec.decode(codes) if len(codes) else None)
-            advance(1)
-        return said
+        with progress(label, len(self.sentences) * (1 + len(ways)), "sentences") as advance:
+            for n, sentence in enumerate(self.sentences):
+                for measure, head, *count in self._family.measure_codes(network, sentence, n):
+                    counted[measure, head].append(count)
+                advance(1)
+            found = {place: _tally(counts) for place, counts in counted.items()}
+            for i, (name, way) in enumerate(ways.items()):
+                said: list[Audio | None] = []
+                for codes in self._family.say(network, self.sentences, way, (self.seed, i), rate):
+                    said.append(self.codec.decode(codes) if len(codes) else None)
+                    advance(1)
+                found |= self._sounds(name, said)
+                clips[name] = tuple(said[: self.n_clips])
+        return Listened(_by_measure(found, self._family.WITHOUT_CODES), clips)
 
     def _sounds(
         self, place: str, said: Sequence[Audio | None]
@@ -366,18 +286,20 @@ class ListeningTest:
         yield (CHARACTERS.name, place), _tally(letters)
 
 
-def _tally(values: Sequence[tuple[float, int]]) -> Tally:
-    of_what, out_of = np.array(values, np.float64).T
+def _tally(counts: Sequence[tuple[float, int]]) -> Tally:
+    of_what, out_of = np.array(counts, np.float64).T
     return Tally(of_what, out_of)
 
 
-def _by_measure(found: Mapping[tuple[str, str], Tally]) -> dict[str, dict[str, Tally]]:
+def _by_measure(
+    found: Mapping[tuple[str, str], Tally], without_codes: Sequence[str] = ()
+) -> dict[str, dict[str, Tally]]:
     """Tallies by measure and place, with the total of each measure."""
     by_measure: dict[str, dict[str, Tally]] = defaultdict(dict)
     for (measure, place), tally in found.items():
         by_measure[measure][place] = tally
     for measure, places in by_measure.items():
-        left_out = _NO_CODES if measure == NLL.name else ()
+        left_out = without_codes if measure == NLL.name else ()
         pooled = [tally for place, tally in places.items() if place not in left_out]
         if pooled:
             places[EVERYWHERE] = Tally.pooled(pooled)

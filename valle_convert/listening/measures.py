@@ -72,22 +72,22 @@ def normalized(cepstra: Cepstra) -> Cepstra:
     return found
 
 
-def mel_cepstral_distance(said: Cepstra, references: Sequence[Cepstra]) -> Floats:
-    """The mel cepstral distance (R. Kubichek, 1993) to each reference, in dB, [n].
+def mel_cepstral_distance(said: Cepstra, recordings: Sequence[Cepstra]) -> Floats:
+    """The mel cepstral distance (R. Kubichek, 1993) to each recording, in dB, [n].
 
     The mean over the best path of dynamic time warping (H. Sakoe and S. Chiba, 1978, the symmetric
-    form), for all references at once, one diagonal after the other.
+    form), for all recordings at once, one diagonal after the other.
     """
-    n, m = len(said), max(map(len, references))
-    distance = np.full((len(references), n, m), np.inf)
-    for i, one in enumerate(references):
+    n, m = len(said), max(map(len, recordings))
+    distance = np.full((len(recordings), n, m), np.inf)
+    for i, one in enumerate(recordings):
         squares = (said**2).sum(1)[:, None] + (one**2).sum(1)[None] - 2.0 * said @ one.T
         distance[i, :, : len(one)] = _DECIBELS * np.sqrt(2 * np.maximum(squares, 0.0))
     # Diagonal k holds the cells (i, k - i), at index i + 1; index 0 is outside.
-    outside = np.full((len(references), n + 1), np.inf)
+    outside = np.full((len(recordings), n + 1), np.inf)
     two_back, one_back = outside.copy(), outside.copy()
-    ends = np.array([n + len(one) - 2 for one in references])
-    total = np.empty(len(references))
+    ends = np.array([n + len(one) - 2 for one in recordings])
+    total = np.empty(len(recordings))
     for k in range(n + m - 1):
         rows = np.arange(max(0, k - m + 1), min(n, k + 1))
         here = distance[:, rows, k - rows]
@@ -99,7 +99,7 @@ def mel_cepstral_distance(said: Cepstra, references: Sequence[Cepstra]) -> Float
         current[:, rows + 1] = best
         total[ends == k] = current[ends == k, n]
         two_back, one_back = one_back, current
-    found: Floats = total / (n + np.array([len(one) for one in references]))
+    found: Floats = total / (n + np.array([len(one) for one in recordings]))
     return found
 
 

@@ -54,10 +54,10 @@ from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, r
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
+    conversion_of,
     convert_in_scratch,
     open_checked,
     open_source,
-    reference_of,
 )
 from valle_convert.quantize.types import PLAIN_TYPES, FileType
 from valle_convert.verify.run import main_type
@@ -103,8 +103,8 @@ def evaluate(
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
-        reference = source.reference
-        digest = None if reference is None else {"sha256": reference.checkpoint.sha256()}
+        conversion = source.conversion
+        digest = None if conversion is None else {"sha256": conversion.checkpoint.sha256()}
         types = set(map(type_of, bundles))
         gates.check(types, identity_of(source.name, digest), examples.description)
         if measuring.adapters:
@@ -218,11 +218,11 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
             check = check_source(given.checkpoint, one.main)
             if check is not None and not check.passed:
                 raise InputError(f"{check.summary}.")
-        reference = reference_of(bundles[0], given.checkpoint)
-        if reference.choices.out_type == "bf16":  # would be rounded twice on its way to F16
-            choices = replace(reference.choices, out_type="f16")
-            reference = plan(reference.checkpoint, choices)
-        return convert_in_scratch(reference, scratch)
+        conversion = conversion_of(bundles[0], given.checkpoint)
+        if conversion.choices.out_type == "bf16":  # would be rounded twice on its way to F16
+            choices = replace(conversion.choices, out_type="f16")
+            conversion = plan(conversion.checkpoint, choices)
+        return convert_in_scratch(conversion, scratch)
     base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
         raise InputError(

@@ -192,8 +192,8 @@ def spectrogram(audio: Audio) -> dict[str, Any]:
     image = require("PIL.Image", "A spectrogram", extra="report")
     bands = mel_bands(audio, _N_BANDS)
     low, high = float(bands.min()), float(bands.max())
-    levels = (bands - low) / ((high - low) or 1.0) * 255
-    picture = image.fromarray(levels.T[::-1].astype(np.uint8))
+    grays = (bands - low) / ((high - low) or 1.0) * 255
+    picture = image.fromarray(grays.T[::-1].astype(np.uint8))
     picture.putpalette((colormaps["magma"](range(256))[:, :3] * 255).astype(np.uint8).tobytes())
     buffer = io.BytesIO()
     picture.save(buffer, format="png", optimize=True)

@@ -39,7 +39,7 @@ from valle_convert.files import (
     valid_utf8,
 )
 from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
 
@@ -133,10 +133,12 @@ def encode_imatrix(imatrix: ImatrixFile) -> bytes:
 def read_imatrix(path: Path) -> ImatrixFile:
     """Read an importance matrix file, ours or llama-imatrix's."""
     check_input_file(path, "importance matrix")
-    if not is_gguf(path) or (file := GgufFile(path)).keys.get("general.type") != "imatrix":
+    kind, file = look_at(path)
+    if kind != "imatrix" or not isinstance(file, GgufFile):
         raise InputError(
             f"{path} is not an importance matrix in GGUF; make one with `valle-convert imatrix`."
         )
+    file.refuse_part()
     keys = file.keys
     entries: dict[str, Entry] = {}
     for name in file.tensors:
@@ -207,7 +209,7 @@ class Sums:
 
 
 def make_imatrices(
-    reference: Plan,
+    conversion: Plan,
     examples: Examples,
     target: Path,
     *,
@@ -215,10 +217,10 @@ def make_imatrices(
     progress: Progress = silent,
 ) -> dict[Path, ImatrixFile]:
     """Collect and write the importance matrices of a checkpoint, one a unit of its family."""
-    sources = (*reference.checkpoint.inputs, *examples.files)
-    paths = imatrix_paths(reference.family, reference.description.contents, target)
+    sources = (*conversion.checkpoint.inputs, *examples.files)
+    paths = imatrix_paths(conversion.family, conversion.description.contents, target)
     check_outputs(list(paths.values()), force=force, inputs=sources)
-    made = collect_imatrices(reference, examples, progress=progress)
+    made = collect_imatrices(conversion, examples, progress=progress)
     with atomic_outputs(list(paths.values()), force=force, sources=sources) as files:
         for file, part in zip(files, paths, strict=True):
             file.write(encode_imatrix(made[part]))
@@ -231,10 +233,10 @@ def imatrix_paths(family: AnyFamily, parts: Iterable[str], target: Path) -> dict
 
 
 def collect_imatrices(
-    reference: Plan, examples: Examples, *, progress: Progress = silent
+    conversion: Plan, examples: Examples, *, progress: Progress = silent
 ) -> dict[str, ImatrixFile]:
     """Run a checkpoint on examples; the matrices by the parts of the family's units."""
-    family, description = reference.family, reference.description
+    family, description = conversion.family, conversion.description
     network = family.reference(description.tensors, description)
     sums = Sums()
     with progress("importance", examples.count, "utterances") as advance:
@@ -248,7 +250,7 @@ def collect_imatrices(
             datasets=(examples.description,),
             chunk_count=sums.n_passes,
             chunk_size=sums.longest,
-            extra=_origin(reference.checkpoint, examples),
+            extra=_origin(conversion.checkpoint, examples),
             part=part if len(parts) > 1 else "",
         )
         for part in parts

@@ -6,14 +6,12 @@ speaks the recordings that all files are compared with, with a seed used for not
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from valle_convert.audio.codec import AudioCodec, open_codec
 from valle_convert.audio.files import Audio
-from valle_convert.decode.speech import choose_mode
 from valle_convert.errors import InputError
 from valle_convert.extras import require
 from valle_convert.families.bundle import Bundle
@@ -35,7 +33,6 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Estimate, Tally
 from valle_convert.llama.cpu import usable_cores
-from valle_convert.model.spec import Model
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.options import ListenOptions, MeasureOptions
@@ -178,7 +175,8 @@ class Audience:
     codec: AudioCodec
     recogniser: Recogniser | None
     sentences: tuple[Sentence, ...]
-    references: str
+    recordings: str  # what the recordings are
+    family: Any  # its listen.py
     measuring: MeasureOptions
     listening: ListenOptions
 
@@ -193,7 +191,7 @@ class Audience:
         require("soundfile", "Sound for recognizers and reports")
         model = source.model
         listen = source.family.ability("listen")
-        choose_mode(model)  # raises if it cannot speak
+        listen.ways_of(model)  # raises if it cannot speak
         recogniser = None if listening.asr is None else Recogniser(listening.asr)
         texts = listening.sentences
         if texts is None and measuring.data is None:
@@ -204,20 +202,16 @@ class Audience:
         codec = open_codec(listening.codec, model)
         if texts is None:
             sentences = listen.given_sentences(examples)
-            references = examples.description
+            recordings = examples.description
         else:
-            from valle_convert.speech.phonemes import phoneme_tokenizer
-
-            with ExitStack() as opened:
-                tokenize, _ = phoneme_tokenizer(source.main.header, opened)
-                sentences = listen.read_sentences(texts, model, tokenize, listening.voice, codec)
+            header, voice = source.main.header, listening.voice
+            sentences = listen.read_sentences(texts, model, header, voice, codec)
             sentences = sentences[: measuring.n_utterances]
-            references = f"the F16 file's speech of {texts.name}"
-        audience = cls(
-            codec, recogniser, tuple(sentences), valid_utf8(references), measuring, listening
-        )
+            recordings = f"the F16 file's speech of {texts.name}"
+        sentences, recordings = tuple(sentences), valid_utf8(recordings)
+        audience = cls(codec, recogniser, sentences, recordings, listen, measuring, listening)
         if texts is None:
-            audience.test(model)  # raises now if it is impossible
+            audience.test()  # raises now if it is impossible
         return audience
 
     @property
@@ -229,12 +223,12 @@ class Audience:
         ]
         return (*digests, one.asr, self.measuring.n_utterances)
 
-    def test(self, model: Model, *, seed: int = 0) -> ListeningTest:
+    def test(self, *, seed: int = 0) -> ListeningTest:
         """The sentences, ready to be spoken."""
         return ListeningTest(
             self.sentences,
             self.codec,
-            model,
+            self.family,
             seed=seed,
             n_clips=_N_CLIPS,
             recogniser=self.recogniser,
@@ -253,15 +247,14 @@ class Audience:
 
         with opened(n_threads) as network:
             if self.listening.sentences is not None:
-                listen = bundle.family.ability("listen")
                 rate = self.codec.description.frame_rate
-                spoken = listen.speak_references(network, self.sentences, rate, progress)
+                spoken = self.family.speak_recordings(network, self.sentences, rate, progress)
                 audience = replace(self, sentences=tuple(spoken))
-            test = audience.test(network.model)
+            test = audience.test()
             baseline = test.listen(network, progress, "listening to F16")
         n_others = 1 if n_threads > 1 else 2
         with opened(n_others) as network:
-            again = audience.test(network.model, seed=1)
+            again = audience.test(seed=1)
             repeat = again.listen(network, progress, "listening to F16 again")
         listening = Listening(
             baseline=baseline,
@@ -269,7 +262,7 @@ class Audience:
             repeat_how=f"seed 1, {plural(n_others, 'thread')}",
             recordings=test.recordings_alone() if self.recogniser else None,
             recogniser=self.recogniser.command if self.recogniser else None,
-            references=self.references,
+            references=self.recordings,
             codec=self.codec.description.name,
             names=tuple(one.text or one.name for one in test.sentences),
             sounds=tuple(test.recordings[:_N_CLIPS]),

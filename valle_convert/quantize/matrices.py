@@ -47,7 +47,7 @@ class Matrices:
         given: dict[str, ImatrixInput] = {}
         calibration: Examples | None = None
         if path is not None and path.is_dir():
-            if source.reference is None:
+            if source.conversion is None:
                 raise InputError(
                     f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
                     f"matrix instead of {path}."
@@ -58,7 +58,7 @@ class Matrices:
                 given[part] = _read_given(one, part, n_units=len(source.units))
             for unit, file in source.units.items():
                 check_fits(given[unit.part], file)
-        elif options.imatrix == AUTO and source.reference is not None:
+        elif options.imatrix == AUTO and source.conversion is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
         paths = imatrix_paths(family, parts, target)
         return cls(source, given, calibration, paths, folder is not None, path is not None)
@@ -82,32 +82,32 @@ class Matrices:
     def make(
         self, options: FolderOptions, scratch: Scratch, log: RunLog
     ) -> dict[str, ImatrixInput]:
-        reference, calibration = self.source.reference, self.calibration
-        if reference is None or calibration is None:
+        conversion, calibration = self.source.conversion, self.calibration
+        if conversion is None or calibration is None:
             raise AssertionError("a placeholder is planned only if the real one can be made")
         if self._stay(options):
             log.message(f"kept {' and '.join(path.name for path in self.paths.values())}")
             return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
         log.message(f"importance matrix of {calibration.description}")
         if not self.is_kept:
-            made = collect_imatrices(reference, calibration, progress=log.progress)
+            made = collect_imatrices(conversion, calibration, progress=log.progress)
             return {
                 part: in_scratch(made[part], path.name, scratch)
                 for part, path in self.paths.items()
             }
         main = next(iter(self.paths.values()))
-        make_imatrices(reference, calibration, main, force=options.force, progress=log.progress)
+        make_imatrices(conversion, calibration, main, force=options.force, progress=log.progress)
         return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
 
     def _stay(self, options: FolderOptions) -> bool:
         """Whether the folder's matrices were made from the same inputs, and are kept."""
-        reference, calibration = self.source.reference, self.calibration
-        if not (self.is_kept and options.resume and reference and calibration):
+        conversion, calibration = self.source.conversion, self.calibration
+        if not (self.is_kept and options.resume and conversion and calibration):
             return False
         several = len(self.paths) > 1
         return all(
             path.exists()
-            and made_of(path, reference.checkpoint, calibration, part if several else "")
+            and made_of(path, conversion.checkpoint, calibration, part if several else "")
             for part, path in self.paths.items()
         )
 

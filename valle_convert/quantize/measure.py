@@ -73,7 +73,7 @@ class Measurer:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """Digests of everything that predictions depend on."""
-        plan = self.source.reference
+        plan = self.source.conversion
         checkpoint = key_of(*(sha256_of(path) for path in self.source.paths))
         if plan is not None:
             checkpoint = key_of(plan.checkpoint.sha256(), plan.checkpoint.lora, repr(plan.model))
@@ -135,10 +135,10 @@ class Measurer:
             for name, tensor in bundle.files[unit.part].tensors.items():
                 if len(tensor.shape) == 2 and name in before and before[name].shape == tensor.shape:
                     found = noise.get(f"{prefix}tensor {name}")
-                    if self.source.reference is None:
+                    if self.source.conversion is None:
                         found = signal_to_noise(before[name], tensor)
                     elif found is None:
-                        plan = self.source.reference.files[unit.part]
+                        plan = self.source.conversion.files[unit.part]
                         found = rounding_decibels(plan, name, tensor)
                     known = None if found is None or math.isinf(found) else found
                     kind, part = tensor.ggml_type, unit.part if several else ""
@@ -167,17 +167,17 @@ class Measurer:
         """Compare files with their checkpoint, if there is one."""
         from valle_convert.verify.run import verify
 
-        if self.source.reference is None:
+        if self.source.conversion is None:
             return None
         report = verify(
-            self.source.reference,
+            self.source.conversion,
             bundle,
             levels=("structure", "tensors", "logits"),
             settings=Settings(n_gpu_layers=self.options.gpu_layers),
             adapters=self.options.adapters,
             progress=self.log.progress,
         )
-        names = (self.source.reference.checkpoint.path.name, bundle.path.name)
+        names = (self.source.conversion.checkpoint.path.name, bundle.path.name)
         checkpoint, file = map(valid_utf8, names)
         return replace(report, checkpoint=checkpoint, file=file)
 
@@ -186,7 +186,7 @@ class Measurer:
         """The reference: read from a `--save-reference` file, or computed."""
         if self.options.reference is not None:
             return read_reference(self.options.reference, self.inputs, self.examples)
-        plan, checkpoint, expected = self.source.reference, None, self._expected
+        plan, checkpoint, expected = self.source.conversion, None, self._expected
         if plan is not None:
             name, digest = valid_utf8(plan.checkpoint.path.name), plan.checkpoint.sha256()
             checkpoint = {"name": name, "sha256": digest}
@@ -221,7 +221,7 @@ class Measurer:
 
                 return run_reference(source.family, network, name, examples, follow)
 
-        plan = source.reference
+        plan = source.conversion
         if plan is None:
             with self._open(source.bundle) as files:
                 return run(files, f"{source.name} on llama.cpp (no checkpoint was given)")
@@ -235,7 +235,7 @@ class Measurer:
     def _tell_how_long(self, seconds: float) -> None:
         """Estimate the time from the first utterance on the reference."""
         n, n_files = self.examples.count, self.n_files
-        verifying = 0 if self.source.reference is None else _VERIFYING
+        verifying = 0 if self.source.conversion is None else _VERIFYING
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", without listening"
         self.log.message(
@@ -288,7 +288,7 @@ class Measurer:
 
 def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any]:
     """Open the LoRAs that are not merged."""
-    base = source.reference.checkpoint if source.is_converted_here and source.reference else None
+    base = source.conversion.checkpoint if source.is_converted_here and source.conversion else None
     # A file converted during this run has no checkpoint digest in its header.
     return source.family.open_adapters(options.adapters, base or source.bundle)
 

@@ -165,14 +165,16 @@ def scan(
     quantizer = find_quantizer(making.tool)
     with Scratch(Path(tempfile.gettempdir())) as scratch:
         source = open_source(path, checkpoint, scratch)
-        if source.reference is None:
+        if source.conversion is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
         matrices = Matrices.of(source, None, making).given
         source.complete(log.progress)
-        one = Scan(quantizer, source, source.reference, examples, making.threads, matrices, scratch)
+        one = Scan(
+            quantizer, source, source.conversion, examples, making.threads, matrices, scratch
+        )
         found = one.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:

@@ -34,7 +34,7 @@ from valle_convert.gguf_file.header import (
     write_entries,
 )
 from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
-from valle_convert.gguf_file.read import GgufFile, TensorInfo, is_gguf
+from valle_convert.gguf_file.read import GgufFile, TensorInfo, look_at
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.progress import Progress, silent
 from valle_convert.threads import in_background
@@ -88,8 +88,8 @@ class SourceBundle:
     bundle: Bundle  # the files; those of a checkpoint have no names
     units: dict[Unit, Source]  # the files for llama-quantize, by part, the main one first
     #: The plan of the checkpoint that files are compared with, or None.
-    reference: Plan | None = None
-    #: Whether the files were made from the reference, not given by the user.
+    conversion: Plan | None = None
+    #: Whether the files were made by this plan, not given by the user.
     is_converted_here: bool = False
     _is_done: bool = False
 
@@ -103,8 +103,8 @@ class SourceBundle:
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - the family's own
-        if self.is_converted_here and self.reference is not None:
-            return self.reference.model
+        if self.is_converted_here and self.conversion is not None:
+            return self.conversion.model
         return self.bundle.model
 
     @property
@@ -128,10 +128,10 @@ class SourceBundle:
         if self._is_done:
             return
         with os_faults(f"The conversion of {self.name} cannot be written"):
-            if self.is_converted_here and self.reference is not None:
+            if self.is_converted_here and self.conversion is not None:
                 for part, one in self.bundle.files.items():
                     with one.path.open("r+b") as file:
-                        write_plan_to(self.reference.files[part], file, progress=progress)
+                        write_plan_to(self.conversion.files[part], file, progress=progress)
                 # Digests are in the headers now.
                 files = {
                     part: GgufFile(one.path, allow_part=True)
@@ -151,7 +151,8 @@ class SourceBundle:
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
     """The files to quantize, with their checkpoint if it is given."""
-    if not is_gguf(path):
+    kind, file = look_at(path)
+    if kind == "other":
         if checkpoint is None:
             checkpoint = read_checkpoint(path)
         elif path != checkpoint.given and not checkpoint.path.samefile(path):
@@ -160,14 +161,14 @@ def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> 
                 f"--checkpoint {checkpoint.given or checkpoint.path}."
             )
         return convert_in_scratch(plan(checkpoint), scratch)
-    bundle = open_checked(path)
+    bundle = open_checked(file)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize.")
-    reference = None if checkpoint is None else reference_of(bundle, checkpoint)
+    conversion = None if checkpoint is None else conversion_of(bundle, checkpoint)
     units = {
         unit: _unit_source(bundle, unit, scratch) for unit in bundle.family.units([*bundle.files])
     }
-    return SourceBundle(valid_utf8(path.name), bundle, units, reference)
+    return SourceBundle(valid_utf8(path.name), bundle, units, conversion)
 
 
 def open_checked(path: Path | GgufFile) -> Bundle:
@@ -181,11 +182,11 @@ def open_checked(path: Path | GgufFile) -> Bundle:
     return bundle
 
 
-def reference_of(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
+def conversion_of(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
     """The plan of a checkpoint, with the choices that its files show."""
-    source = check_source(checkpoint, bundle.main)
-    if source is not None and not source.passed:
-        raise InputError(f"{source.summary}.")
+    check = check_source(checkpoint, bundle.main)
+    if check is not None and not check.passed:
+        raise InputError(f"{check.summary}.")
     return plan_like(bundle, bundle.family.comparable(checkpoint, bundle), Choices())
 
 

@@ -88,8 +88,8 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
-    document = _load_json(data, source)
+def parse_bpe(data: bytes, where: str) -> PhonemeBpe:
+    document = _load_json(data, where)
     problems: list[str] = []
     bpe = _read_bpe(document, problems)
     # Each check relies on the ones before.
@@ -98,27 +98,27 @@ def parse_bpe(data: bytes, source: str) -> PhonemeBpe:
     if bpe is not None and not problems:
         bpe = replace(bpe, strings=_close(bpe, problems))
     if bpe is None or problems:
-        raise refusal(f"The tokenizer {source} cannot be converted", problems, _REMEDY)
+        raise refusal(f"The tokenizer {where} cannot be converted", problems, _REMEDY)
     return bpe
 
 
 # --- the file's own form ------------------------------------------------------------------
 
 
-def _load_json(data: bytes, source: str) -> dict[str, Json]:
+def _load_json(data: bytes, where: str) -> dict[str, Json]:
     try:
         document = unique_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(
-            f"The tokenizer {source} is not UTF-8 text (byte {error.start:,}), as a "
+            f"The tokenizer {where} is not UTF-8 text (byte {error.start:,}), as a "
             "tokenizer.json must be; rename a SentencePiece file to *.model."
         ) from None
     except (RecursionError, ValueError) as error:
         # Some ValueErrors: a number of thousands of digits, and a duplicate key.
-        raise InputError(f"The tokenizer {source} is not JSON ({error}); copy it again.") from None
+        raise InputError(f"The tokenizer {where} is not JSON ({error}); copy it again.") from None
     if not isinstance(document, dict):
         raise InputError(
-            f"The tokenizer {source} holds a {type(document).__name__}, expected an object with "
+            f"The tokenizer {where} holds a {type(document).__name__}, expected an object with "
             'the key "model"; give a Hugging Face tokenizer.json.'
         )
     return document

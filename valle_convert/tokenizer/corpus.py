@@ -15,7 +15,7 @@ set of a million texts in memory.
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 IPA_FILE = Path(__file__).with_name("data") / "ipa.txt"
@@ -94,16 +94,15 @@ def texts(strings: Iterable[str], n: int, *, seed: int = 0) -> Iterator[str]:
     """Yield `n` different texts in the order of the module's docstring."""
     vocabulary = sorted(set(strings))
     known: set[str] = set()
-    sources = [ipa_lines(), AWKWARD]
+    lists = [ipa_lines(), AWKWARD]
     if len(vocabulary) <= MAX_STRINGS_FOR_PAIRS:
-        sources.append([left + right for left, right in product(vocabulary, vocabulary)])
-    for source in sources:
-        for text in source:
-            if len(known) >= n:
-                return
-            if text not in known:
-                known.add(text)
-                yield text
+        lists.append([left + right for left, right in product(vocabulary, vocabulary)])
+    for text in chain(*lists):
+        if len(known) >= n:
+            return
+        if text not in known:
+            known.add(text)
+            yield text
     n_left = n - len(known)
     for text in _random_texts(vocabulary, seed):
         if n_left <= 0:

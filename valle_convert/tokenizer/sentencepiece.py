@@ -62,17 +62,17 @@ class SentencePieceBpe:
         return len(self.pieces)
 
 
-def parse_sentencepiece(data: bytes, source: str) -> SentencePieceBpe:
+def parse_sentencepiece(data: bytes, where: str) -> SentencePieceBpe:
     try:
         proto = _read_proto(data)
     except _MalformedError as error:
         raise InputError(
-            f"The tokenizer {source} is not a SentencePiece model: {error}; "
+            f"The tokenizer {where} is not a SentencePiece model: {error}; "
             "give the .model file that SentencePiece wrote."
         ) from None
     problems = list(_find_problems(proto))
     if problems:
-        raise refusal(f"The tokenizer {source} cannot be converted", problems, _REMEDY)
+        raise refusal(f"The tokenizer {where} cannot be converted", problems, _REMEDY)
     return proto
 
 

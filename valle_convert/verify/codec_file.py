@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.encodec.architecture import EncodecSpec
-from valle_convert.encodec.cpp_file import (
-    F32_WARNING,
-    is_cpp_codec,
-    open_cpp_file,
-    plan_cpp_file,
-    spec_of_header,
-)
-from valle_convert.encodec.gguf_codec import is_gguf_codec, open_gguf_codec
+from valle_convert.encodec.cpp_file import F32_WARNING, plan_cpp_file, spec_of_header
+from valle_convert.encodec.sources import open_encodec
 from valle_convert.encodec.weights import EncodecWeights
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Advance, Progress, silent
 from valle_convert.verify.report import Check, Level, Report
 
@@ -38,11 +31,6 @@ _FLOAT16_STEP, _FLOAT16_TINY = 2.0**-10, 2.0**-24
 _FLOAT32_STEP, _FLOAT32_TINY = 2.0**-21, 1e-12
 
 
-def is_codec_file(file: Path | GgufFile) -> bool:
-    """Whether a file is a codec's, of encodec.cpp or in GGUF; see `gguf_file.read.parsed`."""
-    return is_gguf_codec(file) if isinstance(file, GgufFile) else is_cpp_codec(file)
-
-
 def verify_codec(
     source: EncodecWeights,
     path: Path,
@@ -50,9 +38,8 @@ def verify_codec(
     levels: Sequence[CodecLevelName] = CODEC_LEVELS,
     progress: Progress = silent,
 ) -> Report:
-    is_cpp = is_cpp_codec(path)
     try:
-        file = open_cpp_file(path) if is_cpp else open_gguf_codec(path)
+        file = open_encodec(path)
     except InputError as error:
         broken = Check.failure("whole file", str(error))
         unread = [Level(name, (), 0.0, "the file is incomplete") for name in levels[1:]]
@@ -63,21 +50,21 @@ def verify_codec(
     for name in levels:
         start = time.perf_counter()
         if name == "structure":
-            checks: tuple[Check, ...] = (_check_spec(source, file, is_cpp=is_cpp),)
+            checks: tuple[Check, ...] = (_check_spec(source, file),)
         else:
             total = sum(entry.n_elements for entry in source.tensors)
             with progress("comparing tensors", total, "weights") as advance:
                 checks = tuple(_compare(source, file, advance))
         done.append(Level(name, checks, time.perf_counter() - start))
     file_type = "F16" if file.halves else "F32"
-    notes = (F32_WARNING,) if is_cpp and not file.halves else ()
+    notes = (F32_WARNING,) if file.is_cpp and not file.halves else ()
     return Report(source.source, str(path), file_type, tuple(done), (*source.notes, *notes))
 
 
-def _check_spec(source: EncodecWeights, file: EncodecWeights, *, is_cpp: bool) -> Check:
+def _check_spec(source: EncodecWeights, file: EncodecWeights) -> Check:
     """The sizes and switches in the file, and its table of tensors."""
     planned: EncodecSpec = source.spec
-    if is_cpp:
+    if file.is_cpp:
         header, tensors = plan_cpp_file(source, "f16" if file.halves else "f32")
         planned = spec_of_header(header, [tensor.name for tensor in tensors], file.files[0])
     found, expected = asdict(file.spec), asdict(planned)

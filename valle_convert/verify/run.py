@@ -14,7 +14,7 @@ from valle_convert.families.bundle import Bundle, Plan, open_files
 from valle_convert.families.bundle import plan as plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import weights_by_type
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.gguf_file.types import PLAIN_DTYPES
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.llama.library import INSTALL, find_library, load_library
@@ -60,10 +60,10 @@ def verify(
     """Compare converted files, quantized or not, with the plan of their checkpoint."""
     if adapters:
         plan.family.ability("lora")
-    source = check_source(plan.checkpoint, bundle.main)
-    if source is not None and not source.passed:
+    check = check_source(plan.checkpoint, bundle.main)
+    if check is not None and not check.passed:
         return Report.of_one(
-            plan.checkpoint.path, bundle.path, source, "structure", main_type(bundle)
+            plan.checkpoint.path, bundle.path, check, "structure", main_type(bundle)
         )
     with_llama = find_library() is not None
     danger = what_llama_must_not_see(plan, bundle)
@@ -72,7 +72,7 @@ def verify(
         start = time.perf_counter()
         checks: Iterable[Check] = ()
         if name == "structure":
-            checks = [*([source] if source else []), *check_structure(plan, bundle, with_llama)]
+            checks = [*([check] if check else []), *check_structure(plan, bundle, with_llama)]
         elif name == "tensors":
             checks = run.tensors()
         elif with_llama and danger:
@@ -107,12 +107,12 @@ def verify_path(
     try:
         bundle = open_files(file)
     except InputError as error:
-        if not is_gguf(path):
+        if look_at(path, strict=False)[0] == "other":
             raise
         return Report.of_one(checkpoint.path, path, Check.failure("files", str(error)), "structure")
-    source = check_source(checkpoint, bundle.main)
-    if source is not None and not source.passed:
-        return Report.of_one(checkpoint.path, path, source, "structure", main_type(bundle))
+    check = check_source(checkpoint, bundle.main)
+    if check is not None and not check.passed:
+        return Report.of_one(checkpoint.path, path, check, "structure", main_type(bundle))
     plan = plan_like(bundle, bundle.family.comparable(checkpoint, bundle), given or Choices())
     return verify(
         plan,
@@ -160,7 +160,7 @@ class _Run:
             ]
 
     def tokenizer(self) -> list[Check]:
-        source = self.plan.tokenizer.file
+        tokenizer = self.plan.tokenizer.file
         true_ids = self.bundle.main.keys.get(TRUE_IDS_KEY)
         if not isinstance(true_ids, list) or not all(isinstance(i, int) for i in true_ids):
             words = f"{TRUE_IDS_KEY} is missing, or not a list of ids"
@@ -168,13 +168,13 @@ class _Run:
         with self.progress("comparing tokenizers", self.n_texts, "texts") as advance:
 
             def counted() -> Iterable[str]:
-                for text in corpus.texts(source.strings(), self.n_texts, seed=self.seed):
+                for text in corpus.texts(tokenizer.strings(), self.n_texts, seed=self.seed):
                     advance(1)
                     yield text
 
             try:
                 with LlamaTokenizer(self.bundle.path) as llama:
-                    report = compare(llama, source.oracle(), true_ids, counted())
+                    report = compare(llama, tokenizer.oracle(), true_ids, counted())
             except (ValueError, InputError) as error:
                 return [Check.failure("tokenizer", str(error))]
         return [_check_tokenizer(report)]

@@ -19,7 +19,7 @@ from valle_convert.gguf_file.keys import (
     SOURCE_LORA_KEY,
     SOURCE_SHA256_KEY,
 )
-from valle_convert.gguf_file.read import GgufFile, is_gguf
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.write import header_digest
 from valle_convert.progress import Progress, silent
 from valle_convert.verify.report import Check, Level, Report
@@ -37,22 +37,21 @@ _QUANTIZED_SINCE = (
 )
 
 
-def verify_whole(path: Path, *, progress: Progress = silent) -> Report:
+def verify_whole(file: Path | GgufFile, *, progress: Progress = silent) -> Report:
     """Compare a converted file with the digests stored in it."""
+    path = file.path if isinstance(file, GgufFile) else file
     try:
-        bundle = open_files(path)
+        bundle = open_files(file)
     except InputError as error:
-        if not is_gguf(path):
-            raise
         return Report.of_one(_DIGESTS, path, Check.failure("file", str(error)), "whole")
     refusal = bundle.family.refusal(bundle.main)
     if refusal:
         raise InputError(refusal)
     levels = []
-    for file in bundle.files.values():
+    for one in bundle.files.values():
         start = time.perf_counter()
-        checks, skipped = _check_digests(file, progress)
-        name = "whole" if len(bundle.files) == 1 else file.path.name
+        checks, skipped = _check_digests(one, progress)
+        name = "whole" if len(bundle.files) == 1 else one.path.name
         levels.append(Level(name, checks, time.perf_counter() - start, skipped))
     origin = origin_of(bundle.main)
     return Report(_DIGESTS, str(path), main_type(bundle), tuple(levels), (origin,))

@@ -81,10 +81,11 @@ def why_wrong(path: Path) -> str:
 
 
 def read_old(
-    path: Path, *, config: Path | None = None, biases: Checkpoint | None = None
+    file: GgufFile, *, config: Path | None = None, biases: Checkpoint | None = None
 ) -> Checkpoint:
     """Read a file made by llama.cpp's LLaMA converter as the checkpoint that it came from."""
-    file = GgufFile(path)
+    file.refuse_part()
+    path = file.path
     if is_converted(file.keys):
         raise InputError(f"{path} is a converted file, which needs no repair.")
     names = file.keys.get(TOKENS_KEY)

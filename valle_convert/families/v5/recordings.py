@@ -33,7 +33,7 @@ class MadeUtterance:
     """An utterance as `audio.utterances.read_spoken` reads it."""
 
     name: str
-    source: Path
+    recording: Path
     said: Line[Codes]
     arrays: dict[str, NDArray[Any]]
     notices: tuple[str, ...]  # for the user

@@ -93,7 +93,7 @@ class VersionFiveSpeaker(PhonemeSpeaker[Network]):
             options,
             np.random.default_rng(options.seed),
             self.frame_rate,
-            source=recording[:, 0] if task == "vc" else None,
+            recording=recording[:, 0] if task == "vc" else None,
             watch=watch,
         )
         return self._at_once(line, steps, notices + of_voice, seconds, options, watch)
