@@ -232,9 +232,7 @@ class LoraPairs:
         return LoraPair(sides["A"], sides["B"], factor * self.alpha / rank, is_table)
 
     def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        down, up = (
-            self._adapters.read(name).astype(np.float32) for name in (pair.down, pair.up)
-        )
+        down, up = (self._adapters.read(name).astype(np.float32) for name in (pair.down, pair.up))
         for name, values in ((pair.down, down), (pair.up, up)):
             if not np.isfinite(values).all():
                 raise InputError(
