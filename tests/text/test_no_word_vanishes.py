@@ -234,7 +234,9 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         # Spaces and apostrophes between the digits of a number.
         ("phonemes fr", "il y a 1 000 personnes", "il y a 1000 personnes"),
         ("phonemes de", "12 345 678,5 Euro", "12345678,5 Euro"),
+        ("phonemes de", "2024 100 Euro", "2024 - 100 Euro"),
         ("phonemes en", "1\u202f000\u00a0000 or 5'000", "1000000 or 5000"),
+        ("phonemes en", "in 2024\u00a0500 people", "in 2024 500 people"),
         # What the Korean and the Chinese voice forget.
         ("phonemes ko", "1,000.50", "1000.50"),
         ("phonemes ko", "1st", "1 st"),

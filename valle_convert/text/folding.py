@@ -90,8 +90,10 @@ _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 #: Marks get a space after them, but not in numbers.
 _WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
 #: The voices group digits in their own ways, or none; a plain space does so in German and French.
-_GROUPING_SPACE = re.compile(r"(?<=\d)['’\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_GROUPING_SPACE = re.compile(r"(?<=\d)(?<!\d{4})['’\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 _GROUPED_BY_SPACE = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
+#: The German and the French voice would read 2024 100 as one number; they do not say a bar.
+_UNGROUPED = re.compile(r"(?<=\d{4}) (?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
@@ -141,6 +143,7 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
         space = ""
         text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
     if language in ("de", "fr"):
+        text = _UNGROUPED.sub(" | ", text)
         text = _GROUPED_BY_SPACE.sub(lambda number: number[0].replace(" ", ""), text)
     text = _NEGATIVE.sub(f"{_MINUS[language]}{space}", text)
     if not said("/"):
