@@ -300,12 +300,13 @@ def wav_bytes(samples: NDArray[np.float32], rate: int = RATE) -> bytes:
         (b"", "cannot be read as audio"),
         (b"not audio at all, but text", "cannot be read as audio"),
         (wav_bytes(tone(RATE))[:30], "cannot be read as audio"),
+        (wav_bytes(tone(RATE))[:-3_000], "truncated: 93,000 of 96,000 bytes"),
         (wav_bytes(np.zeros(0, np.float32)), "length 0"),
         (wav_bytes(np.array([0, np.nan], np.float32)), "not finite"),
         (wav_bytes(np.array([0, np.inf], np.float32)), "not finite"),
         (wav_bytes(tone(RATE), rate=1), "sample rate of 1 Hz"),
     ],
-    ids=["empty", "text", "cut", "no-samples", "nan", "infinite", "rate"],
+    ids=["empty", "text", "cut", "truncated", "no-samples", "nan", "infinite", "rate"],
 )
 def test_a_hostile_file_is_refused_by_name(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "bad.wav"
@@ -313,6 +314,15 @@ def test_a_hostile_file_is_refused_by_name(tmp_path: Path, data: bytes, words: s
     with pytest.raises(InputError, match=words) as refusal:
         read_audio(path, RATE)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 96_036])
+def test_a_length_that_is_unknown_or_slightly_off_is_taken(tmp_path: Path, claimed: int) -> None:
+    data = bytearray(wav_bytes(tone(RATE)))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = claimed.to_bytes(4, "little")
+    (tmp_path / "stream.wav").write_bytes(data)
+    assert read_audio(tmp_path / "stream.wav", RATE).seconds == 1.0
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "."])

@@ -45,6 +45,11 @@ def test_the_file_is_plain_numpy(path: Path) -> None:
         assert file["codec"] == "encodec-24khz"
 
 
+def test_numbers_may_have_any_type_of_numbers(path: Path) -> None:
+    rewrite(path, frame_rate=75, codebook_size=np.uint16(1024), codes=CODES.astype(">u2"))
+    assert read_codes(path).codec == ENCODEC
+
+
 @pytest.mark.parametrize("name", ["codes", "codes.ecdc", "codes.npz.txt"])
 def test_a_name_that_would_not_be_read_back_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"must end in \.npz"):

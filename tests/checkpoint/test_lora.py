@@ -157,6 +157,10 @@ def test_a_merge_that_leaves_the_numbers_is_the_loras_fault(
     message = error_of(cli(source, out, "--lora", lora), 2)
     assert "merging the LoRA makes" in message
     assert f"a weight of {TARGET}.weight" in message
+    damaged = adapter_file(
+        tmp_path / "nan.sft", {**plain_pair(), f"{TARGET}.lora_A": DOWN * np.nan}, alpha=1
+    )
+    assert f"{TARGET}.lora_A holds nan" in error_of(cli(source, out, "--lora", damaged), 2)
     assert not out.exists()
 
 

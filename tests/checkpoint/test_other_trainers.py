@@ -385,6 +385,9 @@ def test_a_switch_that_is_absent_has_the_training_projects_default_and_is_said(
     config["experimental"] = None
     write_safetensors(tmp_path / "b.sft", WEIGHTS, metadata(config))
     assert len(describe(read_checkpoint(tmp_path / "b.sft")).assumed) == 4
+    del config["size"]["heads"]
+    write_safetensors(tmp_path / "c.sft", WEIGHTS, metadata(config))
+    assert "heads 16" in describe(read_checkpoint(tmp_path / "c.sft")).assumed
 
 
 def test_the_users_config_goes_before_the_check(tmp_path: Path) -> None:

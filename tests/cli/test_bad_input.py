@@ -172,7 +172,10 @@ SAFETENSORS: list[tuple[Make, str]] = [
     ),
     (replaced("vision.weight", (3, 3)), "unexpected: vision.weight [3, 3]"),
     (replaced("len_emb.weight", (12, 64)), "len_emb.weight is [12, 64], expected [11, 64]"),
-    (replaced("sep", (64,), dtype=np.float64), "not float32, float16 or bfloat16: sep (F64)"),
+    (
+        replaced("sep", (64,), dtype=np.float64),
+        "not float32, float16 or bfloat16: sep (F64). Save these tensors in float32.",
+    ),
     (with_value("rvq_l_emb.weight", np.nan), "rvq_l_emb.weight holds nan at [0, 7]"),
     (with_value(HEAD.format(2), np.nan), "proj.2.bias holds"),
     (with_value("model.norm.weight", np.inf), "model.norm.weight holds inf"),

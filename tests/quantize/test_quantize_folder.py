@@ -37,6 +37,16 @@ def test_a_file_of_somebody_else_is_not_replaced_and_nothing_is_converted_first(
     assert contents(tmp_path) == {name: b"{}"}
 
 
+def test_any_name_of_a_source_gives_a_folder_that_is_read_again(
+    cli: Cli, gguf_256: Path, tmp_path: Path
+) -> None:
+    source, folder = tmp_path / "back\\slash\nline.gguf", tmp_path / "out"
+    source.symlink_to(gguf_256)
+    assert cli("quantize", source, folder, "--types", "Q8_0", *QUICK).code == 0
+    assert check_manifest(folder).passed
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, check=True)
+
+
 @pytest.mark.parametrize("manifest", [None, b"", b"[", b'{"schema_version": 1, "files": [{}]}'])
 def test_a_folder_whose_manifest_is_missing_or_damaged_takes_force(
     cli: Cli, gguf_256: Path, made: Path, manifest: bytes | None

@@ -174,7 +174,7 @@ def test_a_fraction_is_not_two_numbers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_sign_that_unicode_counts_as_punctuation_is_said_or_named(path: Path) -> None:
-    for sign in "§%&@":
+    for sign in "§%&@‰":
         said, named = read(path, f"{sign} 3")
         assert sign in named or sounds(said) != sounds(read(path, "3")[0]), sign
 
@@ -230,6 +230,13 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("phonemes ko", "20℃", "20도"),
         ("phonemes fr", "#1", "dièse 1"),
         ("phonemes en", "5‰", "5 per mille"),
+        ("phonemes zh", "5‰", "千分之5"),
+        # Spaces and apostrophes between the digits of a number.
+        ("phonemes fr", "il y a 1 000 personnes", "il y a 1000 personnes"),
+        ("phonemes de", "12 345 678,5 Euro", "12345678,5 Euro"),
+        ("phonemes de", "2024 100 Euro", "2024 - 100 Euro"),
+        ("phonemes en", "1\u202f000\u00a0000 or 5'000", "1000000 or 5000"),
+        ("phonemes en", "in 2024\u00a0500 people", "in 2024 500 people"),
         # What the Korean and the Chinese voice forget.
         ("phonemes ko", "1,000.50", "1000.50"),
         ("phonemes ko", "1st", "1 st"),
@@ -250,6 +257,8 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("vallex en", "2000", "two thousand"),
         ("vallex en", "2005", "two thousand five"),
         ("vallex en", "2100", "two thousand one hundred"),
+        ("vallex en", "the 1,000,000th", "the one millionth"),
+        ("vallex en", "€2m or $1.50bn", "two euros m or one dollar and fifty cents bn"),
         ("vallex en", "on 5/3/2020", "on 5 3 2020"),
         ("vallex en", "$" + "1" * 5000, "1" * 5000 + " dollars"),
         ("vallex zh", "价格１，０００．５元", "价格一千点五元"),

@@ -45,6 +45,7 @@ TEXTS = {
     Elizabeth I. was queen.
     We make a good team, you and I.|Did you see Albert I. Jones yesterday?
     He sat.|Mark spoke.
+    We met at 5 p.m.|Let's go.
     That was in 1999.|Then it ended.
     (It was late.)|We went home.
     He said: “Go.”|They went.
@@ -89,6 +90,7 @@ TEXTS = {
     Bonjour !|Ça va ?
     Des chiens, des chats, etc.|Ils sont gentils.
     Il a 5 ans.|Elle en a 6.
+    Des chats, etc.|L'homme part.
     """,
     "ja": """
     今日は。|元気？|「はい。」
@@ -131,6 +133,9 @@ def test_a_text_is_cut_where_its_sentences_end(language: str, sentences: list[st
 def test_empty_lines_end_a_sentence_and_line_breaks_do_not() -> None:
     text = "One line\nbroken in two.\n\nTitle\n\nText"
     assert split_sentences(text) == ["One line broken in two.", "Title", "Text"]
+    for line_break in ("\r", "\r\n"):
+        assert split_sentences(text.replace("\n", line_break)) == split_sentences(text)
+    assert split_sentences("Title\u2029Text") == ["Title", "Text"]
     assert split_sentences(" \n\n ") == []
 
 

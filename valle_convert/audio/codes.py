@@ -137,9 +137,9 @@ def check_array(
 def _checked(path: Path, entries: dict[str, NDArray[Any]]) -> SavedCodes:
     codes = entries["codes"]
     scalars = {name: entries[name] for name in _ENTRIES if name != "codes"}
-    kinds = {"codec": "U", "frame_rate": "f"}
+    kinds = {"codec": "U", "frame_rate": "fiu"}
     for name, value in scalars.items():
-        if value.shape != () or value.dtype.kind != kinds.get(name, "i"):
+        if value.shape != () or value.dtype.kind not in kinds.get(name, "iu"):
             raise InputError(
                 f"{path}: {name} is not a single value of its type; the file is damaged."
             )

@@ -6,6 +6,7 @@ same weight. soxr resamples at its highest quality.
 
 import math
 import os
+import re
 import shlex
 import struct
 import tempfile
@@ -46,8 +47,11 @@ FORMATS = {
 _CANCELLED = 1e-3
 _BLOCK_FRAMES = 1 << 16
 _INT16_FULL_SCALE = 32767
-#: Length in a wav header if unknown.
+#: Length in a wav header if unknown; other programs write smaller ones, from about 2^31 on.
 _UNKNOWN = 0xFFFFFFFF
+_MAX_KNOWN = 0x7FFF_0000
+#: What libsndfile logs of a wav file whose header claims more than the file has.
+_CLAIMED = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +110,14 @@ def decode_audio(
                     f"{name} has a sample rate of {rate} Hz, expected {_RATES[0]} to {_RATES[-1]}; "
                     "the file is damaged."
                 )
+            if claim := _CLAIMED.search(file.extra_info):
+                claimed, found = map(int, claim.groups())
+                # Sloppy headers also count what surrounds the samples.
+                if claimed < _MAX_KNOWN and found < 0.99 * claimed:
+                    raise InputError(
+                        f"{name} is truncated: {found:,} of {claimed:,} bytes of sound are there; "
+                        f"copy it again, or keep the rest with `ffmpeg -i {shell_name} voice.wav`."
+                    )
             left = math.inf if max_seconds is None else round(max_seconds * rate)
             mixed, power, mixed_power = [], 0.0, 0.0
             # `blocks` would need to seek, which GSM and G.72x cannot.

@@ -232,8 +232,14 @@ class LoraPairs:
         return LoraPair(sides["A"], sides["B"], factor * self.alpha / rank, is_table)
 
     def read(self, pair: LoraPair) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        down, up = (self._adapters.read(name) for name in (pair.down, pair.up))
-        return down.astype(np.float32), up.astype(np.float32)
+        down, up = (self._adapters.read(name).astype(np.float32) for name in (pair.down, pair.up))
+        for name, values in ((pair.down, down), (pair.up, up)):
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"{self.where}: the tensor {name} holds nan or inf; the LoRA is damaged or its "
+                    "training diverged: take an earlier one."
+                )
+        return down, up
 
     def update(self, target: str) -> NDArray[np.float32] | None:
         """The update of a weight, in its shape, or None."""

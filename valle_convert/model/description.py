@@ -221,6 +221,8 @@ class Collector:
             if names
         ]
         if parts:
+            if not (self.faults or self._missing or unexpected):
+                advice = "Save these tensors in float32."
             raise InputError(f"{complaint}: {listing(parts, separator='; ')}. {advice}")
         return dropped
 

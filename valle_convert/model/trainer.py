@@ -219,7 +219,7 @@ class ConfigReader:
     def _size(self) -> tuple[int, int, int, dict[str, int]]:
         """Width, heads and layers, and every other number, by its meaning."""
         config, count = self._config, self._count
-        size = config.get("size", "full")
+        size = config.get("size", {})
         claims: dict[str, int] = {}
         details: Mapping[str, Any] = {}
         dim, heads, layers = _SIZES["full"]
@@ -231,6 +231,8 @@ class ConfigReader:
             details = size
             dim, heads = count(size, "dim", dim), count(size, "heads", heads)
             layers = count(size, "layers", layers)
+            if size.get("heads") is None:
+                self.assumed.append(f"heads {heads}")
         else:
             self.faults.append(
                 f"size is {size!r}, expected one of {', '.join(_SIZES)}, a factor or a dict"

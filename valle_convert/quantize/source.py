@@ -79,7 +79,8 @@ class Source:
 
     @property
     def stem(self) -> str:
-        return _TYPE_SUFFIX.sub("", Path(self.name).stem)
+        # Manifests cannot hold a backslash, nor SHA256SUMS a line break.
+        return re.sub(r"[\\\r\n]", "_", _TYPE_SUFFIX.sub("", Path(self.name).stem))
 
 
 @dataclass(eq=False)

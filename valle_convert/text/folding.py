@@ -48,7 +48,7 @@ SIGNS: dict[str, dict[str, str]] = {
     "zh": {
         "&": "和", "+": "加", "=": "等于", "@": "艾特", "$": "美元", "€": "欧元", "£": "英镑",
         "¥": "元", "₩": "韩元", "°C": "摄氏度", "°": "度", "#": "井号", "№": "号", "×": "乘",
-        "÷": "除以", "±": "正负", "<": "小于", ">": "大于", "§": "节",
+        "÷": "除以", "±": "正负", "<": "小于", ">": "大于", "§": "节", "‰": "千分号",
     },
     "ko": {
         "$": "달러", "€": "유로", "£": "파운드", "¥": "엔", "₩": "원", "°C": "도", "°": "도",
@@ -89,6 +89,12 @@ _NAMES |= {"zh": "Chinese", "ko": "Korean"}
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 #: Marks get a space after them, but not in numbers.
 _WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
+#: The voices group digits in their own ways, or none; a plain space does so in German and French.
+_GROUPING_SPACE = re.compile(r"(?<=\d)(?<!\d{4})['’\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_GROUPED_BY_SPACE = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
+#: The German and the French voice would read 2024 100 as one number; they do not say a bar.
+_UNGROUPED = re.compile(r"(?<=\d{4}) (?=\d{3}(?!\d))")
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
@@ -102,6 +108,7 @@ def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
         ) from None
     folded: list[str] = []
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    text = _GROUPING_SPACE.sub("", text)
     for i, character in enumerate(text):
         plain = character if character.isascii() else _plain(character, said)
         category = unicodedata.category(plain[:1] or " ")
@@ -135,9 +142,16 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
     if language in ("ja", "ko", "zh"):
         space = ""
         text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
+    if language in ("de", "fr"):
+        text = _UNGROUPED.sub(" | ", text)
+        text = _GROUPED_BY_SPACE.sub(lambda number: number[0].replace(" ", ""), text)
     text = _NEGATIVE.sub(f"{_MINUS[language]}{space}", text)
     if not said("/"):
         text = _FRACTION.sub(_FRACTIONS[language], text)
+    if language == "zh":
+        text = _PERCENT.sub(
+            lambda n: n[0] if said(n[2]) else f"{'百' if n[2] == '%' else '千'}分之{n[1]}", text
+        )
     written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
     return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
 

@@ -98,7 +98,7 @@ def split_sentences(
     is given.
     """
     sentences: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in re.split(r"\n\s*\n|\r\s*\r|\u2029", text):
         for sentence in _sentences_of(paragraph, language or _language_of(paragraph)):
             sentences += _fitting(" ".join(sentence.split()), max_size)
     return sentences
@@ -145,7 +145,9 @@ def _ends_sentence(text: str, start: int, mark: re.Match[str], language: str) ->
         return False  # the number of an item: "1. Buy milk."
     word = re.split(rf"[\s{re.escape(_OPENERS)}{_WIDE}\uac00-\ud7a3]", before)[-1].lstrip("-–")
     first = re.match(r"[^\W_]+(?:'\w+)?(?![\w.])", following)
-    begins = first is not None and first[0] in _BEGIN.get(language, ())
+    begins = first is not None and not _BEGIN.get(language, frozenset()).isdisjoint(
+        (first[0], first[0].partition("'")[0])  # "Don't", and "L" of "L'homme"
+    )
     if word.isdigit():
         # "am 3. Mai", "3. 5. 2020"; more digits are probably a year at the end.
         is_ordinal = following[:1].isdigit() or (language == "de" and following[:1].isalpha())

@@ -43,7 +43,6 @@ _LETTERS = table(
     u=ㄧㄡ v=ㄨㄟ w=ㄉㄚˊ_ㄅㄨˋ_ㄌㄧㄡˋ x=ㄞˋ_ㄎㄜˋ_ㄙ y=ㄨㄞˋ z=ㄗㄟˋ
     """
 )
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
 _YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _MAX_DIGITS = 16  # longer numbers have no name in cn2an
@@ -95,10 +94,7 @@ def spell_syllable(bopomofo: str) -> str | None:
 
 
 def _expanded(text: str) -> str:
-    text = _PERCENT.sub(
-        lambda n: f"{'百' if n[2] == '%' else '千'}分之{n[1]}", signs_in_words(text, "zh")
-    )
-    text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), text)
+    text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), signs_in_words(text, "zh"))
     return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
 
 

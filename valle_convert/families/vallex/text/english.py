@@ -40,7 +40,7 @@ _MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_
 #: Other dotted abbreviations, such as U.S.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
-_ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
+_ORDINAL = re.compile(r"\b(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b")
 _PLAIN = re.compile(_NUMBER)
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 15
@@ -94,10 +94,10 @@ def _expanded(text: str) -> str:
         text,
     )
     text = _LETTER_NAMES.sub(_letter_names, text)
-    text = _MONEY.sub(_money, text)
+    text = _MONEY.sub(lambda money: f" {_money(money)} ", text)
     text = _TIME.sub(_time_of_day, text)
-    text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1])} ", text)
-    # A letter next to a number is a separate word: mp3, 4K.
+    text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1].replace(',', ''))} ", text)
+    # A letter next to a number is a separate word: mp3, 4K, $5m.
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")
 
