@@ -34,9 +34,10 @@ def voice(
         read_audio,
         write_codes,
     )
+    from valle_convert.decode.options import MAX_RECORDING_SECONDS
     from valle_convert.families.bundle import open_bundle
     from valle_convert.files import check_input_file, check_outputs
-    from valle_convert.speech.results import MAX_RECORDING_SECONDS, SpeakOptions
+    from valle_convert.speech.results import SpeakOptions
 
     check_codes_target(out)
     check_outputs({"OUT": out}, inputs=[recording], force=force)
