@@ -87,7 +87,7 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (set_at_top("added_tokens", [5]), "lacks an id"),
         (set_at_top("added_tokens", []), "no special token marks the begin"),
         (set_in_model("type", "WordPiece"), "'WordPiece', expected \"BPE\""),
-        (set_in_model("merges", []), '"naive"'),
+        (set_in_model("merges", []), '"model.merges"'),
         (set_in_model("dropout", 0.1), "at random"),
         (set_in_model("continuing_subword_prefix", "##"), "parts of words"),
         (set_in_model("end_of_word_suffix", "</w>"), "ends of words"),

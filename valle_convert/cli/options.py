@@ -242,8 +242,3 @@ def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
         raise typer.BadParameter(
             f"{reason}, so it has no effect; leave it out.", param_hint=", ".join(idle)
         )
-
-
-def check_utf8(text: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import GGUF, JSON, arg, check_utf8, flag, local_gguf, opt
+from valle_convert.cli.options import GGUF, JSON, arg, flag, local_gguf, opt
 from valle_convert.errors import EXIT_FAILED_CHECK, InputError
 from valle_convert.wording import plural
 
@@ -41,7 +41,6 @@ def tokenize(
     """
     if text is None and file is None:
         raise typer.BadParameter("give TEXT or --file FILE.", param_hint="TEXT")
-    check_utf8(text or "")
     from valle_convert.families.bundle import open_bundle
     from valle_convert.text.folding import listed
     from valle_convert.text.phonemes import unknown_phonemes

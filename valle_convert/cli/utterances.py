@@ -16,7 +16,6 @@ from valle_convert.cli.options import (
     MODEL,
     VOICE,
     arg,
-    check_utf8,
     flag,
     local_gguf,
     opt,
@@ -102,8 +101,6 @@ def _recorded(audio: Sequence[Path], texts: Sequence[str], listed: Path | None) 
             f"{plural(len(audio), 'recording')} and {plural(len(texts), 'text')}; give --text once "
             "per recording (the last argument is the output folder)."
         )
-    for one in texts:
-        check_utf8(one)
     return [Recorded(path, said) for path, said in zip(audio, texts, strict=True)]
 
 

@@ -34,11 +34,6 @@ MAX_STRINGS = 1 << 16
 MAX_ADDED_TOKENS = 256
 
 _REMEDY = "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE)."
-_NAIVE = (
-    'This may be the older "naive" tokenizer (no merges, stress and length marks glued to their '
-    "neighbours) of models before version 5, which is not supported."
-)
-
 Json = object
 
 
@@ -165,7 +160,7 @@ def _read_bpe(document: dict[str, Json], problems: list[str]) -> PhonemeBpe | No
     if model.get("type") != "BPE":
         problems.append(
             f'"model.type" is {short(model.get("type"))}, expected "BPE": the others do not merge '
-            f"by rank. {_NAIVE}"
+            "by rank"
         )
     _check_options(model, "model.", _ABSENT_IN_MODEL, _MODEL_KEYS, problems)
     vocab = _read_vocab(model.get("vocab"), problems)
@@ -253,7 +248,7 @@ def _is_row_name(string: str) -> bool:
 
 def _read_merges(value: Json, problems: list[str]) -> list[tuple[str, str]] | None:
     if not isinstance(value, list) or not value:
-        problems.append(f'"model.merges" is {short(value)}, expected a list of pairs. {_NAIVE}')
+        problems.append(f'"model.merges" is {short(value)}, expected a list of pairs')
         return None
     merges = []
     before = len(problems)

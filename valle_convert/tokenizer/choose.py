@@ -184,12 +184,6 @@ def _disagreements(
         )
     if symmap is None:
         return problems
-    if "<unk>" not in symmap and any("ˈ" in string[1:] or "ː" in string[1:] for string in symmap):
-        problems.append(
-            'its vocabulary looks like that of the older "naive" tokenizer (no <unk>, stress and '
-            "length marks glued to their neighbours) of models before version 5, which is not "
-            "supported"
-        )
     if isinstance(tokenizer, PhonemeBpe):
         vocab: Mapping[str, int] = tokenizer.vocab
     else:
