@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -135,6 +136,7 @@ def _verify_model(
     from valle_convert.gguf_file.read import is_gguf
     from valle_convert.llama.context import Settings
     from valle_convert.verify.run import LEVELS, verify_path
+    from valle_convert.verify.run import verify as verify_model
 
     merged, adapters = options.split()
     if is_gguf(path):
@@ -148,10 +150,8 @@ def _verify_model(
     beside = (one for one in gguf.parent.glob("*") if one.suffix.lower() == ".gguf")
     others = [one for one in beside if one.name.startswith(f"{gguf.stem}-")]
     check_outputs({"--report": report}, inputs=[*opened.inputs, *others], force=force)
-    return verify_path(
-        opened,
-        file,
-        given=Choices(tokenizer=options.tokenizer, codec=options.codec_name),
+    run = partial(
+        verify_model,
         levels=(
             *(LEVELS if options.level == "all" else (options.level,)),
             *(("trace",) if options.trace else ()),
@@ -161,6 +161,8 @@ def _verify_model(
         adapters=adapters,
         progress=console.progress_bar,
     )
+    given = Choices(tokenizer=options.tokenizer, codec=options.codec_name)
+    return verify_path(opened, file, given, run)
 
 
 def _read_old(path: Path, options: VerifyOptions) -> Checkpoint:
