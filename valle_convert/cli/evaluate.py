@@ -32,7 +32,7 @@ from valle_convert.cli.options import (
     refuse_idle,
 )
 from valle_convert.errors import EXIT_ENVIRONMENT, ValleConvertError
-from valle_convert.wording import plural
+from valle_convert.wording import path_and_number, plural
 
 if TYPE_CHECKING:
     from valle_convert.quantize.limits import Gates
@@ -75,21 +75,14 @@ class LimitOptions:
         """The report of an earlier run, and the factor."""
         from valle_convert.quantize.limits import MARGIN
 
-        given = self.no_worse_than
-        if given is None:
+        if self.no_worse_than is None:
             return None, MARGIN
-        name, at, number = given.rpartition("@")
-        if not at or Path(given).exists():
-            return Path(given), MARGIN
-        try:
-            factor = float(number)
-        except ValueError:
-            factor = math.nan
+        path, factor = path_and_number(self.no_worse_than, MARGIN)
         if not 1 <= factor < math.inf:
             raise typer.BadParameter(
-                f"the factor is {number}, expected at least 1.", param_hint="--no-worse-than"
+                f"the factor is {factor}, expected at least 1.", param_hint="--no-worse-than"
             )
-        return Path(name), factor
+        return path, factor
 
     def gates(self) -> Gates:
         from valle_convert.quantize.limits import gates_of

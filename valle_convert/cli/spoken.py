@@ -112,11 +112,7 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
 
     A second Ctrl-C aborts as usual.
     """
-    if not keep:
-        yield lambda: False
-        return
     stopped = False
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for one, handler in before.items():
@@ -130,8 +126,8 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
         # Not through a stream, which the signal may have interrupted in the middle of a line.
         os.write(2, b"stopping; press Ctrl-C again to abort\n")
 
-    for one in before:
-        signal.signal(one, stop)
+    signals = (signal.SIGINT, signal.SIGTERM) if keep else ()
+    before = {one: signal.signal(one, stop) for one in signals}
     try:
         yield lambda: stopped
     finally:
