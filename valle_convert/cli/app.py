@@ -179,7 +179,7 @@ def run() -> None:
     interrupt.during_work()
     faulthandler.enable(2)  # a truncated mapped file ends the process by a signal
     try:
-        # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
+        # A command returns its code, and so does `typer.Exit`, Ctrl-C included.
         returned = app(standalone_mode=False, prog_name="valle-convert")
         code = returned if isinstance(returned, int) else EXIT_OK
     except ValleConvertError as error:

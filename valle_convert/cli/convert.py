@@ -25,6 +25,7 @@ from valle_convert.cli.options import (
     local_gguf,
     opt,
 )
+from valle_convert.errors import EXIT_OK
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def convert(
     dry_run: bool = flag("Print the plan; read no weights, write nothing.", OUTPUT),
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Convert a checkpoint to GGUF. The command name may be omitted.
 
     OUT.gguf is a model that stock llama.cpp loads; everything specific to VALL-E is in valle.*
@@ -95,8 +96,8 @@ def convert(
         plan = plan_conversion(opened, Choices(outtype, tokenizer, codec_name, general))
         if out is None or dry_run:
             _show_plan(plan, out or Path("OUT.gguf"), as_json=json_)
-        else:
-            _carry_out(plan, out, verify, force=force, as_json=json_)
+            return EXIT_OK
+        return _carry_out(plan, out, verify, force=force, as_json=json_)
 
 
 def repair(
@@ -117,7 +118,7 @@ def repair(
     verify: VerifyChoice | None = VERIFY,
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Repair a GGUF file of llama.cpp's LLaMA converter.
 
     Such a file loads but generates garbage. Quantized rows are copied, not quantized again; only if
@@ -133,7 +134,7 @@ def repair(
         plan = plan_repair(
             local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
         )
-        _carry_out(plan, out, verify, force=force, as_json=json_)
+        return _carry_out(plan, out, verify, force=force, as_json=json_)
 
 
 def export(
@@ -168,7 +169,7 @@ def export(
 
 def _carry_out(
     plan: Plan, out: Path, verify: VerifyChoice | None, *, force: bool, as_json: bool
-) -> None:
+) -> int:
     from valle_convert.api import write_gguf
 
     _log_choices(plan)
@@ -194,7 +195,8 @@ def _carry_out(
         console.log(report.verdict())
         # The user did not ask for the default, which depends on this machine.
         if report.failures or (verify and report.exit_code):
-            raise typer.Exit(report.exit_code)
+            return report.exit_code
+    return EXIT_OK
 
 
 def _verify(plan: Plan, out: Path, choice: VerifyChoice) -> Report | None:

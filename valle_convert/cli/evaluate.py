@@ -31,7 +31,7 @@ from valle_convert.cli.options import (
     opt,
     refuse_idle,
 )
-from valle_convert.errors import EXIT_ENVIRONMENT, ValleConvertError
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK, ValleConvertError
 from valle_convert.wording import path_and_number, plural
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class ReportOptions:
         targets = {f"--report {one}": one for one in self.report or []}
         check_outputs(targets, inputs=inputs, force=self.force)
 
-    def finish(self, result: EvaluationReport) -> None:
-        """Print a result, write its reports, and exit with its code unless that is 0."""
+    def finish(self, result: EvaluationReport) -> int:
+        """Print a result and write its reports; returns the exit code."""
         from valle_convert.files import valid_utf8
         from valle_convert.quantize.forms import write_report
 
@@ -126,8 +126,7 @@ class ReportOptions:
             except ValleConvertError as error:
                 console.error(str(error))
                 code = code or EXIT_ENVIRONMENT
-        if code:
-            raise typer.Exit(code)
+        return code
 
 
 def evaluate(
@@ -181,7 +180,7 @@ def evaluate(
         "If everything passed, remove the folder's other files of the same source.", OUTPUT
     ),
     output: ReportOptions,
-) -> None:
+) -> int:
     """Measure and judge the loss of quantizing.
 
     Exit code 1 if a file is wrong or beyond a limit. Compares files on stock llama.cpp with the
@@ -225,7 +224,7 @@ def evaluate(
         reports=output.report or [],
         log=RunLog(console.progress_bar, console.log),
     )
-    output.finish(result)
+    return output.finish(result)
 
 
 def merge(
@@ -234,7 +233,7 @@ def merge(
     out: Path = arg("OUTDIR", "A new folder, or an earlier one of `merge` to add to."),
     limits: LimitOptions,
     output: ReportOptions,
-) -> None:
+) -> int:
     """Merge folders of separate jobs, and judge the result.
 
     Each has some types of one model. Files are linked if the file system supports it. Folders of
@@ -255,8 +254,7 @@ def merge(
     )
     console.log(f"merged {plural(len(result.files), 'file')} into {out}")
     console.notes(result.notes)
-    if result.report is not None:
-        output.finish(result.report)
+    return EXIT_OK if result.report is None else output.finish(result.report)
 
 
 def _show(result: EvaluationReport) -> None:

@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from valle_convert.cli import console
 from valle_convert.cli.options import JSON, ReadOptions, arg, flag, local_gguf, refuse_idle
-from valle_convert.errors import EXIT_FAILED_CHECK
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +53,7 @@ def compare(
     second: Path = arg("B.gguf", "The file to compare it with."),
     exit_code: bool = flag("End with exit code 1 if the files differ."),
     json_: bool = JSON,
-) -> None:
+) -> int:
     """Show the differences of two GGUF files.
 
     Compares key by key and tensor by tensor. For models of several files, give the main files.
@@ -70,8 +68,7 @@ def compare(
     else:
         for line in result.lines():
             console.data(line)
-    if exit_code and not result.same:
-        raise typer.Exit(EXIT_FAILED_CHECK)
+    return EXIT_FAILED_CHECK if exit_code and not result.same else EXIT_OK
 
 
 def _show(summary: Summary) -> None:

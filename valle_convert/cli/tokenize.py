@@ -9,7 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import GGUF, JSON, arg, flag, local_gguf, opt
-from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def tokenize(
         "plain text, as in speech."
     ),
     json_: bool = JSON,
-) -> None:
+) -> int:
     """Tokenize with stock llama.cpp.
 
     The ids are compared with those of the tokenizer's own library. Exit code 1 if they differ.
@@ -91,8 +91,7 @@ def tokenize(
             )
             if unknown:
                 console.log(f"note: the vocabulary lacks {listed(unknown)}")
-    if not agree:
-        raise typer.Exit(EXIT_FAILED_CHECK)
+    return EXIT_OK if agree else EXIT_FAILED_CHECK
 
 
 def _lines(path: Path) -> Iterator[str]:

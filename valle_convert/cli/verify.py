@@ -71,7 +71,7 @@ def verify(
     ),
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
 
     Structure: stock llama.cpp loads the file, and all keys and counts are as planned. Tensors:
@@ -118,8 +118,7 @@ def verify(
         as_json = report.suffix.lower() == ".json"
         text = to_json_text(result.to_json()) + "\n" if as_json else result.to_markdown()
         write_text_atomically(report, text, force=force)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    return result.exit_code
 
 
 def _verify_model(
