@@ -122,8 +122,6 @@ class LoraPair:
 
 
 class LoraPairs:
-    """One adapter that fits a model."""
-
     def __init__(
         self,
         adapters: TensorSource,

@@ -22,8 +22,6 @@ End = Literal["stop", "limit", "interrupted"]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Callbacks to follow and stop a decoding."""
-
     progress: Progress = silent  # shows frames, steps and levels
     should_stop: ShouldStop = lambda: False  # called between steps
 

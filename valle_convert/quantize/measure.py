@@ -146,7 +146,6 @@ class Measurer:
         return self.source
 
     def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
-        """Open files on llama.cpp, with the adapters."""
         how = replace(
             settings,
             n_threads=self.options.threads or None,
@@ -158,7 +157,6 @@ class Measurer:
         return network
 
     def _verify(self, bundle: Bundle) -> Report | None:
-        """Compare files with their checkpoint, if there is one."""
         from valle_convert.verify.run import verify
 
         if self.source.reference is None:
