@@ -162,15 +162,15 @@ def test_of_a_thousand_problems_a_few_are_shown_and_the_rest_counted() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\xff\xfe{}", "not UTF-8"),
+        (b"\x80{}", "not valid JSON"),
         (b"{", "line 1 column 2"),
-        (b"[]", "holds a list"),
-        (b"null", "holds a NoneType"),
+        (b"[]", "holds a JSON list"),
+        (b"null", "holds a JSON NoneType"),
         (b"{}", '"model" is None'),
         (b'{"model": ' + b"9" * 5000 + b"}", "digits"),
         (b'{"model": {}, "model": {}}', "'model' twice"),
         (GOOD.replace(b'"a": 16,', b'"a": 16, "a": 17,'), "'a' twice"),
-        (GOOD[:-20], "not JSON"),
+        (GOOD[:-20], "not valid JSON"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_json_is_refused(data: bytes, reason: str) -> None:
