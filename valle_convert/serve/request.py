@@ -3,7 +3,7 @@
 import re
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,13 +12,13 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily
 from valle_convert.serve.gate import Metrics
 from valle_convert.serve.refusal import Refusal, bad_value
-from valle_convert.serve.sound import Encoder
+from valle_convert.serve.sound import SOUND_FORMATS, Encoder
 from valle_convert.serve.voices import Voices
 from valle_convert.serve.worker import TURN
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import AnySpeaker, Watch, seeded
 
-_Sound = Literal["mp3", "wav", "flac", "opus", "pcm"]
+STREAM_FORMATS = ("audio", "sse")
 _Number = Annotated[float, msgspec.Meta(gt=-1e9, lt=1e9)]
 
 
@@ -43,8 +43,8 @@ class _Body(msgspec.Struct):
 
     input: str
     voice: str | _Voice | None = None
-    response_format: _Sound | None = None
-    stream_format: Literal["audio", "sse"] | None = None
+    response_format: str | None = None
+    stream_format: str | None = None
     speed: Annotated[float, msgspec.Meta(ge=0.25, le=4)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     language: str | None = None
@@ -84,12 +84,20 @@ def parse_request(
             raise bad_value(name, message, "string_above_max_length")
     if not body.input.strip():
         raise bad_value("input", "input is empty; give the text to say.")
+    sound = "mp3" if body.response_format is None else body.response_format
+    stream = "audio" if body.stream_format is None else body.stream_format
+    for name, value, known in (
+        ("response_format", sound, SOUND_FORMATS),
+        ("stream_format", stream, STREAM_FORMATS),
+    ):
+        if value not in known:
+            raise bad_value(name, f"{name} must be one of {', '.join(known)}.")
     return SpeechRequest(
         text=body.input,
         voice=(body.voice.id if isinstance(body.voice, _Voice) else body.voice) or None,
-        sound=body.response_format or "mp3",
+        sound=sound,
         speed=1.0 if body.speed is None else body.speed,
-        is_sse=body.stream_format == "sse",
+        is_sse=stream == "sse",
         options=_options(body, defaults, family),
     )
 
