@@ -11,7 +11,7 @@ import typer
 
 from valle_convert.cli.app import every_command
 from valle_convert.families import families
-from valle_convert.speech.settings import HELP, settings
+from valle_convert.speech.settings import settings
 from valle_convert.wording import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
@@ -60,7 +60,7 @@ def _settings() -> str:
         models = "all" if len(who) == len(known) else ", ".join(who)
         value = ", ".join(one.choices) or {int: "integer", float: "number"}.get(one.kind, "text")
         default = "" if one.default is None else one.default
-        rows.append((f"`{name}`", value, default, models, HELP[name]))
+        rows.append((f"`{name}`", value, default, models, one.help))
     return markdown_table(("setting", "value", "default", "models", "meaning"), rows)
 
 

@@ -50,7 +50,7 @@ OPTIONS = [
     ),
     ("utterances VOICE out --text Hello. --model absent.gguf", "absent.gguf"),
     ("export GGUF ''", "the name is empty"),
-    ("tokenize GGUF a\udcff", "The text is not valid UTF-8"),
+    ("tokenize GGUF a\udcff", "The text is not valid Unicode"),
     ("convert CHECKPOINT -", "- is not a file name here"),
     ("CHECKPOINT", "--dry-run"),
     ("CHECKPOINT no/out.gguf", "mkdir -p"),

@@ -158,7 +158,7 @@ def test_a_duration_is_at_least_a_second_padded_and_at_most_the_limit(
     said=st.integers(0, 3),
     padding=st.floats(0.01, 1),
     rate=st.floats(0.1, 75),
-    most=st.floats(0.1, 900),
+    most=st.floats(0.1, 600),
 )
 def test_there_is_always_a_frame_to_decode(
     said: int, padding: float, rate: float, most: float

@@ -250,8 +250,8 @@ def test_other_bytes_on_the_hub_are_noticed(folder: Path, hub: SmallHub, cli: Cl
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
     [
-        ("token", 3, "This user may not write to"),
-        ("repository", 2, "someone/else does not exist on the hub"),
+        ("token", 3, "check HF_TOKEN"),
+        ("repository", 2, "hf repo create someone/else"),
         ("name", 2, "no OWNER/NAME"),
         ("card", 2, "The hub refuses the card: Invalid metadata in README.md"),
         ("offline", 3, "while HF_HUB_OFFLINE is set"),

@@ -102,3 +102,11 @@ def test_the_json_form_has_what_was_recommended() -> None:
         assert value["recommended"] == (best.kind if best else None)
         assert value["different_texts"] == report.n_texts
         assert {one["type"] for one in value["files"]} == set(TYPES)
+
+
+def test_a_limit_on_what_was_not_measured_is_not_kept() -> None:
+    limits = Limits("given", {"max_kl": 1.0, "max_nll": 1.0})
+    assert limits.failures(measured(0.1, ["ar"]), None, None) == ("--max-nll: not measured",)
+    assert limits.failures(None, None, None) == tuple(
+        f"--{name}: not measured" for name in ("max-kl", "max-nll")
+    )

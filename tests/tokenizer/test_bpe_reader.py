@@ -87,7 +87,7 @@ def set_in_added(index: int, key: str, value: object) -> Callable[[Document], No
         (set_at_top("added_tokens", [5]), "lacks an id"),
         (set_at_top("added_tokens", []), "no special token marks the begin"),
         (set_in_model("type", "WordPiece"), "'WordPiece', expected \"BPE\""),
-        (set_in_model("merges", []), '"naive"'),
+        (set_in_model("merges", []), '"model.merges"'),
         (set_in_model("dropout", 0.1), "at random"),
         (set_in_model("continuing_subword_prefix", "##"), "parts of words"),
         (set_in_model("end_of_word_suffix", "</w>"), "ends of words"),
@@ -162,15 +162,15 @@ def test_of_a_thousand_problems_a_few_are_shown_and_the_rest_counted() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\xff\xfe{}", "not UTF-8"),
+        (b"\x80{}", "not valid JSON"),
         (b"{", "line 1 column 2"),
-        (b"[]", "holds a list"),
-        (b"null", "holds a NoneType"),
+        (b"[]", "holds a JSON list"),
+        (b"null", "holds a JSON NoneType"),
         (b"{}", '"model" is None'),
         (b'{"model": ' + b"9" * 5000 + b"}", "digits"),
         (b'{"model": {}, "model": {}}', "'model' twice"),
         (GOOD.replace(b'"a": 16,', b'"a": 16, "a": 17,'), "'a' twice"),
-        (GOOD[:-20], "not JSON"),
+        (GOOD[:-20], "not valid JSON"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_json_is_refused(data: bytes, reason: str) -> None:

@@ -109,12 +109,6 @@ def test_a_disagreement_with_the_checkpoint_is_named(
     assert words in message
 
 
-def test_the_naive_vocabulary_of_old_models_is_named(checkpoint: Path) -> None:
-    old = {"<s>": 1, "</s>": 2, " ": 3, "iː": 8, "pˈ": 9}
-    with pytest.raises(InputError, match='"naive"'):
-        choose_tokenizer(None, checkpoint, old, 256)
-
-
 def test_a_file_called_model_is_read_as_sentencepiece(tmp_path: Path) -> None:
     path = tmp_path / "x.model"
     path.write_bytes(BUILT_IN.read_bytes())

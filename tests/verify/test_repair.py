@@ -6,6 +6,7 @@ The judge is the original's logits, less the biases that the old way lost.
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from valle_convert.families.v5.old import is_old, read_old
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
-from valle_convert.verify.run import verify_path
+from valle_convert.verify.run import verify, verify_path
 
 OLD = GOLDEN / "old-gguf"
 CHECKPOINT = golden_checkpoint("ar-nar-len")
@@ -130,7 +131,7 @@ def test_rows_are_moved_and_none_is_quantized_twice(kind: str, tmp_path: Path) -
     compared = sources[TYPES.index(kind) % 2]
     for against in sources:
         levels = LEVELS if against is compared else ("structure", "tensors")
-        report = verify_path(against, new.path, levels=levels)
+        report = verify_path(against, new.path, run=partial(verify, levels=levels))
         assert report.passed, report.verdict()
 
 
@@ -157,7 +158,7 @@ def test_random_shapes_are_repaired(seed: int, tmp_path: Path) -> None:
     biases = source if shape["bias"] else None
     new = repaired(old, tmp_path / "new.gguf", config=told, biases=biases)
     assert "valle.source.assumed" not in new.keys
-    report = verify_path(read_checkpoint(source), new.path, levels=LEVELS)
+    report = verify_path(read_checkpoint(source), new.path)
     assert report.passed, (shape, report.verdict())
 
 

@@ -1,6 +1,7 @@
 """Nothing right fails: random shapes and types, each converted, read back and verified."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
 from valle_convert.llama.library import load_library
 from valle_convert.llama.selftest import quantize_file
-from valle_convert.verify.run import LevelName, verify_path
+from valle_convert.verify.run import LevelName, verify, verify_path
 
 N_QUICK, N_SLOW = 6, 200
 _TYPES = {
@@ -92,7 +93,7 @@ def check(row: Row, seed: int, folder: Path, out_types: Sequence[str] = OUT_TYPE
                 tensor.name,
             )
         levels: list[LevelName] = ["structure", "tensors", "logits", "trace"]
-        report = verify_path(checkpoint, folder / "out.gguf", levels=levels)
+        report = verify_path(checkpoint, folder / "out.gguf", run=partial(verify, levels=levels))
         assert report.passed, (*what, report.verdict())
         for path in paths:
             path.unlink()

@@ -202,7 +202,7 @@ def test_a_vocabulary_that_llama_cpp_does_not_load_is_a_failed_check(
     bundle = copied(converted("ar-nar-len", "f16"), tmp_path)
     set_key(bundle.main, "tokenizer.ggml.pre", "no such rules")
     checkpoint = read_checkpoint(golden_checkpoint("ar-nar-len"))
-    report = verify_path(checkpoint, bundle.path, levels=["tokenizer"])
+    report = verify_path(checkpoint, bundle.path, run=partial(verify, levels=["tokenizer"]))
     assert failed(report) == ["tokenizer"]
     assert "does not load" in report.verdict()
 

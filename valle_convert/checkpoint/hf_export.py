@@ -55,8 +55,6 @@ _ARITHMETIC: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class Export:
-    """The checkpoint in an export."""
-
     tensors: TensorSource  # under the names of the original checkpoint
     config: object  # of that checkpoint, without the user's keys
     #: The names of the rows by table, such as `en`.

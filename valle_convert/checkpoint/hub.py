@@ -163,9 +163,7 @@ class HubTree(Tree):
         try:
             self._utils.validate_repo_id(where.repository)
         except self._errors.HFValidationError as error:
-            raise InputError(
-                f"{where.repository} is not the name of a repository: {words_of(error)}."
-            ) from error
+            raise self._fault(error, None) from error
         if self._only_cached or self._constants.HF_HUB_OFFLINE:
             return self._list_cache("HF_HUB_OFFLINE is set", None)
         try:
@@ -263,35 +261,11 @@ class HubTree(Tree):
 
     # -------------------------------------------------------------------------------- faults
 
-    def _fault(self, error: Any, place: PurePosixPath | None) -> ValleConvertError:  # noqa: ANN401 - of a library that is imported late
-        """The error for one of `transport_errors`."""
-        errors, where = self._errors, self._location
-        what = where.text if place is None else self.name(place)
-        if not isinstance(error, errors.HfHubHTTPError):
-            local = isinstance(error, errors.LocalEntryNotFoundError)
-            words = words_of(error.__cause__ if local and error.__cause__ else error)
-            return EnvironmentFault(
-                f"{what} cannot be downloaded: {words:.90}; check the network and the disk space, "
-                "and run the command again."
-            )
-        url = f"{self._constants.ENDPOINT}/{where.repository}"
-        status = error.response.status_code
-        if isinstance(error, errors.GatedRepoError):
-            return EnvironmentFault(
-                f"{where.repository} is gated; accept its terms at {url}, and set HF_TOKEN to a "
-                "token of that account (or run: hf auth login)."
-            )
-        absent = (errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
-        if isinstance(error, absent) or (status == 404 and place is None):
-            return InputError(
-                f"{url} does not exist at {where.revision or 'main'}, or is not visible to you; "
-                "check the name and the revision, or set HF_TOKEN if it is private."
-            )
-        advice = "check HF_TOKEN (hf auth whoami)" if status in (401, 403) else "try later"
-        said = error.server_message or error.response.reason_phrase
-        return EnvironmentFault(
-            f"{what} is not available: the hub answers {status} ({said:.80}); {advice}."
-        )
+    def _fault(self, error: Exception, place: PurePosixPath | None) -> ValleConvertError:
+        where = self._location
+        if place is not None:
+            return fault_of(error, self.name(place), where.repository)
+        return fault_of(error, where.text, where.repository, at=f" at {where.revision or 'main'}")
 
     def _no_such(self, path: PurePosixPath) -> str:
         """The error for a path that does not exist, with similar ones."""
@@ -317,6 +291,43 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
     bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     return (*bases, OSError, ValueError)
+
+
+def fault_of(
+    error: Any,  # noqa: ANN401 - of a library that is imported late
+    what: str,
+    repository: str,
+    failed: str = "cannot be downloaded",
+    at: str = "",
+    remedy: str = "check the name and the revision, or set HF_TOKEN if it is private",
+) -> ValleConvertError:
+    """The error for one of `transport_errors`, by which `what` has `failed`.
+
+    `at` is the revision, if the repository itself was asked for.
+    """
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.HFValidationError):
+        return InputError(f"{repository} is not the name of a repository: {words_of(error)}.")
+    if not isinstance(error, errors.HfHubHTTPError):
+        local = isinstance(error, errors.LocalEntryNotFoundError)
+        words = words_of(error.__cause__ if local and error.__cause__ else error)
+        return EnvironmentFault(
+            f"{what} {failed}: {words:.90}; check the network and the disk space, and run the "
+            "command again."
+        )
+    url, status = f"{constants.ENDPOINT}/{repository}", error.response.status_code
+    if isinstance(error, errors.GatedRepoError):
+        return EnvironmentFault(
+            f"{repository} is gated; accept its terms at {url}, and set HF_TOKEN to a token of "
+            "that account (or run: hf auth login)."
+        )
+    absent = (errors.RevisionNotFoundError, errors.RepositoryNotFoundError)
+    if isinstance(error, absent) or (status == 404 and at):
+        return InputError(f"{url} does not exist{at}, or is not visible to you; {remedy}.")
+    advice = "check HF_TOKEN (hf auth whoami)" if status in (401, 403) else "try later"
+    said = error.server_message or error.response.reason_phrase
+    return EnvironmentFault(f"{what} {failed}: the hub answers {status} ({said:.80}); {advice}.")
 
 
 def words_of(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
 from valle_convert.files import read_json_object
-from valle_convert.wording import listing, plural
+from valle_convert.wording import listing, path_and_number, plural
 
 _PARAMETRIZED = ".parametrizations.weight.original"
 _PARAMETRIZED_LORA = ".parametrizations.weight.0.lora_"
@@ -98,17 +98,11 @@ class LoraFile:
 
     @classmethod
     def parse(cls, text: str) -> LoraFile:
-        """`FILE` or `FILE@SCALE`, unless the whole text is the name of a file."""
-        name, at, number = text.rpartition("@")
-        if not at or Path(text).exists():
-            return cls(Path(text))
-        try:
-            scale = float(number)
-        except ValueError:
-            return cls(Path(text))
+        """`FILE` or `FILE@SCALE`."""
+        path, scale = path_and_number(text, 1.0)
         if not math.isfinite(scale):
-            raise InputError(f"--lora {text}: the scale is {number}, expected a finite number.")
-        return cls(Path(name), scale)
+            raise InputError(f"--lora {text}: the scale is {scale}, expected a finite number.")
+        return cls(path, scale)
 
 
 def lora_files(given: str | Path | Sequence[str | Path] | None) -> tuple[LoraFile, ...]:
@@ -128,8 +122,6 @@ class LoraPair:
 
 
 class LoraPairs:
-    """One adapter that fits a model."""
-
     def __init__(
         self,
         adapters: TensorSource,

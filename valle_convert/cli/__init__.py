@@ -6,10 +6,9 @@
     interrupt  Ctrl-C and SIGTERM
     options    how options are declared, and those that several commands share
     rules      which options need or exclude each other
-    judging    limits and reports of `evaluate` and `merge`
     speaking   options of `speak` and `serve`
     examples   examples at the end of each --help
-    convert, inspect, tokenize, verify, doctor ...   one command each
+    convert, inspect, tokenize, verify, doctor ...   a command each, some with a small relative
 
 Heavy packages are imported inside the commands, so that `--help` is instant.
 """

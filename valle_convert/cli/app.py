@@ -85,13 +85,14 @@ def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typ
     return ""
 
 
-#: In the order of `--help`: the module of each, and the function if it has another name.
+_COMMANDS = """
+    convert inspect export@convert tokenize verify repair@convert lora quantize
+    check-manifest@quantize evaluate scan imatrix@scan compare@inspect merge@evaluate publish
+    utterances speak serve voice@utterances transcribe codec doctor
+"""
+#: The module of each command, in the order of `--help`.
 COMMANDS = {
-    **{name: name for name in "convert inspect export tokenize verify repair lora".split()},
-    "quantize": "quantize",
-    "check-manifest": "quantize:check_manifest",
-    **{name: name for name in "evaluate scan imatrix compare merge publish".split()},
-    **{name: name for name in "utterances speak serve voice transcribe codec doctor".split()},
+    name: module or name for name, _, module in (one.partition("@") for one in _COMMANDS.split())
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -106,8 +107,8 @@ class _Commands(TyperGroup):
         if name not in COMMANDS:
             return None
         if name not in self.commands:
-            module, _, function = COMMANDS[name].partition(":")
-            body = getattr(import_module(f"valle_convert.cli.{module}"), function or module)
+            module = import_module(f"valle_convert.cli.{COMMANDS[name]}")
+            body = getattr(module, name.replace("-", "_"))
             alone = typer.Typer(add_completion=False, rich_markup_mode=None)
             epilog = f"\b\nExamples:\n{EXAMPLES[name]}"
             command = alone.command(name, cls=_Command, epilog=epilog, context_settings=_CONTEXT)
@@ -178,7 +179,7 @@ def run() -> None:
     interrupt.during_work()
     faulthandler.enable(2)  # a truncated mapped file ends the process by a signal
     try:
-        # A command that ends with `typer.Exit` makes this return its code, Ctrl-C included.
+        # A command returns its code, and so does `typer.Exit`, Ctrl-C included.
         returned = app(standalone_mode=False, prog_name="valle-convert")
         code = returned if isinstance(returned, int) else EXIT_OK
     except ValleConvertError as error:

@@ -1,4 +1,4 @@
-"""`valle-convert CHECKPOINT OUT.gguf`: the main job."""
+"""`valle-convert CHECKPOINT OUT.gguf`, the main job; `repair`, and `export`, its reverse."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import (
+    BIASES,
     CHECKPOINT,
     CODEC_NAME,
     FORCE,
+    GGUF,
     JSON,
+    MODEL,
     OUTPUT,
     TOKENIZER,
     ReadOptions,
     arg,
     flag,
+    local_gguf,
     opt,
 )
+from valle_convert.errors import EXIT_OK
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -64,7 +69,7 @@ def convert(
     dry_run: bool = flag("Print the plan; read no weights, write nothing.", OUTPUT),
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Convert a checkpoint to GGUF. The command name may be omitted.
 
     OUT.gguf is a model that stock llama.cpp loads; everything specific to VALL-E is in valle.*
@@ -91,13 +96,80 @@ def convert(
         plan = plan_conversion(opened, Choices(outtype, tokenizer, codec_name, general))
         if out is None or dry_run:
             _show_plan(plan, out or Path("OUT.gguf"), as_json=json_)
-        else:
-            carry_out(plan, out, verify, force=force, as_json=json_)
+            return EXIT_OK
+        return _carry_out(plan, out, verify, force=force, as_json=json_)
 
 
-def carry_out(
-    plan: Plan, out: Path, verify: VerifyChoice | None, *, force: bool, as_json: bool
+def repair(
+    *,
+    old: Path = arg(
+        "OLD.gguf",
+        "A VALL-E that llama.cpp's converter wrote as a `llama` model, quantized or not.",
+    ),
+    out: Path = arg("NEW.gguf", "Output file."),
+    config: Path | None = opt(
+        "YAML or JSON that overrides the config. Default: the file's own values, else those of the "
+        "published models.",
+        "FILE",
+        MODEL,
+    ),
+    biases: Path | None = BIASES,
+    tokenizer: Path | None = TOKENIZER,
+    verify: VerifyChoice | None = VERIFY,
+    json_: bool = JSON,
+    force: bool = FORCE,
+) -> int:
+    """Repair a GGUF file of llama.cpp's LLaMA converter.
+
+    Such a file loads but generates garbage. Quantized rows are copied, not quantized again; only if
+    tables and heads have different types, both become float16. What the old file lacks is assumed
+    to be as in the published models and reported; --config overrides it.
+    """
+    from valle_convert.api import plan_repair
+    from valle_convert.families.family import Choices
+    from valle_convert.files import check_outputs, protected
+
+    with protected([old, config, biases, tokenizer]):
+        check_outputs({"NEW.gguf": out}, force=force)
+        plan = plan_repair(
+            local_gguf(old), config=config, biases=biases, choices=Choices(tokenizer=tokenizer)
+        )
+        return _carry_out(plan, out, verify, force=force, as_json=json_)
+
+
+def export(
+    *,
+    gguf: Path = GGUF,
+    folder: Path = arg("DIR", "Output folder, made if it is missing; the file is DIR/fp32.sft."),
+    dtype: Literal["auto", "f32", "f16", "bf16"] = opt(
+        "Number format; auto keeps that of the file, and turns quantized types into f32.",
+        panel=OUTPUT,
+        default="auto",
+    ),
+    json_: bool = JSON,
+    force: bool = FORCE,
 ) -> None:
+    """Convert a GGUF file back to a checkpoint.
+
+    DIR/fp32.sft, the training project's own name for an export of any number format, has the
+    checkpoint's weights, config and vocabulary, bit for bit, except tensors that only training
+    uses. A quantized GGUF gives its dequantized weights.
+    """
+    from valle_convert.families.bundle import open_files
+
+    bundle = open_files(local_gguf(gguf))
+    done = bundle.family.ability("export")(
+        bundle, folder, dtype=dtype, force=force, progress=console.progress_bar
+    )
+    n_bytes = done.stat().st_size
+    console.log(f"wrote {done}: {console.n_bytes(n_bytes)}")
+    if json_:
+        console.data_json({"file": str(done), "bytes": n_bytes})
+
+
+def _carry_out(
+    plan: Plan, out: Path, verify: VerifyChoice | None, *, force: bool, as_json: bool
+) -> int:
     from valle_convert.api import write_gguf
 
     _log_choices(plan)
@@ -123,7 +195,8 @@ def carry_out(
         console.log(report.verdict())
         # The user did not ask for the default, which depends on this machine.
         if report.failures or (verify and report.exit_code):
-            raise typer.Exit(report.exit_code)
+            return report.exit_code
+    return EXIT_OK
 
 
 def _verify(plan: Plan, out: Path, choice: VerifyChoice) -> Report | None:

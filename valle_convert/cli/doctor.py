@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import typer
-
 from valle_convert.cli import console
 from valle_convert.cli.options import JSON
-from valle_convert.errors import EXIT_ENVIRONMENT
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from valle_convert.llama.tuning import Choice
 
 
-def doctor(json_: bool = JSON) -> None:
+def doctor(json_: bool = JSON) -> int:
     """Show the state of this machine.
 
     Shows versions, llama.cpp, the CPU, and what each command lacks. Exit code 3 if one lacks
@@ -30,8 +28,7 @@ def doctor(json_: bool = JSON) -> None:
         console.data_json(asdict(report))
     else:
         _show(report)
-    if not report.ok:
-        raise typer.Exit(EXIT_ENVIRONMENT)
+    return EXIT_OK if report.ok else EXIT_ENVIRONMENT
 
 
 def _show(report: DoctorReport) -> None:

@@ -1,4 +1,4 @@
-"""`valle-convert inspect FILE`: the contents of a checkpoint, a GGUF file or a codec."""
+"""`valle-convert inspect FILE`: the contents of a file; and `compare`, of two GGUF files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console
-from valle_convert.cli.options import JSON, ReadOptions, arg
+from valle_convert.cli.options import JSON, ReadOptions, arg, flag, local_gguf
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,29 @@ def inspect(
         console.data_json(asdict(summaries[0]))
     else:
         _show(summaries[0])
+
+
+def compare(
+    first: Path = arg("A.gguf", "A GGUF file, or hf:OWNER/REPO:NAME.gguf on the hub."),
+    second: Path = arg("B.gguf", "The file to compare it with."),
+    exit_code: bool = flag("End with exit code 1 if the files differ."),
+    json_: bool = JSON,
+) -> int:
+    """Show the differences of two GGUF files.
+
+    Compares key by key and tensor by tensor. For models of several files, give the main files.
+    """
+    from valle_convert.families.bundle import files_at
+    from valle_convert.gguf_file.compare import compare_files
+
+    files = [files_at(local_gguf(path)) for path in (first, second)]
+    result = compare_files(*files, progress=console.progress_bar)
+    if json_:
+        console.data_json(result.to_json())
+    else:
+        for line in result.lines():
+            console.data(line)
+    return EXIT_FAILED_CHECK if exit_code and not result.same else EXIT_OK
 
 
 def _show(summary: Summary) -> None:

@@ -50,7 +50,7 @@ def flag(help_: str, panel: str | None = None) -> Any:  # noqa: ANN401
     return opt(help_, panel=panel, default=False)
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
+def expanded(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """The command as typer reads it: every group as its fields, every option with its name."""
     hints = get_type_hints(command)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
@@ -61,12 +61,12 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         defaults = {x.name: x.default for x in fields(group)} if group else {one.name: one.default}
         parameters += [_parameter(name, types[name], value) for name, value in defaults.items()]
 
-    def run(**given: Any) -> None:  # noqa: ANN401
+    def run(**given: Any) -> int | None:  # noqa: ANN401
         made = {
             name: group(**{one.name: given.pop(one.name) for one in fields(group)})
             for name, group in groups.items()
         }
-        command(**given, **made)
+        return command(**given, **made)
 
     run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -244,8 +244,3 @@ def refuse_idle(reason: str, given: Mapping[str, object]) -> None:
         raise typer.BadParameter(
             f"{reason}, so it has no effect; leave it out.", param_hint=", ".join(idle)
         )
-
-
-def check_utf8(text: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError("The text is not valid UTF-8; save it as UTF-8, and give it again.")

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import typer
-
 from valle_convert.cli import console
 from valle_convert.cli.options import FORCE, JSON, arg, flag, opt
-from valle_convert.errors import EXIT_FAILED_CHECK
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK
 from valle_convert.wording import listing, plural
 
 
@@ -30,7 +28,7 @@ def publish(
     dry_run: bool = flag("Write the card only; send nothing."),
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Write a model card, and upload it with the files.
 
     Without OWNER/NAME, nothing is uploaded. The folder is compared with its manifest first. The
@@ -51,7 +49,7 @@ def publish(
         console.error(
             f"{listing(failed, 2)} failed the last `evaluate`; remove the file, or give --force."
         )
-        raise typer.Exit(EXIT_FAILED_CHECK)
+        return EXIT_FAILED_CHECK
     card = write_card(read, repository, license_, base_model, force=force)
     console.log(f"wrote {card}")
     if not any(one.report.measured for one in read.models):
@@ -72,3 +70,4 @@ def publish(
                 "files": dict(result.files) if result else {},
             }
         )
+    return EXIT_OK

@@ -20,7 +20,7 @@ from valle_convert.cli.options import (
     local_gguf,
     opt,
 )
-from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
 
 _TYPES, _NAMES = "Types", "Names and metadata"
 
@@ -89,7 +89,7 @@ def quantize(
     resume: bool = flag("Keep the files of the folder that were made in the same way.", OUTPUT),
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Quantize with llama-quantize.
 
     Each file is compared with its source. A folder gets one file per type, manifest.json and
@@ -133,8 +133,7 @@ def quantize(
             for line in result.facts():
                 console.log(line)
             console.data(result.verdict())
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    return result.exit_code
 
 
 def _check_types(out: Path, type_: str | None, types: list[str] | None) -> None:
@@ -190,7 +189,7 @@ def check_manifest(
     path: Path = arg("DIR|manifest.json", "The output folder of `quantize` or `merge`."),
     require_passed: bool = flag("Fail also if the last `evaluate` of a model did not pass."),
     json_: bool = JSON,
-) -> None:
+) -> int:
     """Compare a folder with its manifest and SHA256SUMS. Exit code 1 if they differ."""
     from valle_convert.quantize.measurements import check_folder
 
@@ -201,5 +200,4 @@ def check_manifest(
         for finding in result.findings:
             console.data(f"{finding.name}: {finding.problem}")
         console.data(result.verdict())
-    if not result.passed:
-        raise typer.Exit(EXIT_FAILED_CHECK)
+    return EXIT_OK if result.passed else EXIT_FAILED_CHECK

@@ -28,7 +28,7 @@ from valle_convert.cli.options import (
 )
 from valle_convert.cli.speaking import DecodingOptions, EngineOptions
 from valle_convert.cli.spoken import Report, SpeechProgress, stop_on_interrupt
-from valle_convert.errors import EXIT_INTERRUPTED, InputError
+from valle_convert.errors import EXIT_INTERRUPTED, EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter
@@ -132,7 +132,7 @@ def speak(
     decoding: DecodingOptions,
     seed: int | None = opt("Random seed, to repeat a run. Default: random.", "N", DECODING, min=0),
     target: TargetOptions,
-) -> None:
+) -> int:
     """Speak a text with a converted model, on stock llama.cpp.
 
     Long texts are spoken sentence by sentence. Settings that the model does not use are rejected.
@@ -150,8 +150,7 @@ def speak(
     )
     report = _carry_out(bundle, request, engine, target, options)
     report.show(as_json=target.json_)
-    if not report.is_whole:
-        raise typer.Exit(EXIT_INTERRUPTED)
+    return EXIT_OK if report.is_whole else EXIT_INTERRUPTED
 
 
 def _check(request: RequestOptions, target: TargetOptions) -> None:

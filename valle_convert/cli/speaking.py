@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from valle_convert.cli import console
 from valle_convert.cli.options import CODEC, DECODING, GPU_LAYERS, MODEL, opt
 from valle_convert.errors import InputError
-from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.families.bundle import Bundle
@@ -54,15 +52,8 @@ class EngineOptions:
         from valle_convert.audio import open_codec
         from valle_convert.checkpoint.lora import lora_files
         from valle_convert.llama.context import Settings
-        from valle_convert.llama.cpu import usable_cores
         from valle_convert.threads import in_background
 
-        cores = usable_cores()
-        if self.threads is not None and self.threads > cores:
-            console.log(
-                f"note: {self.threads} threads on {plural(cores, 'usable core')} wait for each "
-                f"other; --threads {cores} is faster"
-            )
         return bundle.family.speaker(
             bundle,
             # It imports torch; meanwhile, llama.cpp loads the model.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console, interrupt
 from valle_convert.progress import Advance
-from valle_convert.wording import duration, plural
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter, WrittenAudio
@@ -114,11 +113,7 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
 
     A second Ctrl-C aborts as usual.
     """
-    if not keep:
-        yield lambda: False
-        return
     stopped = False
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for one, handler in before.items():
@@ -132,8 +127,8 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
         # Not through a stream, which the signal may have interrupted in the middle of a line.
         os.write(2, b"stopping; press Ctrl-C again to abort\n")
 
-    for one in before:
-        signal.signal(one, stop)
+    signals = (signal.SIGINT, signal.SIGTERM) if keep else ()
+    before = {one: signal.signal(one, stop) for one in signals}
     try:
         yield lambda: stopped
     finally:
@@ -145,41 +140,20 @@ class SpeechProgress:
 
     def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:
         self._frame_rate, self._sink = frame_rate, sink
-        self._n_done, self._lengths = 0, [1]
-        self._began = time.perf_counter()
+        self._n_done, self._n_sentences = 0, 1
 
     def begins(self, phonemes: Sequence[str]) -> None:
         """Log the number of sentences, after all of the text became phonemes."""
-        self._lengths = [max(1, len(one)) for one in phonemes]
+        self._n_sentences = len(phonemes)
         if len(phonemes) > 1:
-            console.log(f"speaking {len(phonemes)} sentences, {sum(self._lengths)} phonemes")
-        self._began = time.perf_counter()
+            console.log(f"speaking {len(phonemes)} sentences, {sum(map(len, phonemes))} phonemes")
 
-    @contextmanager
-    def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        with console.progress_bar(f"{self._name}, {label}", total, unit) as advance:
-            if label != "frames":
-                yield advance
-                return
-            done, begin = 0, time.perf_counter()
-            bar = getattr(advance, "__self__", None)
-
-            def advance_frames(n: int) -> None:
-                nonlocal done
-                done += n
-                advance(n)
-                if bar is not None:
-                    seconds = done / self._frame_rate
-                    factor = (time.perf_counter() - begin) / seconds
-                    bar.set_postfix_str(
-                        f"{seconds:.1f} s of audio, {factor:.2f} x real time", refresh=False
-                    )
-
-            yield advance_frames
+    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        return console.progress_bar(f"{self._name}, {label}", total, unit)
 
     @property
     def _name(self) -> str:
-        n = len(self._lengths)
+        n = self._n_sentences
         return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
 
     def finished(self, piece: Piece) -> None:
@@ -190,17 +164,8 @@ class SpeechProgress:
         frames, levels = piece.codes.shape
         seconds = frames / self._frame_rate
         factor = piece.seconds.total / seconds if seconds else math.inf
-        rest = self._left() + (f": {piece.text[:60]}" if piece.text else "")
+        said = f": {piece.text[:60]}" if piece.text else ""
         console.log(
             f"{name}: {plural(frames, 'frame')}, {plural(levels, 'level')}, {seconds:.1f} s of "
-            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){rest}"
+            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){said}"
         )
-
-    def _left(self) -> str:
-        """Estimate of the time left, by phonemes."""
-        rest = sum(self._lengths[self._n_done :])
-        if not rest:
-            return ""
-        took = time.perf_counter() - self._began
-        left = took * rest / sum(self._lengths[: self._n_done])
-        return f", {duration(left)} left"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from valle_convert.cli import console
-from valle_convert.cli.options import GGUF, JSON, arg, check_utf8, flag, local_gguf, opt
-from valle_convert.errors import EXIT_FAILED_CHECK, InputError
+from valle_convert.cli.options import GGUF, JSON, arg, flag, local_gguf, opt
+from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
 from valle_convert.wording import plural
 
 if TYPE_CHECKING:
@@ -34,14 +34,13 @@ def tokenize(
         "plain text, as in speech."
     ),
     json_: bool = JSON,
-) -> None:
+) -> int:
     """Tokenize with stock llama.cpp.
 
     The ids are compared with those of the tokenizer's own library. Exit code 1 if they differ.
     """
     if text is None and file is None:
         raise typer.BadParameter("give TEXT or --file FILE.", param_hint="TEXT")
-    check_utf8(text or "")
     from valle_convert.families.bundle import open_bundle
     from valle_convert.text.folding import listed
     from valle_convert.text.phonemes import unknown_phonemes
@@ -92,8 +91,7 @@ def tokenize(
             )
             if unknown:
                 console.log(f"note: the vocabulary lacks {listed(unknown)}")
-    if not agree:
-        raise typer.Exit(EXIT_FAILED_CHECK)
+    return EXIT_OK if agree else EXIT_FAILED_CHECK
 
 
 def _lines(path: Path) -> Iterator[str]:

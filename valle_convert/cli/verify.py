@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -70,7 +71,7 @@ def verify(
     ),
     json_: bool = JSON,
     force: bool = FORCE,
-) -> None:
+) -> int:
     """Compare a GGUF file with its checkpoint. Exit code 1 if it differs.
 
     Structure: stock llama.cpp loads the file, and all keys and counts are as planned. Tensors:
@@ -118,8 +119,7 @@ def verify(
         as_json = report.suffix.lower() == ".json"
         text = to_json_text(result.to_json()) + "\n" if as_json else result.to_markdown()
         write_text_atomically(report, text, force=force)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+    return result.exit_code
 
 
 def _verify_model(
@@ -136,6 +136,7 @@ def _verify_model(
     from valle_convert.gguf_file.read import GgufFile, look_at
     from valle_convert.llama.context import Settings
     from valle_convert.verify.run import LEVELS, verify_path
+    from valle_convert.verify.run import verify as verify_model
 
     merged, adapters = options.split()
     _, old = look_at(path)
@@ -150,10 +151,8 @@ def _verify_model(
     beside = (one for one in gguf.parent.glob("*") if one.suffix.lower() == ".gguf")
     others = [one for one in beside if one.name.startswith(f"{gguf.stem}-")]
     check_outputs({"--report": report}, inputs=[*opened.inputs, *others], force=force)
-    return verify_path(
-        opened,
-        file,
-        given=Choices(tokenizer=options.tokenizer, codec=options.codec_name),
+    run = partial(
+        verify_model,
         levels=(
             *(LEVELS if options.level == "all" else (options.level,)),
             *(("trace",) if options.trace else ()),
@@ -163,6 +162,8 @@ def _verify_model(
         adapters=adapters,
         progress=console.progress_bar,
     )
+    given = Choices(tokenizer=options.tokenizer, codec=options.codec_name)
+    return verify_path(opened, file, given, run)
 
 
 def _read_old(file: GgufFile, options: VerifyOptions) -> Checkpoint:

@@ -33,8 +33,6 @@ Append = Callable[[Sequence[Element]], Logits]
 
 
 class Decoding(Generic[T]):
-    """A decoder in a `Batch`."""
-
     def __init__(self, steps: Steps[T], n_sequences: int) -> None:
         self._steps = steps
         self.n_sequences = n_sequences

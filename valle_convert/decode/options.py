@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codes
@@ -11,9 +11,6 @@ from valle_convert.progress import Progress, silent
 
 Mode = Literal["ar", "nar-len"]
 ModeChoice = Literal["auto", "ar", "nar-len"]
-
-#: Each continuation is a sequence with a cache of its own.
-MAX_BEST_OF = 64
 
 #: Called before every step; True ends the decoding, and the result is what exists by then.
 ShouldStop = Callable[[], bool]
@@ -25,8 +22,6 @@ End = Literal["stop", "limit", "interrupted"]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Callbacks to follow and stop a decoding."""
-
     progress: Progress = silent  # shows frames, steps and levels
     should_stop: ShouldStop = lambda: False  # called between steps
 
@@ -42,68 +37,75 @@ class Decoded:
     end: End
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Reject an option's value outside of `low` to `high`."""
-    if not low <= value <= high or math.isinf(value):
-        limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise InputError(f"{name} is {value}, expected a number {limits}.")
+#: Recordings are read up to here; longer ones exceed every model's context.
+MAX_RECORDING_SECONDS = 600.0
+
+
+def option(default: object, help_: str, low: float | None = None, high: float = math.inf) -> Any:  # noqa: ANN401
+    """A field with its help and, if it is a number, its range."""
+    return field(default=default, metadata={"help": help_, "range": (low, high)})
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How codes are drawn; names and defaults are the training project's."""
-
-    temperature: float = 1.0  # 0 takes the most likely code; 1 draws by the model's probabilities
-    top_k: int = 0  # keep that many codes (and those as likely as the last of them); 0 keeps all
-    top_p: float = 1.0  # keep the fewest most likely codes with this total probability
-    min_p: float = 0.0  # keep codes at least this likely, relative to the most likely one
-    #: Keep logits within this many standard deviations of the highest; 0 keeps all.
-    top_no: float = 0.0
+class _Checked:
+    """Rejects numbers outside of the ranges of their fields."""
 
     def __post_init__(self) -> None:
-        check_range("temperature", self.temperature, 0.0, math.inf)
-        check_range("top_k", self.top_k, 0, math.inf)
-        check_range("top_p", self.top_p, 0.0, 1.0)
-        check_range("min_p", self.min_p, 0.0, 1.0)
-        check_range("top_no", self.top_no, 0.0, math.inf)
+        for one in fields(self):
+            value, (low, high) = getattr(self, one.name), one.metadata.get("range", (None, None))
+            if None in (value, low) or (low <= value <= high and not math.isinf(value)):
+                continue
+            limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+            raise InputError(f"{one.name} is {value}, expected a number {limits}.")
+
+
+@dataclass(frozen=True)
+class SamplingOptions(_Checked):
+    """How codes are drawn; names and defaults are the training project's."""
+
+    temperature: float = option(1.0, "temperature; 0 takes the most likely code", 0)
+    top_k: int = option(0, "keep the k most likely codes; 0 keeps all", 0)
+    top_p: float = option(1.0, "keep the most likely codes with this total probability", 0, 1)
+    min_p: float = option(
+        0.0, "drop codes less likely than this fraction of the most likely one", 0, 1
+    )
+    top_no: float = option(
+        0.0, "drop logits more than n standard deviations below the highest; 0 keeps all", 0
+    )
 
 
 GREEDY = SamplingOptions(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class DecodeOptions:
+class DecodeOptions(_Checked):
     """How codes are decoded. A family reads only the fields in its `speaks_with`."""
 
-    #: How level 0 is decoded; `auto` uses `nar-len` if the model predicts durations.
-    mode: ModeChoice = "auto"
+    mode: ModeChoice = option("auto", "`auto` uses `nar-len` if the model predicts durations")
     #: How codes of level 0 are drawn. Demasking starts at its temperature, which then falls.
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     #: How codes of the other levels are drawn; higher temperatures sound noisy.
     nar_sampling: SamplingOptions = GREEDY
-    #: Penalty on codes of level 0 that were already generated; 1 is off.
-    repetition_penalty: float = 1.0
-    repetition_decay: float = 0.0  # the penalty is multiplied by the distance to this power
-    #: Classifier-free guidance of all levels: 0 is off, otherwise every pass is run a second time,
-    #: for the null condition. Demasking always has some, see `decode.masked`.
-    guidance_strength: float = 0.0
-    #: How far (0 to 1) the spread of the guided logits, which grows with the strength, is brought
-    #: back to that of the model's own.
-    guidance_rescale: float = 0.75
-    max_steps: int = 25  # number of demasking steps; every step is two passes
-    best_of: int = 1  # number of candidates, of which the most probable one is kept
-    #: Above 0 makes speech longer; None uses the family's default.
-    length_penalty: float | None = None
-    max_seconds: float | None = None  # longest sentence; None uses the family's default
-    duration_padding: float = 1.05  # factor for predicted durations, so that nothing is cut off
-
-    def __post_init__(self) -> None:
-        check_range("repetition_penalty", self.repetition_penalty, 1e-6, math.inf)
-        check_range("repetition_decay", self.repetition_decay, -100.0, 100.0)
-        check_range("guidance_strength", self.guidance_strength, 0.0, math.inf)
-        check_range("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
-        check_range("max_steps", self.max_steps, 1, 1000)
-        check_range("best_of", self.best_of, 1, MAX_BEST_OF)
-        if self.length_penalty is not None:
-            check_range("length_penalty", self.length_penalty, -100.0, 100.0)
-        check_range("duration_padding", self.duration_padding, 0.01, 100.0)
+    repetition_penalty: float = option(
+        1.0, "penalty on codes that were already generated (`ar`); 1 is off", 1e-6
+    )
+    repetition_decay: float = option(
+        0.0, "exponent of the distance to the earlier code, as a factor of the penalty", -100, 100
+    )
+    #: With guidance, every pass is run a second time, for the null condition.
+    guidance_strength: float = option(
+        0.0, "classifier-free guidance; 0 is off, demasking uses at least 2.5", 0
+    )
+    guidance_rescale: float = option(
+        0.75, "how far guided logits are scaled back to their original spread, 0 to 1", 0, 1
+    )
+    max_steps: int = option(25, "demasking steps of two passes each (`nar-len`)", 1, 1000)
+    #: Each continuation is a sequence with a cache of its own.
+    best_of: int = option(1, "draw n candidates and keep the most likely one", 1, 64)
+    length_penalty: float | None = option(
+        None, "above 0: longer speech (`ar`); the default depends on the model", -100, 100
+    )
+    max_seconds: float | None = option(
+        None, "longest sentence; the default depends on the model", 0.1, MAX_RECORDING_SECONDS
+    )
+    duration_padding: float = option(1.05, "factor for predicted durations (`nar-len`)", 0.01, 100)

@@ -57,8 +57,6 @@ class Timings:
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """A decoded response."""
-
     codes: Codes  # [frames, levels]; if interrupted, the complete frames and levels
     mode: Mode
     #: How that ended; `limit` if speech was cut off at the maximum (ar), or is shorter than the

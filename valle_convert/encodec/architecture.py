@@ -40,16 +40,21 @@ MAX_CODEBOOKS = 1024
 ELSEWHERE = "For another codec, use codes (--save-codes, --voice CODES.npz)."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodecSpec:
     """Sizes and switches of an EnCodec, under the names of transformers' `EncodecConfig`.
 
-    The defaults are those of the published 24 kHz model and of missing keys in a config.
+    The order is that of the keys in a GGUF file. The defaults are those of the published 24 kHz
+    model and of missing keys in a config.
     """
 
-    n_codebooks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CODEBOOKS)]
-    audio_channels: Size = 1
     sampling_rate: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 24_000  # in Hz
+    audio_channels: Size = 1
+    upsampling_ratios: Ratios = (8, 5, 4, 2)
+    n_codebooks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CODEBOOKS)]
+    codebook_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 1024
+    codebook_dim: Size = 128
+    target_bandwidths: Bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
     hidden_size: Size = 128  # width of a frame between encoder and quantizer
     num_filters: Size = 32
     kernel_size: Size = 7  # of the first convolution of encoder and decoder
@@ -59,14 +64,10 @@ class EncodecSpec:
     dilation_growth_rate: Size = 2  # factor of the dilation from one residual block to the next
     compress: Size = 2  # factor by which a residual block narrows its channels
     num_lstm_layers: Layers = 2
-    upsampling_ratios: Ratios = (8, 5, 4, 2)
-    codebook_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 1024
-    codebook_dim: Size = 128
-    target_bandwidths: Bandwidths = (1.5, 3.0, 6.0, 12.0, 24.0)
     use_causal_conv: bool = True
+    use_conv_shortcut: bool = True  # whether the shortcut of a residual block is a convolution
     pad_mode: Word = "reflect"
     trim_right_ratio: Positive = 1.0  # where a transposed convolution is trimmed; 1 is the end
-    use_conv_shortcut: bool = True  # whether the shortcut of a residual block is a convolution
     norm_type: Word = "weight_norm"  # `weight_norm`, or a norm with a layer of its own
     normalize: bool = False
     #: Length of chunks in seconds; None if audio is coded at once.

@@ -19,7 +19,7 @@ import io
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -115,17 +115,11 @@ def plan_cpp_file(
     """Header and tensors of a file, without reading weights."""
     spec = codec.spec
     check_runs_on_encodec_cpp(spec, codec.source)
-    header = CppHeader(
-        spec.audio_channels,
-        spec.hidden_size,
-        spec.num_filters,
-        spec.kernel_size,
-        spec.residual_kernel_size,
-        spec.codebook_size,
-        _whole_bandwidth(spec, codec.source),
-        spec.sampling_rate,
-        _FTYPES[out_type],
-    )
+    numbers = asdict(spec) | {
+        "bandwidth": _whole_bandwidth(spec, codec.source),
+        "ftype": _FTYPES[out_type],
+    }
+    header = CppHeader(**{one.name: numbers[one.name] for one in fields(CppHeader)})
     tensors = []
     offset = _HEADER.size
     for entry in codec.tensors:

@@ -6,7 +6,7 @@ float32. docs/codec.md lists both. llama.cpp has no graph for it.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,24 +44,12 @@ _PREFIX = f"{CODEC_ARCHITECTURE}."
 CodecType = Literal["f16", "f32"]
 _TYPES: Mapping[CodecType, GgmlType] = {"f16": F16, "f32": F32}
 
-#: The type of each key; fields of weight norm and of other codecs are not stored.
+#: Fields of weight norm and of other codecs are not stored.
+_LEFT_OUT = ("norm_type", "normalize", "chunk_length_s")
 _KEY_TYPES: Mapping[str, str] = {
-    "sampling_rate": "u32",
-    "audio_channels": "u32",
+    **{one.name: "u32" for one in fields(EncodecSpec) if one.name not in _LEFT_OUT},
     "upsampling_ratios": "[u32]",
-    "n_codebooks": "u32",
-    "codebook_size": "u32",
-    "codebook_dim": "u32",
     "target_bandwidths": "[f64]",
-    "hidden_size": "u32",
-    "num_filters": "u32",
-    "kernel_size": "u32",
-    "last_kernel_size": "u32",
-    "residual_kernel_size": "u32",
-    "num_residual_layers": "u32",
-    "dilation_growth_rate": "u32",
-    "compress": "u32",
-    "num_lstm_layers": "u32",
     "use_causal_conv": "bool",
     "use_conv_shortcut": "bool",
     "pad_mode": "string",

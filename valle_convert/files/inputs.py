@@ -77,16 +77,19 @@ def read_json_object(
     path: Path, what: str, max_bytes: int, *, pipe: bool = False
 ) -> dict[str, Any]:
     """The object in a JSON file; arguments as in `read_small_file`."""
+    return json_object(read_small_file(path, what, max_bytes, pipe=pipe), f"The {what} {path}")
+
+
+def json_object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        loaded = unique_json(read_small_file(path, what, max_bytes, pipe=pipe))
+        loaded = unique_json(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"The {what} {path} is not valid JSON ({error}); copy it again or give another."
+            f"{where} is not valid JSON ({error}); copy it again or give another."
         ) from error
     if not isinstance(loaded, dict):
         raise InputError(
-            f"The {what} {path} holds a JSON {type(loaded).__name__}, expected an object; "
-            "give another file."
+            f"{where} holds a JSON {type(loaded).__name__}, expected an object; give another file."
         )
     return loaded
 

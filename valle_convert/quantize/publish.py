@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from valle_convert import __version__
-from valle_convert.checkpoint.hub import transport_errors, words_of
+from valle_convert.checkpoint.hub import fault_of, transport_errors, words_of
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import check_outputs, sha256_of, write_text_atomically
 from valle_convert.gguf_file.keys import (
@@ -235,33 +235,12 @@ def _is_same(info: Any, path: Path) -> bool:  # noqa: ANN401 - of a library that
 
 @contextmanager
 def _faults(repository: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
     # Uploads in threads raise RuntimeError.
     transport: tuple[type[Exception], ...] = (*transport_errors(), RuntimeError)
     try:
         yield
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{repository} does not exist on the hub, or this user may not see it. Run `hf repo "
-            f"create {repository}` or `hf auth login`."
-        ) from error
-    except HFValidationError as error:
-        raise InputError(f"{repository} is not a valid OWNER/NAME.") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise EnvironmentFault(
-                f"This user may not write to {repository} ({status}). Check the permissions of "
-                "HF_TOKEN (`hf auth whoami`)."
-            ) from error
-        raise EnvironmentFault(
-            f"{repository} was not published: the hub answers {status} ({words_of(error)}). "
-            "Nothing was committed; try again later."
-        ) from error
     except transport as error:
-        if isinstance(error, ValueError) and "metadata" in str(error).lower():
+        if type(error) is ValueError and "metadata" in str(error).lower():
             raise InputError(f"The hub refuses the card: {words_of(error)}.") from error
-        raise EnvironmentFault(
-            f"{repository} was not published: {words_of(error)}. Check the network and try again."
-        ) from error
+        remedy = f"run `hf repo create {repository}` or `hf auth login`"
+        raise fault_of(error, repository, repository, "was not published", remedy=remedy) from error

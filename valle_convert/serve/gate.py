@@ -93,8 +93,6 @@ class Metrics:
 
 
 class Gate:
-    """Middleware around all routes."""
-
     def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics) -> None:
         self._app, self._access, self._metrics = app, access, metrics
 

@@ -14,9 +14,10 @@ from valle_convert.audio.codes import (
 )
 from valle_convert.audio.files import Audio, read_audio
 from valle_convert.audio.voice import fit_prompt, prompt_audio
+from valle_convert.decode.options import MAX_RECORDING_SECONDS
 from valle_convert.errors import InputError
 from valle_convert.model.spec import Codec, CodeFormat, Codes
-from valle_convert.speech.results import DEFAULT_FRAME_RATE, MAX_RECORDING_SECONDS
+from valle_convert.speech.results import DEFAULT_FRAME_RATE
 
 #: A recording or its codes, in memory or in a file.
 Recording = str | Path | Audio | SavedCodes

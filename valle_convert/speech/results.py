@@ -7,12 +7,10 @@ import numpy as np
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio
 from valle_convert.audio.voice import PROMPT_SECONDS
-from valle_convert.decode.options import DecodeOptions, End, Mode, check_range
+from valle_convert.decode.options import DecodeOptions, End, Mode, option
 from valle_convert.decode.speech import Timings
 from valle_convert.model.spec import Codec, Codes
 
-#: Recordings are read up to here; longer ones exceed every model's context.
-MAX_RECORDING_SECONDS = 600.0
 #: EnCodec's rate, if neither the codec nor the model gives one.
 DEFAULT_FRAME_RATE = 75.0
 
@@ -23,17 +21,13 @@ class SpeakOptions(DecodeOptions):
 
     language: str | None = None  # language of the text; None detects it
     voice_text: str | None = None  # transcript of the voice, for models that continue it
-    accent: str | None = None  # accent of the whole text; None uses that of each language
-    prompt_seconds: float = PROMPT_SECONDS  # how much of a voice is used; a shorter one is repeated
-    context_history: int = 0  # number of previous sentences to condition on
-    seed: int | None = None  # random seed; None draws one, which the result contains
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_seconds is not None:
-            check_range("max_seconds", self.max_seconds, 0.1, MAX_RECORDING_SECONDS)
-        check_range("prompt_seconds", self.prompt_seconds, 0.1, 60.0)
-        check_range("context_history", self.context_history, 0, 100)
+    accent: str | None = option(None, "accent for the whole text: `en`, `zh` or `ja`")
+    prompt_seconds: float = option(
+        PROMPT_SECONDS, "how much of the voice is used; a shorter voice is repeated", 0.1, 60
+    )
+    context_history: int = option(0, "number of previous sentences to condition on", 0, 100)
+    #: None draws one, which the result contains.
+    seed: int | None = option(None, "random seed")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """The fields of `SpeakOptions` by flat names, as `--set NAME=VALUE` takes them.
 
-Names, types and defaults come from the dataclasses; only the help is written here.
+Names, types, defaults and help are those of the dataclasses.
 """
 
 import math
@@ -19,31 +19,6 @@ _PREFIXES = {"sampling": "", "nar_sampling": "nar_"}
 #: Fields with an option of their own.
 _APART = frozenset({"language", "voice_text", "seed", "temperature"})
 
-HELP = {
-    "mode": "`auto` uses `nar-len` if the model predicts durations",
-    "max_seconds": "longest sentence; the default depends on the model",
-    "prompt_seconds": "how much of the voice is used; a shorter voice is repeated",
-    "context_history": "number of previous sentences to condition on",
-    "duration_padding": "factor for predicted durations (`nar-len`)",
-    "max_steps": "demasking steps (`nar-len`)",
-    "guidance_strength": "classifier-free guidance; 0 is off, demasking uses at least 2.5",
-    "guidance_rescale": "how far guided logits are scaled back to their original spread, 0 to 1",
-    "top_k": "keep the k most likely codes; 0 keeps all",
-    "top_p": "keep the most likely codes with this total probability",
-    "min_p": "drop codes less likely than this fraction of the most likely one",
-    "top_no": "drop logits more than n standard deviations below the highest; 0 keeps all",
-    "repetition_penalty": "penalty on codes that were already generated (`ar`); 1 is off",
-    "repetition_decay": "exponent of the distance to the earlier code, as a factor of the penalty",
-    "length_penalty": "above 0: longer speech (`ar`); the default depends on the model",
-    "best_of": "draw n candidates and keep the most likely one",
-    "accent": "accent for the whole text: `en`, `zh` or `ja`",
-    "nar_temperature": "temperature of the levels above 0; 0 takes the most likely code",
-    "nar_top_k": "`top_k` of the levels above 0",
-    "nar_top_p": "`top_p` of the levels above 0",
-    "nar_min_p": "`min_p` of the levels above 0",
-    "nar_top_no": "`top_no` of the levels above 0",
-}
-
 
 @dataclass(frozen=True)
 class SpeakSetting:
@@ -55,6 +30,7 @@ class SpeakSetting:
     kind: type  # `int`, `float` or `str`
     choices: tuple[str, ...]  # the allowed words; empty if there are others
     default: object
+    help: str
 
     def parse(self, text: str) -> object:
         """The value of a text."""
@@ -72,9 +48,8 @@ class SpeakSetting:
 
 @cache
 def settings() -> dict[str, SpeakSetting]:
-    """All settings, by name, in the order of `HELP`."""
-    found = {one.name: one for one in _settings_of(SpeakOptions()) if one.name not in _APART}
-    return {name: found[name] for name in (*HELP, *(found.keys() - HELP.keys()))}
+    """All settings, by name."""
+    return {one.name: one for one in _settings_of(SpeakOptions()) if one.name not in _APART}
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, object]:
@@ -84,7 +59,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, object]:
         name, equals, text = one.partition("=")
         setting = settings().get(name.strip().replace("-", "_"))
         if setting is None or not equals:
-            near = get_close_matches(name.strip(), HELP, n=1)
+            near = get_close_matches(name.strip(), settings(), n=1)
             hint = f"Did you mean {near[0]}?" if near else "docs/commands.md lists the names."
             raise InputError(f"--set {one:.60}: expected NAME=VALUE with a known name. {hint}")
         found[setting.name] = setting.parse(text.strip())
@@ -102,20 +77,16 @@ def with_settings(options: SpeakOptions, values: Mapping[str, object]) -> SpeakO
     return options
 
 
-def _settings_of(options: SpeakOptions) -> Iterator[SpeakSetting]:
-    hints = get_type_hints(SpeakOptions)
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if not is_dataclass(value):
-            kind, choices = _kind(hints[field.name])
-            yield SpeakSetting(field.name, field.name, "", kind, choices, value)
+def _settings_of(options: object, group: str = "") -> Iterator[SpeakSetting]:
+    hints = get_type_hints(type(options))
+    for one in fields(options):  # type: ignore[arg-type]
+        value, prefix = getattr(options, one.name), _PREFIXES.get(group, "")
+        if is_dataclass(value):
+            yield from _settings_of(value, one.name)
             continue
-        inner_hints = get_type_hints(type(value))
-        for inner in fields(value):
-            name = _PREFIXES[field.name] + inner.name
-            kind, choices = _kind(inner_hints[inner.name])
-            default = getattr(value, inner.name)
-            yield SpeakSetting(name, field.name, inner.name, kind, choices, default)
+        help_ = f"`{one.name}` of the levels above 0" if prefix else one.metadata.get("help", "")
+        place = (group, one.name) if group else (one.name, "")
+        yield SpeakSetting(prefix + one.name, *place, *_kind(hints[one.name]), value, help_)
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:  # noqa: ANN401 - an annotation

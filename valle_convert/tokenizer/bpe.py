@@ -22,8 +22,7 @@ from itertools import permutations, product
 from pathlib import Path
 
 from valle_convert.errors import InputError
-from valle_convert.files import read_small_file
-from valle_convert.strict_json import unique_json
+from valle_convert.files import json_object, read_small_file
 from valle_convert.tokenizer.compiled import refusal, short
 
 # A phoneme vocabulary takes 20 kB; the largest tokenizer.json of a language model, 40 MB.
@@ -34,11 +33,6 @@ MAX_STRINGS = 1 << 16
 MAX_ADDED_TOKENS = 256
 
 _REMEDY = "Give the tokenizer.json that the checkpoint was trained with (--tokenizer FILE)."
-_NAIVE = (
-    'This may be the older "naive" tokenizer (no merges, stress and length marks glued to their '
-    "neighbours) of models before version 5, which is not supported."
-)
-
 Json = object
 
 
@@ -89,7 +83,7 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_bpe(data: bytes, where: str) -> PhonemeBpe:
-    document = _load_json(data, where)
+    document = json_object(data, f"The tokenizer {where}")
     problems: list[str] = []
     bpe = _read_bpe(document, problems)
     # Each check relies on the ones before.
@@ -103,25 +97,6 @@ def parse_bpe(data: bytes, where: str) -> PhonemeBpe:
 
 
 # --- the file's own form ------------------------------------------------------------------
-
-
-def _load_json(data: bytes, where: str) -> dict[str, Json]:
-    try:
-        document = unique_json(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"The tokenizer {where} is not UTF-8 text (byte {error.start:,}), as a "
-            "tokenizer.json must be; rename a SentencePiece file to *.model."
-        ) from None
-    except (RecursionError, ValueError) as error:
-        # Some ValueErrors: a number of thousands of digits, and a duplicate key.
-        raise InputError(f"The tokenizer {where} is not JSON ({error}); copy it again.") from None
-    if not isinstance(document, dict):
-        raise InputError(
-            f"The tokenizer {where} holds a {type(document).__name__}, expected an object with "
-            'the key "model"; give a Hugging Face tokenizer.json.'
-        )
-    return document
 
 
 # What must be absent (or have the value that means absent), and what it would do.
@@ -139,15 +114,8 @@ _ABSENT_IN_MODEL = {
     "byte_fallback": "spells unknown characters as bytes, which llama.cpp's BPE does not do",
     "ignore_merges": "takes whole words from the vocabulary before merging",
 }
-_TOP_KEYS = {
-    "version",
-    "added_tokens",
-    "post_processor",
-    "decoder",
-    "model",
-    *_ABSENT_AT_TOP,
-    *_OF_BATCHES,
-}
+_OTHERS_AT_TOP = ("version", "added_tokens", "post_processor", "decoder", "model")
+_TOP_KEYS = {*_OTHERS_AT_TOP, *_ABSENT_AT_TOP, *_OF_BATCHES}
 _MODEL_KEYS = {"type", "unk_token", "vocab", "merges", *_ABSENT_IN_MODEL}
 
 
@@ -165,7 +133,7 @@ def _read_bpe(document: dict[str, Json], problems: list[str]) -> PhonemeBpe | No
     if model.get("type") != "BPE":
         problems.append(
             f'"model.type" is {short(model.get("type"))}, expected "BPE": the others do not merge '
-            f"by rank. {_NAIVE}"
+            "by rank"
         )
     _check_options(model, "model.", _ABSENT_IN_MODEL, _MODEL_KEYS, problems)
     vocab = _read_vocab(model.get("vocab"), problems)
@@ -253,7 +221,7 @@ def _is_row_name(string: str) -> bool:
 
 def _read_merges(value: Json, problems: list[str]) -> list[tuple[str, str]] | None:
     if not isinstance(value, list) or not value:
-        problems.append(f'"model.merges" is {short(value)}, expected a list of pairs. {_NAIVE}')
+        problems.append(f'"model.merges" is {short(value)}, expected a list of pairs')
         return None
     merges = []
     before = len(problems)

@@ -9,7 +9,7 @@ number of rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,8 +36,6 @@ BUILT_IN = Path(__file__).with_name("data") / FILE_NAME
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """A tokenizer that was read and checked."""
-
     path: Path
     tokenizer: PhonemeBpe | SentencePieceBpe
     data: bytes = field(repr=False)  # the bytes of the file, for the oracle
@@ -48,7 +46,6 @@ class TokenizerFile:
         return "bpe" if isinstance(self.tokenizer, PhonemeBpe) else "sentencepiece"
 
     def compile(self, placeholders: Sequence[str]) -> CompiledTokenizer:
-        """Compile for stock llama.cpp, see `compile_bpe` and `compile_sentencepiece`."""
         if isinstance(self.tokenizer, PhonemeBpe):
             return compile_bpe(self.tokenizer, placeholders)
         return compile_sentencepiece(self.tokenizer, placeholders)
@@ -163,12 +160,7 @@ def _differences(tokenizer: PhonemeBpe | SentencePieceBpe, carried: CarriedVocab
     """Differences from an export's tokenizer; more strings for some ids are allowed."""
     if not isinstance(tokenizer, PhonemeBpe):
         return []  # another kind, whose merges have no ranks to compare
-    problems = [
-        f"{short(string)} has the id {id_} in the file, but {_id_name(tokenizer.vocab.get(string))}"
-        " in the tokenizer"
-        for string, id_ in carried.strings.items()
-        if tokenizer.vocab.get(string) != id_
-    ]
+    problems = list(_other_ids(carried.strings, carried.strings, "the file", tokenizer.vocab))
     if carried.merges != tokenizer.merges:
         problems.append(f"its {len(tokenizer.merges)} merges differ from the file's")
     return problems
@@ -184,25 +176,19 @@ def _disagreements(
         )
     if symmap is None:
         return problems
-    if "<unk>" not in symmap and any("ˈ" in string[1:] or "ː" in string[1:] for string in symmap):
-        problems.append(
-            'its vocabulary looks like that of the older "naive" tokenizer (no <unk>, stress and '
-            "length marks glued to their neighbours) of models before version 5, which is not "
-            "supported"
-        )
     if isinstance(tokenizer, PhonemeBpe):
         vocab: Mapping[str, int] = tokenizer.vocab
     else:
         vocab = {piece: id_ for id_, piece in enumerate(tokenizer.pieces)}
-    for string in sorted(vocab.keys() | symmap.keys()):
-        theirs, ours = symmap.get(string), vocab.get(string)
-        if theirs != ours:
-            problems.append(
-                f"{short(string)} has {_id_name(theirs)} in the checkpoint, but "
-                f"{_id_name(ours)} in the tokenizer"
-            )
-    return problems
+    strings = sorted(vocab.keys() | symmap.keys())
+    return [*problems, *_other_ids(strings, symmap, "the checkpoint", vocab)]
 
 
-def _id_name(id_: int | None) -> str:
-    return "no id" if id_ is None else f"the id {id_}"
+def _other_ids(
+    strings: Iterable[str], theirs: Mapping[str, int], where: str, ours: Mapping[str, int]
+) -> Iterator[str]:
+    for string in strings:
+        if theirs.get(string) != ours.get(string):
+            ids = [theirs.get(string), ours.get(string)]
+            there, here = ("no id" if one is None else f"the id {one}" for one in ids)
+            yield f"{short(string)} has {there} in {where}, but {here} in the tokenizer"

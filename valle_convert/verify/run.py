@@ -1,7 +1,7 @@
 """`verify`: open both sides, run the requested levels, and collect one report."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -91,13 +91,8 @@ def verify(
 def verify_path(
     checkpoint: Checkpoint,
     file: Path | GgufFile,
-    *,
     given: Choices | None = None,
-    levels: Sequence[LevelName] = LEVELS,
-    seed: int = 0,
-    settings: Settings = EXACT,
-    adapters: Sequence[LoraFile] = (),
-    progress: Progress = silent,
+    run: Callable[[Plan, Bundle], Report] = verify,
 ) -> Report:
     """Compare any files with a checkpoint, with the choices that they show.
 
@@ -114,15 +109,7 @@ def verify_path(
     if check is not None and not check.passed:
         return Report.of_one(checkpoint.path, path, check, "structure", main_type(bundle))
     plan = plan_like(bundle, bundle.family.comparable(checkpoint, bundle), given or Choices())
-    return verify(
-        plan,
-        bundle,
-        levels=levels,
-        seed=seed,
-        settings=settings,
-        adapters=adapters,
-        progress=progress,
-    )
+    return run(plan, bundle)
 
 
 def plan_like(bundle: Bundle, checkpoint: Checkpoint, given: Choices) -> Plan:
