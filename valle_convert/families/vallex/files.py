@@ -21,7 +21,8 @@ from valle_convert.families.vallex.facts import (
     ACT_SCALES,
     Net,
     VallexModel,
-    net_shapes,
+    layer_tensors,
+    norm_tensors,
 )
 from valle_convert.families.vallex.symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
 from valle_convert.gguf_file import keys as gguf_keys
@@ -292,7 +293,9 @@ def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
 
 
 def _tensor_faults(net: Net, n_rows: int, shared: GgufFile, norms: GgufFile) -> Iterator[str]:
-    of_all, of_level = net_shapes(net, n_rows)
+    of_all: dict[str, tuple[int, ...]] = {TOKEN_EMBEDDING: (n_rows, net.n_embd)}
+    of_all |= {one.target: one.shape for one in layer_tensors(net)}
+    of_level = {one.target: one.shape for one in norm_tensors(net)}
     files = ((shared, of_all), (norms, of_level))
     for file, expected in files if shared is not norms else [(shared, of_all | of_level)]:
         yield from (f"{file.path.name}: {fault}" for fault in file.shape_faults(expected))
