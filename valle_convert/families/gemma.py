@@ -39,7 +39,7 @@ from valle_convert.model.description import (
 )
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
-from valle_convert.model.trainer import DROPPED, ConfigReader, unread_notes
+from valle_convert.model.trainer import DROPPED, ConfigReader
 from valle_convert.network.protocol import Computing
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
@@ -161,7 +161,7 @@ def described(
         checkpoint.tensors,
         contents,
         (*dropped, *others),
-        (*notes, *unread_notes(checkpoint.config)),
+        tuple(notes),
         tuple(reader.assumed),
     )
 
