@@ -186,13 +186,12 @@ def measure_speed(network: Network) -> Speed:
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
     """One utterance from a file; the seed decides which frames are masked."""
-    config = model.config
-    given = read_spoken(path, config, model)
+    given = read_spoken(path, model)
     hidden = np.random.default_rng(seed).random(len(given.response)) < _MASKED_PART
     return Utterance(
         condition=given.condition,
         response=given.response,
-        masked=np.where(hidden, config.special_code, given.response[:, 0]).astype(np.int64),
+        masked=np.where(hidden, model.config.special_code, given.response[:, 0]).astype(np.int64),
         digits=np.array([0, *map(int, str(len(given.response)))]),
         text=given.text,
     )

@@ -57,7 +57,7 @@ def read_utterance(
     path: Path, model: VersionSevenModel, *, seed: tuple[int, ...]
 ) -> MaskedUtterance:
     """One utterance from a file; the seed decides which codes are masked."""
-    given = read_spoken(path, model.config, model)
+    given = read_spoken(path, model)
     return _masked(model, given.condition, given.response, np.random.default_rng(seed))
 
 
