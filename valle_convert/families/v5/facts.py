@@ -87,15 +87,10 @@ def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict
 
 def check_version(checkpoint: Checkpoint) -> None:
     version = version_of(checkpoint)
-    if version in VERSIONS:
-        return
-    if version < min(VERSIONS):
-        kind = f"version {version} (older than the layout with one head a level)"
-    else:
-        kind = f"version {version}, which is unknown"
-    raise UnsupportedModelError(
-        f"{checkpoint.path} is a checkpoint of {kind}; supported are {SUPPORTED}."
-    )
+    if version not in VERSIONS:
+        raise UnsupportedModelError(
+            f"{checkpoint.path} is a checkpoint of version {version}; supported are {SUPPORTED}."
+        )
 
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Model]:
