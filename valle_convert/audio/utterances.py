@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from valle_convert.audio.codes import check_array, read_codes
 from valle_convert.errors import InputError
 from valle_convert.files import decoded, read_small_file
-from valle_convert.model.inputs import Condition
+from valle_convert.model.inputs import Condition, IntArray
 from valle_convert.model.spec import GemmaModel
 from valle_convert.npz_file import read_npz
 
@@ -25,6 +25,11 @@ class SpokenUtterance:
     condition: Condition  # phonemes with `<bos>` and `</eos>`, language, prompt
     response: NDArray[np.int64]  # [frames, levels]
     text: str = ""  # the words, if known
+
+    @property
+    def said(self) -> IntArray:
+        """The ids of its phonemes."""
+        return self.condition.phonemes
 
 
 def read_spoken(path: Path, model: GemmaModel[Any]) -> SpokenUtterance:
