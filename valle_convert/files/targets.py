@@ -51,7 +51,7 @@ def check_outputs(
         found = stat_of(target, f"The output {target}")
         if found is not None:
             _check_replaceable(target, found, reads, force=force)
-        _check_folder(resolve(target))
+        _check_folder(resolve(target), found)
         identities: list[tuple[object, ...]] = [("name", os.path.realpath(target))]
         if found is not None:
             identities.append(("file", found.st_dev, found.st_ino))
@@ -146,7 +146,7 @@ def _check_replaceable(
         )
 
 
-def _check_folder(target: Path) -> None:
+def _check_folder(target: Path, found: os.stat_result | None) -> None:
     folder = target.parent
     about = stat_of(folder, f"The folder {folder} of the output {target.name}")
     if about is None or not stat.S_ISDIR(about.st_mode):
@@ -159,6 +159,13 @@ def _check_folder(target: Path) -> None:
             f"The folder {folder} is not writable for this user; "
             "choose another folder for the output, or change its permissions."
         )
+    if found is not None and about.st_mode & stat.S_ISVTX:
+        user = os.geteuid()
+        if user not in {0, found.st_uid, about.st_uid}:
+            raise EnvironmentFault(
+                f"The output {target} belongs to another user, and the folder {folder} is sticky "
+                "(only owners replace files); give another name."
+            )
 
 
 def _is_stdout(found: os.stat_result) -> bool:
