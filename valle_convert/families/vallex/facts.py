@@ -14,7 +14,6 @@ ReLU, which llama.cpp's `mpt` graph computes:
   body.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -310,11 +309,12 @@ def _with_heads(checkpoint: Checkpoint, net: Net) -> Net:
 def _largest_up(checkpoint: Checkpoint, nets: tuple[Net, ...]) -> float:
     """The largest value of all `linear1`; the writer rejects NaN and infinity."""
     largest = 0.0
-    for one in itertools.chain.from_iterable(map(layer_tensors, nets)):
-        if one.source.endswith(_SCALED):
-            values = checkpoint.tensors.read(one.source)
-            peak = max(float(values.max()), -float(values.min()))
-            largest = max(largest, peak if np.isfinite(peak) else 0.0)
+    for net in nets:
+        for one in layer_tensors(net):
+            if one.source.endswith(_SCALED):
+                values = checkpoint.tensors.read(one.source)
+                peak = max(float(values.max()), -float(values.min()))
+                largest = max(largest, peak if np.isfinite(peak) else 0.0)
     return largest
 
 
@@ -361,10 +361,9 @@ def _layers(
         quotient: NDArray[Any] = values / np.float32(factor)
         return quotient
 
-    def multiplied(plain: str) -> NDArray[np.float32]:
-        product: NDArray[np.float32] = read(plain).astype(np.float32, copy=False) * np.float32(
-            factor
-        )
+    def multiplied(name: str) -> NDArray[np.float32]:
+        values = read(name).astype(np.float32, copy=False)
+        product: NDArray[np.float32] = values * np.float32(factor)
         return product
 
     for one in layer_tensors(net):
