@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from valle_convert.audio.codes import check_array, read_codes
 from valle_convert.errors import InputError
 from valle_convert.files import decoded, read_small_file
-from valle_convert.model.inputs import Condition
-from valle_convert.model.spec import GemmaConfig, RowMap
+from valle_convert.model.inputs import Condition, IntArray
+from valle_convert.model.spec import GemmaModel
 from valle_convert.npz_file import read_npz
 
 
@@ -26,9 +26,14 @@ class SpokenUtterance:
     response: NDArray[np.int64]  # [frames, levels]
     text: str = ""  # the words, if known
 
+    @property
+    def said(self) -> IntArray:
+        """The ids of its phonemes."""
+        return self.condition.phonemes
 
-def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtterance:
-    """Read an utterance; its phonemes and language must be in the model's tables `rows`.
+
+def read_spoken(path: Path, model: GemmaModel[Any]) -> SpokenUtterance:
+    """Read an utterance; its phonemes and language must be in the model's tables.
 
     Raises:
         InputError: the file has another format, or does not fit the model.
@@ -37,7 +42,7 @@ def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtteranc
         path,
         (),
         # As many 64-bit integers as a context of frames has codes, and the headers.
-        max_bytes=8 * (config.n_ctx_train + 1024) * max(config.n_levels, 1),
+        max_bytes=8 * (model.config.n_ctx_train + 1024) * max(model.n_levels, 1),
         what=".npz file of an utterance",
         hint="docs/quantize.md has the format",
         optional=("phonemes", "response", "prompt", "language", "codes", "text"),
@@ -48,7 +53,7 @@ def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtteranc
         raise InputError(f"{path}: text is {text.dtype} {list(text.shape)}, expected one string.")
     if codes is not None and "response" not in arrays:
         # A file of codes, which checks itself against the model.
-        arrays["response"] = read_codes(path, config).codes
+        arrays["response"] = read_codes(path, model).codes
         if "phonemes" not in arrays:
             raise InputError(
                 f"{path} has codes but no phonemes, which speak saves with a single sentence. Run "
@@ -59,34 +64,30 @@ def read_spoken(path: Path, config: GemmaConfig, rows: RowMap) -> SpokenUtteranc
             f"{path} is not an utterance: it has no {', '.join(map(repr, missing))}. "
             "docs/quantize.md has the format."
         )
-    check_utterance(path, arrays, config, rows)
-    phonemes, response = arrays["phonemes"], arrays["response"]
-    prompt, language = arrays.get("prompt"), arrays.get("language")
+    check_utterance(path, arrays, model)
+    prompt = arrays.get("prompt")
     return SpokenUtterance(
-        condition=Condition(
-            phonemes=phonemes.astype(np.int64),
-            language=(0 if language is None else int(language))
-            if rows.has_table("language")
-            else None,
-            prompt=None if prompt is None else prompt.astype(np.int64),
-            tone=0 if "tone" in config.capabilities else None,
+        condition=Condition.of(
+            model,
+            arrays["phonemes"].astype(np.int64),
+            None if prompt is None else prompt.astype(np.int64),
+            int(arrays.get("language", 0)),
         ),
-        response=response.astype(np.int64),
+        response=arrays["response"].astype(np.int64),
         text=str(text),
     )
 
 
-def check_utterance(
-    path: Path, arrays: Mapping[str, NDArray[Any]], config: GemmaConfig, rows: RowMap
-) -> None:
+def check_utterance(path: Path, arrays: Mapping[str, NDArray[Any]], model: GemmaModel[Any]) -> None:
     """Raise an `InputError` if the arrays of an utterance do not fit a model."""
+    config = model.config
     phonemes, response = arrays["phonemes"], arrays["response"]
     prompt, language = arrays.get("prompt"), arrays.get("language")
-    check_array(path, "phonemes", phonemes, ("phonemes",), rows.table("phonemes").n_rows)
+    check_array(path, "phonemes", phonemes, ("phonemes",), model.table("phonemes").n_rows)
     check_array(path, "response", response, ("frames", config.n_levels), config.codebook_size)
     if prompt is not None:
         check_array(path, "prompt", prompt, ("frames", config.n_levels), config.codebook_size)
-    n_languages = rows.table("language").n_rows if rows.has_table("language") else 0
+    n_languages = model.table("language").n_rows if model.has_table("language") else 0
     if language is not None:
         check_array(path, "language", language, (), max(n_languages, 1))
     n_elements = len(phonemes) + len(response) + (0 if prompt is None else len(prompt))

@@ -75,5 +75,5 @@ decode_ar = alone(ar_steps, append_codes)
 def _segments(model: Model, condition: Condition, spoken: Codes) -> list[Segment]:
     """The segments, with a response of the speech before, which may be empty."""
     leading = speech_segments(model, condition, 0, np.zeros(1, np.int32))[:-1]
-    response = Segment("response", (_TABLE,), np.asarray(spoken, np.int64).reshape(-1, 1))
+    response = Segment((_TABLE,), np.asarray(spoken, np.int64).reshape(-1, 1))
     return [*leading, response]

@@ -280,9 +280,10 @@ class KeyReader:
         return tuple(heads)
 
     def compare_rows(
-        self, kind: str, found: Mapping[str, int], expected: Mapping[str, int | None]
+        self, kind: str, rows: Sequence[Table | Head], expected: Mapping[str, int | None]
     ) -> None:
         """Require tables or heads with these numbers of rows; None for any number."""
+        found = {one.name: one.n_rows for one in rows}
         for name, n_rows in expected.items():
             if name not in found:
                 self.faults.append(f"the {kind} {name} is missing")

@@ -5,7 +5,7 @@ file of the architecture `gemma` is checked before it is loaded. tests/gguf_file
 gives each case to llama.cpp in a child process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from valle_convert.gguf_file.keys import ARCHITECTURE, ARCHITECTURE_KEYS
 from valle_convert.gguf_file.read import GgufFile
@@ -20,22 +20,29 @@ _IDS = ("bos", "eos", "unknown")
 
 def dangers(file: GgufFile) -> Iterator[str]:
     """Everything that llama.cpp would not survive, in words."""
-    architecture = file.keys.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        yield f"general.architecture is {architecture!r:.40}, expected {ARCHITECTURE!r}"
-        return
-    prefix = f"{ARCHITECTURE}."
+    faults = list(graph_dangers(file, ARCHITECTURE, ARCHITECTURE_KEYS))
+    if file.keys.get("general.architecture") == ARCHITECTURE:
+        faults += [*_size_dangers(file), *type_dangers(file), *vocabulary_dangers(file)]
+    yield from faults
+
+
+def graph_dangers(file: GgufFile, architecture: str, known: Collection[str]) -> Iterator[str]:
+    """Another architecture, and keys that would change its graph."""
+    found, prefix = file.keys.get("general.architecture"), f"{architecture}."
+    if found != architecture:
+        yield f"general.architecture is {found!r:.40}, expected {architecture!r}"
     unknown = [name for name in file.keys if name.startswith(prefix)]
-    unknown = [name for name in unknown if name.removeprefix(prefix) not in ARCHITECTURE_KEYS]
+    unknown = [name for name in unknown if name.removeprefix(prefix) not in known]
     if unknown:
         yield f"{listing(unknown)} would change the graph"
-    yield from _size_dangers(file)
+
+
+def type_dangers(file: GgufFile) -> Iterator[str]:
     for tensor in file.tensors.values():
         kind, is_vector = tensor.ggml_type.name, len(tensor.shape) == 1
         if kind in _NOT_OF_WEIGHTS or (is_vector and kind != "F32"):
             expected = "F32" if is_vector else "a type of weights"
             yield f"the tensor {tensor.name!r:.70} is {kind}, expected {expected}"
-    yield from vocabulary_dangers(file)
 
 
 def _size_dangers(file: GgufFile) -> Iterator[str]:

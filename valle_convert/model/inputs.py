@@ -36,7 +36,6 @@ NULL_PHONEMES = (BOS_PHONEME, EOS_PHONEME)
 class Segment:
     """Elements that are each a sum of table rows."""
 
-    name: str
     tables: tuple[str, ...]  # one per term, [n_terms]
     rows: IntArray  # the row in each term's table, [n_elements, n_terms]
     lead: tuple[str, int] | None = None  # a single row (table, row) as the first element
@@ -103,14 +102,14 @@ def speech_segments(
     if level == 0:
         table = "response.mask" if masked else "response.ar"
         codes = np.asarray(response).reshape(len(response), -1)[:, :1]
-        segments.append(_segment(model, "response", (table,), codes))
+        segments.append(_segment(model, (table,), codes))
         return segments
     codes = np.asarray(response)
     if codes.ndim != 2 or codes.shape[1] < level:
         raise ValueError(f"level {level} needs {level} levels before it, not {list(codes.shape)}")
     levels = range(level) if model.config.sum_response else range(level - 1, level)
     tables = tuple(f"response.{i + 1}" for i in levels)
-    segments.append(_segment(model, "response", tables, codes[:, levels.start : levels.stop]))
+    segments.append(_segment(model, tables, codes[:, levels.start : levels.stop]))
     return segments
 
 
@@ -119,7 +118,7 @@ def length_segments(
 ) -> list[Segment]:
     """The segments of a pass that predicts the next digit of a duration; `digits` begins with 0."""
     rows = np.asarray(digits, np.int64).reshape(-1, 1)
-    return [*_leading(model, condition, 0), _segment(model, "length", ("length",), rows)]
+    return [*_leading(model, condition, 0), _segment(model, ("length",), rows)]
 
 
 def transcript_segments(
@@ -141,10 +140,10 @@ def transcript_segments(
     codes = np.asarray(response)
     if codes.ndim != 2 or codes.shape[1] < n_terms:
         raise ValueError(f"speech needs {n_terms} levels, not {list(codes.shape)}")
-    segments = [_segment(model, "response", tables, codes[:, :n_terms])]
+    segments = [_segment(model, tables, codes[:, :n_terms])]
     segments += _selectors(model, language, 0)
     rows = np.asarray(phonemes).reshape(-1, 1)
-    return [*segments, _segment(model, "phonemes", ("phonemes",), rows)]
+    return [*segments, _segment(model, ("phonemes",), rows)]
 
 
 def assemble(model: Model, segments: Sequence[Segment], look_up: LookUp) -> Inputs:
@@ -184,7 +183,7 @@ def positions_of(positions: Positions, counts: Sequence[int]) -> NDArray[np.int3
 def _leading(model: Model, condition: Condition, level: int) -> list[Segment]:
     """Everything before the response or the digits."""
     phonemes = np.asarray(condition.phonemes).reshape(-1, 1)
-    segments = [_segment(model, "phonemes", ("phonemes",), phonemes)]
+    segments = [_segment(model, ("phonemes",), phonemes)]
     segments += _selectors(model, condition.language, level)
     if condition.prompt is not None and len(condition.prompt):
         segments.append(_prompt(model, condition, level))
@@ -199,7 +198,7 @@ def _selectors(model: Model, language: int | None, level: int) -> list[Segment]:
 
 
 def _one(model: Model, table: str, row: int) -> Segment:
-    return _segment(model, table, (table,), np.array([[row]]))
+    return _segment(model, (table,), np.array([[row]]))
 
 
 def _prompt(model: Model, condition: Condition, level: int) -> Segment:
@@ -210,16 +209,16 @@ def _prompt(model: Model, condition: Condition, level: int) -> Segment:
         raise ValueError(f"level {level} needs a prompt of {n} levels, not {list(codes.shape)}")
     levels = range(n) if model.config.sum_prompt else range(n - 1, n)
     tables = tuple(f"prompt.{i}" for i in levels)
-    prompt = _segment(model, "prompt", tables, codes[:, levels.start : levels.stop])
+    prompt = _segment(model, tables, codes[:, levels.start : levels.stop])
     if condition.task == "tts":
         return prompt
     return replace(prompt, lead=("task", model.tasks.index(condition.task)))
 
 
-def _segment(model: Model, name: str, tables: tuple[str, ...], rows: IntArray) -> Segment:
+def _segment(model: Model, tables: tuple[str, ...], rows: IntArray) -> Segment:
     """A segment, after a check that its rows are inside their tables."""
     for term, table in enumerate(tables):
         column, n_rows = rows[:, term], model.table(table).n_rows
         if len(column) and (column.min() < 0 or column.max() >= n_rows):
-            raise ValueError(f"{name}: {table} has rows 0 to {n_rows - 1}, not {column.max()}")
-    return Segment(name, tables, rows.astype(np.int64))
+            raise ValueError(f"{table} has rows 0 to {n_rows - 1}, not {column.max()}")
+    return Segment(tables, rows.astype(np.int64))

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from valle_convert.checkpoint import Checkpoint
@@ -107,22 +106,6 @@ _SIZE_KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
-    """The part of a config that every version reads; sizes are compared with the tensors."""
-
-    version: int
-    capabilities: tuple[str, ...]
-    dim: int
-    heads: int
-    layers: int
-    #: Every other number by its meaning, if the config has it or a default.
-    claims: Mapping[str, int]
-    unified: bool
-    noncausal: bool  # whether passes that predict in place attend in both directions
-    context: int  # the maximum number of positions
-
-
 class ConfigReader:
     """Reads a checkpoint's config; `finish` raises all faults at once."""
 
@@ -177,8 +160,12 @@ class ConfigReader:
             return default
         return n
 
-    def common(self) -> TrainerConfig:
-        dim, heads, layers, claims = self._size()
+    def common(self) -> tuple[dict[str, Any], dict[str, int]]:
+        """The values of a `GemmaConfig` that the config decides; and every other number.
+
+        The others are by meaning, if the config has them or a default, to compare with the tensors.
+        """
+        dim, heads, claims = self._size()
         capabilities = self._said(self._config, "capabilities")
         if (
             not isinstance(capabilities, list)
@@ -197,17 +184,17 @@ class ConfigReader:
             self.faults.append(
                 f"{heads} heads do not divide the width {dim} into an even number of elements"
             )
-        return TrainerConfig(
-            version=whole(self._config.get("version")) or _DEFAULT_VERSION,
-            capabilities=tuple(capabilities),
-            dim=dim,
-            heads=heads,
-            layers=layers,
-            claims=claims,
-            unified=self.flag("unified_position_ids"),
-            noncausal=self.flag("noncausal_masks"),
-            context=context,
-        )
+        values = {
+            "version": whole(self._config.get("version")) or _DEFAULT_VERSION,
+            "capabilities": tuple(capabilities),
+            "n_embd": dim,
+            "n_head": heads,
+            "n_head_kv": heads,
+            "n_ctx_train": context,
+            "positions": "unified" if self.flag("unified_position_ids") else "segment",
+            "nar_attention": "bidirectional" if self.flag("noncausal_masks") else "causal",
+        }
+        return values, claims
 
     def finish(self) -> None:
         if self.faults:
@@ -216,11 +203,10 @@ class ConfigReader:
                 "Give the right values with --config."
             )
 
-    def _size(self) -> tuple[int, int, int, dict[str, int]]:
-        """Width, heads and layers, and every other number, by its meaning."""
+    def _size(self) -> tuple[int, int, dict[str, int]]:
+        """Width and heads, and every other number, by its meaning."""
         config, count = self._config, self._count
         size = config.get("size", {})
-        claims: dict[str, int] = {}
         details: Mapping[str, Any] = {}
         dim, heads, layers = _SIZES["full"]
         if isinstance(size, str) and size in _SIZES:
@@ -238,9 +224,12 @@ class ConfigReader:
                 f"size is {size!r}, expected one of {', '.join(_SIZES)}, a factor or a dict"
             )
         levels = {"resp_levels": config["resp_levels"]} if "resp_levels" in config else details
-        claims["codebook levels"] = count(levels, "resp_levels", DEFAULT_SIZE["resp_levels"])
-        claims["codebook size"] = count(details, "audio_tokens", DEFAULT_SIZE["audio_tokens"])
-        claims["text tokens"] = count(details, "text_tokens", DEFAULT_SIZE["text_tokens"])
+        claims = {
+            "layers": layers,
+            "codebook levels": count(levels, "resp_levels", DEFAULT_SIZE["resp_levels"]),
+            "codebook size": count(details, "audio_tokens", DEFAULT_SIZE["audio_tokens"]),
+            "text tokens": count(details, "text_tokens", DEFAULT_SIZE["text_tokens"]),
+        }
         for words, mapping, key in (
             ("phonemes", details, "phoneme_tokens"),
             ("languages", config, "langs"),
@@ -251,7 +240,7 @@ class ConfigReader:
                 claims[words] = count(mapping, key, 0)
         if "ffn" in details:
             claims["feed-forward width"] = count(details, "ffn", 4) * dim
-        return dim, heads, layers, claims
+        return dim, heads, claims
 
 
 def version_of(checkpoint: Checkpoint) -> int:
@@ -301,12 +290,9 @@ def _refuse_unsupported(
 def unread_notes(config: Mapping[str, Any]) -> list[str]:
     """Notes on keys of the config that nothing reads."""
     size = config.get("size")
+    sizes = size if isinstance(size, Mapping) else ()
     keys = [key for key in config if key not in _CONFIG_KEYS]
-    keys += [
-        f"size.{key}"
-        for key in (size if isinstance(size, Mapping) else ())
-        if key not in _SIZE_KEYS
-    ]
+    keys += [f"size.{key}" for key in sizes if key not in _SIZE_KEYS]
     return [f"keys of the config that nothing reads: {listing(keys, 10)}"] if keys else []
 
 
@@ -346,13 +332,9 @@ def backbone_tensors(config: GemmaConfig) -> tuple[BackboneTensor, ...]:
 
 
 def gemma_config(
-    collector: Collector,
-    said: TrainerConfig,
-    found: Mapping[str, int],
-    codec: str | None,
-    n_head_kv: int = 0,
+    collector: Collector, claims: Mapping[str, int], found: Mapping[str, int], codec: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The values of a `GemmaConfig`, each of the tensor that shows it; and notes.
+    """The values of a `GemmaConfig` that the tensors decide; and notes.
 
     Every number that the config claims is compared with `found`.
     """
@@ -361,26 +343,17 @@ def gemma_config(
     n_layer = count_numbered(collector.specs, "model.layers.{}.input_layernorm.weight")
     found = {**found, "layers": n_layer, "feed-forward width": n_ff}
     found |= {words: collector.rows_of(table) for words, (table, _) in _NAMED.items()}
-    collector.compare("layers", said.layers, n_layer)
-    for words, claimed in said.claims.items():
+    for words, claimed in claims.items():
         # A missing table contradicts nothing: if it is needed, it is reported as missing.
-        if found[words]:
+        if found[words] or words == "layers":
             collector.compare(words, claimed, found[words])
     n_levels, n_codes = found["codebook levels"], found["codebook size"]
     chosen, notes = choose_codec(codec, n_levels, n_codes)
     values = {
-        "version": said.version,
-        "capabilities": said.capabilities,
-        "n_embd": said.dim,
         "n_layer": n_layer,
-        "n_head": said.heads,
-        "n_head_kv": n_head_kv or said.heads,
         "n_ff": n_ff,
-        "n_ctx_train": said.context,
         "n_levels": n_levels,
         "codebook_size": n_codes,
-        "positions": "unified" if said.unified else "segment",
-        "nar_attention": "bidirectional" if said.noncausal else "causal",
         "codec": chosen,
     }
     return values, notes

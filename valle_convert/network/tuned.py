@@ -60,11 +60,7 @@ def read_probe_rows(file: GgufFile, n_rows: int | None = None) -> dict[int, Floa
 
     Rows of middling size come first: there, both the row and the layers show in the logits.
     """
-    table = file.tensors.get(TOKEN_EMBEDDING)
-    if table is None:
-        raise InputError(
-            f"{file.path} has no tensor token_embd.weight; convert the checkpoint again."
-        )
+    table = file.tensors[TOKEN_EMBEDDING]
     ids = np.unique(np.linspace(0, (n_rows or table.shape[0]) - 1, _PROBE_ROWS).astype(np.int64))
     rows = table.rows(ids)
     sizes = np.sqrt(np.mean(rows**2, axis=1))

@@ -15,6 +15,7 @@ which llama.cpp applies no adapter: a LoRA that changes them is rejected.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ _FORMAT_KEY, _FORMAT = "valle.adapter.format_version", 1
 _SIDES = (".lora_a", ".lora_b")
 _KIND = [ARCHITECTURE, "lora"]  # general.architecture and adapter.type
 _TYPES: dict[str, GgmlType] = {"f32": F32, "f16": F16}
+_MATRICES = {target: source for source, target, shape in LAYER_TENSORS if len(shape) == 2}
 
 
 @dataclass(frozen=True)
@@ -160,19 +162,16 @@ class AdaptedTensors:
 
 def source_name(target: str) -> str | None:
     """The checkpoint's name of a layer's matrix in a GGUF file, else None."""
-    parts = target.split(".")
-    if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdecimal() or parts[3] != "weight":
+    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", target)
+    if found is None or found[2] not in _MATRICES:
         return None
-    for source, name, shape in LAYER_TENSORS:
-        if name == parts[2] and len(shape) == 2:
-            return f"model.layers.{parts[1]}.{source}.weight"
-    return None
+    return f"model.layers.{found[1]}.{_MATRICES[found[2]]}.weight"
 
 
 def target_name(source: str) -> str:
     _, _, layer, rest = source.split(".", 3)
-    targets = {f"{name}.weight": target for name, target, _ in LAYER_TENSORS}
-    return f"blk.{layer}.{targets[rest]}.weight"
+    (target,) = (name for name, one in _MATRICES.items() if rest == f"{one}.weight")
+    return f"blk.{layer}.{target}.weight"
 
 
 def write_lora(

@@ -87,31 +87,25 @@ def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict
 
 def check_version(checkpoint: Checkpoint) -> None:
     version = version_of(checkpoint)
-    if version in VERSIONS:
-        return
-    if version < min(VERSIONS):
-        kind = f"version {version} (older than the layout with one head a level)"
-    else:
-        kind = f"version {version}, which is unknown"
-    raise UnsupportedModelError(
-        f"{checkpoint.path} is a checkpoint of {kind}; supported are {SUPPORTED}."
-    )
+    if version not in VERSIONS:
+        raise UnsupportedModelError(
+            f"{checkpoint.path} is a checkpoint of version {version}; supported are {SUPPORTED}."
+        )
 
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Model]:
     check_version(checkpoint)
     reader = ConfigReader(checkpoint)
-    common = reader.common()
+    common, claims = reader.common()
+    n_head = common["n_head"]
     sums = reader.switch("audio_embedding_sums")
     if not (isinstance(sums, bool) or sums in ("prom", "resp")):
         reader.faults.append(
             f"experimental.audio_embedding_sums is {sums!r}, expected true, false, 'prom' or 'resp'"
         )
     kv_heads = reader.number("kv_heads", 0)
-    if kv_heads and (kv_heads > common.heads or common.heads % kv_heads):
-        reader.faults.append(
-            f"experimental.kv_heads {kv_heads} does not divide {common.heads} heads"
-        )
+    if kv_heads and (kv_heads > n_head or n_head % kv_heads):
+        reader.faults.append(f"experimental.kv_heads {kv_heads} does not divide {n_head} heads")
     said = {key: reader.optional_flag(key) for key in ("split_classifiers", "classifiers_bias")}
     reader.finish()
     collector = Collector(checkpoint.tensors.specs)
@@ -122,9 +116,11 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
         "phonemes": n_phonemes,
         "text tokens": n_text,
     }
-    values, notes = gemma_config(collector, common, found, codec, kv_heads)
+    values, notes = gemma_config(collector, claims, found, codec)
     config = ModelConfig(
-        **values, sum_prompt=sums in (True, "prom"), sum_response=sums in (True, "resp")
+        **{**common, **values, "n_head_kv": kv_heads or n_head},
+        sum_prompt=sums in (True, "prom"),
+        sum_response=sums in (True, "resp"),
     )
     rows = RowBlocks()
     needed = rows_of_tables(config)

@@ -73,8 +73,7 @@ def _check_contents(reader: KeyReader, model: Model) -> None:
     if not 0 < config.n_levels <= 64:
         reader.faults.append(f"valle.codec.levels is {config.n_levels}")
         return
-    found = {table.name: table.n_rows for table in model.tables}
-    reader.compare_rows("table", found, rows_of_tables(config))
-    heads = rows_of_heads(config, found.get("phonemes", 0))
-    reader.compare_rows("head", {head.name: head.n_rows for head in model.heads}, heads)
+    reader.compare_rows("table", model.tables, rows_of_tables(config))
+    n_phonemes = model.table("phonemes").n_rows if model.has_table("phonemes") else 0
+    reader.compare_rows("head", model.heads, rows_of_heads(config, n_phonemes))
     reader.compare_order(model.tables, "phonemes")

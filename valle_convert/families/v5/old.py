@@ -39,6 +39,7 @@ from valle_convert.gguf_file.keys import (
     BIAS_KEY,
     OLD_TYPES_KEY,
     SOURCE_PREFIX,
+    KeyReader,
     is_converted,
 )
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING
@@ -144,7 +145,7 @@ def read_old(
 def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
     """A checkpoint, reduced to what a repaired file can contain, for comparison."""
     with_biases = BIAS_KEY in file.keys
-    n_heads = len(open_names(file, "valle.head.names"))
+    n_heads = len(KeyReader(file.keys).words("valle.head.names"))
     kept = {
         name: name
         for name in checkpoint.tensors.specs
@@ -160,12 +161,6 @@ def as_repaired(checkpoint: Checkpoint, file: GgufFile) -> Checkpoint:
         config=overlay(checkpoint.config, {"experimental": experimental}),
         stats={},
     )
-
-
-def open_names(file: GgufFile, key: str) -> list[str]:
-    """A list of strings among the keys; empty if there is none."""
-    value = file.keys.get(key)
-    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else []
 
 
 def _is_kept(name: str, n_heads: int, *, with_biases: bool) -> bool:

@@ -82,7 +82,7 @@ def fill_folder(
                     arrays["prompt"] = prompt
                 if line.language_id is not None:
                     arrays["language"] = np.array(line.language_id, np.int32)
-                check_utterance(one.path, arrays, model.config, model)
+                check_utterance(one.path, arrays, model)
                 if not is_phonemes:
                     arrays["text"] = np.array(one.text)
                 made.append(MadeUtterance(name, one.path, line, arrays, line.notices + notices))

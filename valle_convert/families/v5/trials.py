@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.audio.utterances import read_spoken
+from valle_convert.audio.utterances import SpokenUtterance, read_spoken
 from valle_convert.decode.ar import append_codes, decode_ar
 from valle_convert.decode.batch import Element
 from valle_convert.decode.nar import decode_nar
@@ -22,7 +22,6 @@ from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import everyday_speech, random_speech
 from valle_convert.model.inputs import (
     Condition,
-    IntArray,
     Segment,
     assemble,
     length_segments,
@@ -39,19 +38,12 @@ _N_STEPS = 4
 _SPEED_STEPS, _SPEED_PASSES = 16, 3
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One seeded example: text, voice and speech."""
+@dataclass(frozen=True, kw_only=True)
+class Utterance(SpokenUtterance):
+    """One seeded example."""
 
-    condition: Condition
-    response: NDArray[np.int64]  # [frames, levels]
     masked: NDArray[np.int64]  # level 0 of the response with mask codes in it, [frames]
     digits: NDArray[np.int64]  # a duration so far, beginning with 0
-    text: str = ""
-
-    @property
-    def said(self) -> IntArray:
-        return self.condition.phonemes
 
 
 def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> Iterator[Utterance]:
@@ -63,7 +55,7 @@ def utterances(model: Model, n: int, *, seed: int = 0, length: float = 1.0) -> I
             draw.random(len(response)) < _MASKED_PART, model.config.special_code, response[:, 0]
         )
         digits = np.array([0, *draw.integers(0, LENGTH_STOP, 3)])
-        yield Utterance(condition, response, masked, digits)
+        yield Utterance(condition, response, masked=masked, digits=digits)
 
 
 def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
@@ -186,13 +178,8 @@ def measure_speed(network: Network) -> Speed:
 
 def read_utterance(path: Path, model: Model, *, seed: tuple[int, ...]) -> Utterance:
     """One utterance from a file; the seed decides which frames are masked."""
-    config = model.config
-    given = read_spoken(path, config, model)
+    given = read_spoken(path, model)
     hidden = np.random.default_rng(seed).random(len(given.response)) < _MASKED_PART
-    return Utterance(
-        condition=given.condition,
-        response=given.response,
-        masked=np.where(hidden, config.special_code, given.response[:, 0]).astype(np.int64),
-        digits=np.array([0, *map(int, str(len(given.response)))]),
-        text=given.text,
-    )
+    masked = np.where(hidden, model.config.special_code, given.response[:, 0]).astype(np.int64)
+    digits = np.array([0, *map(int, str(len(given.response)))])
+    return Utterance(**vars(given), masked=masked, digits=digits)

@@ -171,7 +171,7 @@ def contents_of(model: VersionSevenModel) -> dict[str, Contents]:
 
 def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[VersionSevenModel]:
     reader = ConfigReader(checkpoint)
-    said = reader.common()
+    common, claims = reader.common()
     collector = Collector(checkpoint.tensors.specs)
     found = {
         "codebook levels": count_numbered(collector.specs, "proms_emb.embs.{}.weight"),
@@ -179,9 +179,10 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Ve
         "phonemes": collector.rows_of("phn_emb.weight"),
         "text tokens": collector.rows_of("text_emb.weight"),
     }
-    common, notes = gemma_config(collector, said, found, codec)
+    values, notes = gemma_config(collector, claims, found, codec)
     config = VersionSevenConfig(
         **common,
+        **values,
         encoder_norm="proms_emb.norm.weight" in collector.specs,
         n_ff_encoder=collector.rows_of("proms_emb.proj.0.weight"),
         level_weights="proms_emb.level_weights" in collector.specs,

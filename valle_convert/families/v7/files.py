@@ -113,21 +113,18 @@ def read_model(files: Mapping[str, GgufFile]) -> VersionSevenModel:
 
 def _check_rows(reader: KeyReader, of_audio: KeyReader, model: VersionSevenModel) -> None:
     """Requirements of the networks: adjacent tables, every table and head of every level."""
-    config, codes = model.config, model.config.codebook_size
-    rows = {table.name: table.n_rows for table in model.tables}
-    reader.compare_rows("table", rows, {"phonemes": None, "length": 1, "separator": 1})
+    config, codes, audio = model.config, model.config.codebook_size, model.audio
+    reader.compare_rows("table", model.tables, {"phonemes": None, "length": 1, "separator": 1})
     reader.compare_order(model.tables, "phonemes")
     levels = range(config.n_levels)
-    tables: dict[str, int | None] = {f"prompt.{i}": codes for i in levels}
-    tables |= {f"response.{i}": codes + 2 for i in levels}
-    found = {table.name: table.n_rows for table in model.audio.tables}
-    of_audio.compare_rows("table", found, tables)
-    of_audio.compare_order(model.audio.tables, "prompt.0")
-    heads: dict[str, int | None] = {f"level.{i}": codes + 1 for i in levels}
-    found = {head.name: head.n_rows for head in model.audio.heads}
-    of_audio.compare_rows("head", found, heads | {"length": None, "phonemes": None})
-    if found.get("length", 1) not in (1, LENGTH_DIGITS * DIGITS):
-        of_audio.faults.append(f"the head length has {found['length']} rows")
+    tables = {f"prompt.{i}": codes for i in levels} | {f"response.{i}": codes + 2 for i in levels}
+    of_audio.compare_rows("table", audio.tables, tables)
+    of_audio.compare_order(audio.tables, "prompt.0")
+    heads = {f"level.{i}": codes + 1 for i in levels}
+    of_audio.compare_rows("head", audio.heads, {**heads, "length": None, "phonemes": None})
+    n_length = audio.head("length").n_rows if audio.has_head("length") else 1
+    if n_length not in (1, LENGTH_DIGITS * DIGITS):
+        of_audio.faults.append(f"the head length has {n_length} rows")
     if any(head.bias is None for head in model.audio.heads):
         of_audio.faults.append(f"{BIAS_KEY} is missing")
     for key in codec_keys(config):

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from valle_convert.audio.utterances import read_spoken
+from valle_convert.audio.utterances import SpokenUtterance, read_spoken
 from valle_convert.decode.options import GREEDY, DecodeOptions
 from valle_convert.families.family import GREEDY_FRAMES, Case, Speed, median_ms
 from valle_convert.families.gemma import everyday_speech, random_speech
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.families.v7.decode import decode_levels
 from valle_convert.families.v7.facts import VersionSevenModel
-from valle_convert.model.inputs import Condition, FloatArray, IntArray
+from valle_convert.model.inputs import Condition, FloatArray
 from valle_convert.model.spec import Codes
 
 Logits = NDArray[np.float32]
@@ -29,19 +29,13 @@ _GREEDY_STEPS = 4
 _SPEED_PASSES = 3
 
 
-@dataclass(frozen=True)
-class MaskedUtterance:
-    """One seeded example: text, voice and speech."""
+@dataclass(frozen=True, kw_only=True)
+class MaskedUtterance(SpokenUtterance):
+    """One seeded example."""
 
-    condition: Condition
-    response: NDArray[np.int64]  # [frames, levels]
     #: The response with mask codes in it, in different frames on each level.
     masked: NDArray[np.int64]
-    text: NDArray[np.int64]  # ids of the text, in pieces; random, since nothing here spells words
-
-    @property
-    def said(self) -> IntArray:
-        return self.condition.phonemes
+    pieces: NDArray[np.int64]  # ids of text; random, since nothing here spells words
 
 
 def utterances(
@@ -50,31 +44,24 @@ def utterances(
     """`n` different utterances of random phonemes and codes, the same for the same seed."""
     for i in range(n):
         draw = np.random.default_rng([seed, i])
-        yield _masked(model, *random_speech(model, i, draw, length), draw)
+        yield _masked(model, SpokenUtterance(*random_speech(model, i, draw, length)), draw)
 
 
 def read_utterance(
     path: Path, model: VersionSevenModel, *, seed: tuple[int, ...]
 ) -> MaskedUtterance:
     """One utterance from a file; the seed decides which codes are masked."""
-    given = read_spoken(path, model.config, model)
-    return _masked(model, given.condition, given.response, np.random.default_rng(seed))
+    return _masked(model, read_spoken(path, model), np.random.default_rng(seed))
 
 
 def _masked(
-    model: VersionSevenModel,
-    condition: Condition,
-    response: NDArray[np.int64],
-    draw: np.random.Generator,
+    model: VersionSevenModel, given: SpokenUtterance, draw: np.random.Generator
 ) -> MaskedUtterance:
-    hidden = draw.random(response.shape) < _MASKED_PART
+    hidden = draw.random(given.response.shape) < _MASKED_PART
+    masked = np.where(hidden, model.config.mask_code, given.response).astype(np.int64)
     n_text = model.table("text").n_rows if model.has_table("text") else 1
-    return MaskedUtterance(
-        condition,
-        response,
-        np.where(hidden, model.config.mask_code, response).astype(np.int64),
-        draw.integers(0, n_text, _N_TEXT),
-    )
+    pieces = draw.integers(0, n_text, _N_TEXT)
+    return MaskedUtterance(**vars(given), masked=masked, pieces=pieces)
 
 
 class _Levels:
@@ -128,7 +115,7 @@ def cases(model: VersionSevenModel, example: MaskedUtterance) -> Iterator[Case[A
         yield Case(
             "text",
             "text",
-            lambda network: network.text(condition.phonemes, example.text, condition.language),
+            lambda network: network.text(condition.phonemes, example.pieces, condition.language),
         )
 
 

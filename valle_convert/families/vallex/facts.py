@@ -16,7 +16,7 @@ ReLU, which llama.cpp's `mpt` graph computes:
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,8 @@ class VallexModel:
 
 # ---------------------------------------------------------------------------- tensors
 
+#: The divisor after the activation. The gguf package's table of names has a different one.
+ACT_SCALES = "ffn.act.scales"
 #: Source, target and shape of a layer's tensors, in units of the width and the feed-forward's.
 _LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("self_attn.in_proj_weight", "attn_qkv.weight", ("3d", "d")),
@@ -102,40 +104,30 @@ _LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("linear1.bias", "ffn_up.bias", ("f",)),
     ("linear2.weight", "ffn_down.weight", ("d", "f")),
     ("linear2.bias", "ffn_down.bias", ("d",)),
+    (ACT_SCALES, ACT_SCALES, ("f",)),  # in no checkpoint
 )
-#: The divisor after the activation. The gguf package's table of names has a different one.
-ACT_SCALES = "ffn.act.scales"
 _SCALED = ("linear1.weight", "linear1.bias")
 
 
-def net_shapes(net: Net, n_token_rows: int) -> tuple[dict[str, tuple[int, ...]], ...]:
-    """The tensors of a network's file by name: those that all levels share, and the norms."""
-    shared: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_token_rows, net.n_embd)}
-    for layer in range(net.n_layer):
-        shared |= {target: shape for _, target, shape in layer_tensors(net, layer)}
-        shared[f"blk.{layer}.{ACT_SCALES}"] = (net.n_ff,)
-    norms: dict[str, tuple[int, ...]] = {
-        f"{target}.{kind}": (net.n_embd,)
-        for _, target in norm_names(net.n_layer)
-        for kind in ("weight", "bias")
-    }
-    return shared, norms
-
-
-def layer_tensors(net: Net, layer: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """The tensors of a layer except norms: the checkpoint's name, the file's, and the shape."""
+def layer_tensors(net: Net) -> Iterator[BackboneTensor]:
+    """The tensors of the layers except norms, under the checkpoint's names."""
     dims = {"d": net.n_embd, "3d": 3 * net.n_embd, "f": net.n_ff}
-    for source, target, shape in _LAYER:
-        name = f"{net.name}_decoder.layers.{layer}.{source}"
-        yield name, f"blk.{layer}.{target}", tuple(dims[one] for one in shape)
+    for i in range(net.n_layer):
+        for source, target, shape in _LAYER:
+            name = f"{net.name}_decoder.layers.{i}.{source}"
+            yield BackboneTensor(name, f"blk.{i}.{target}", tuple(dims[one] for one in shape))
 
 
-def norm_names(n_layer: int) -> Iterator[tuple[str, str]]:
-    """The norms of a network: the checkpoint's name after the decoder's, and the file's."""
-    for i in range(n_layer):
-        yield f"layers.{i}.norm1", f"blk.{i}.attn_norm"
-        yield f"layers.{i}.norm2", f"blk.{i}.ffn_norm"
-    yield "norm", "output_norm"
+def norm_tensors(net: Net) -> Iterator[BackboneTensor]:
+    """The norms, under the names of the AR's; those of the NAR are folded, see `fold_norm`."""
+    names = {}
+    for i in range(net.n_layer):
+        names[f"layers.{i}.norm1"] = f"blk.{i}.attn_norm"
+        names[f"layers.{i}.norm2"] = f"blk.{i}.ffn_norm"
+    for source, target in (names | {"norm": "output_norm"}).items():
+        for kind in ("weight", "bias"):
+            name = f"{net.name}_decoder.{source}.{kind}"
+            yield BackboneTensor(name, f"{target}.{kind}", (net.n_embd,))
 
 
 def fold_norm(read: Callable[[str], NDArray[Any]], norm: str, level: int) -> NDArray[np.float32]:
@@ -221,7 +213,6 @@ def describe(
     dropped += [Dropped(source, f"the same as {table}") for source, table in same.items()]
     chosen, of_codec = choose_codec(codec, n_levels, n_codes)
     notes += of_codec
-    folded = _folding(read, n_levels)
     model = VallexModel(
         ar=ar,
         nar=nar,
@@ -233,13 +224,11 @@ def describe(
     )
     contents = {
         "ar": Contents(
-            ar_rows, (*_layers(tensors, recovered, read, ar, factor), *_plain_norms(ar))
+            ar_rows, (*_layers(tensors, recovered, read, ar, factor), *norm_tensors(ar))
         ),
         "nar": Contents(nar_rows, tuple(_layers(tensors, recovered, read, nar, factor))),
+        **_levels(tensors, read, nar, n_levels),
     }
-    for level in range(1, n_levels):
-        norms = tuple(_level_norms(tensors, folded, nar, level))
-        contents[f"nar-{level}"] = Contents(backbone=norms)
     return Description(
         model,
         tensors,
@@ -272,17 +261,16 @@ def _take_net(
     for kind in ("text", "audio"):
         collector.take(f"{name}_{kind}_position.alpha", (1,))
     net = Net(rows.tables, (), name, d, n_layer, 0, n_ff, 1.0, 1.0)
-    for layer in range(n_layer):
-        for source, _, shape in layer_tensors(net, layer):
-            collector.take(source, shape)
-    for norm, _ in norm_names(n_layer):
-        full = f"{name}_decoder.{norm}"
-        inner = f"{full}.norm" if name == "nar" else full
-        for kind in ("weight", "bias"):
-            collector.take(f"{inner}.{kind}", (d,))
+    for one in layer_tensors(net):
+        if not one.source.endswith(ACT_SCALES):
+            collector.take(one.source, one.shape)
+    for one in norm_tensors(net):
+        norm, _, kind = one.source.rpartition(".")
+        collector.take(f"{norm}.norm.{kind}" if name == "nar" else one.source, one.shape)
         if name == "nar":
-            collector.take(f"{full}.project_layer.weight", (2 * d, d))
-            collector.take(f"{full}.project_layer.bias", (2 * d,))
+            collector.take(
+                f"{norm}.project_layer.{kind}", (2 * d, d) if kind == "weight" else (2 * d,)
+            )
     return net
 
 
@@ -322,11 +310,11 @@ def _largest_up(checkpoint: Checkpoint, nets: tuple[Net, ...]) -> float:
     """The largest value of all `linear1`; the writer rejects NaN and infinity."""
     largest = 0.0
     for net in nets:
-        for layer in range(net.n_layer):
-            for name in _SCALED:
-                values = checkpoint.tensors.read(f"{net.name}_decoder.layers.{layer}.{name}")
-                one = max(float(values.max()), -float(values.min()))
-                largest = max(largest, one if np.isfinite(one) else 0.0)
+        for one in layer_tensors(net):
+            if one.source.endswith(_SCALED):
+                values = checkpoint.tensors.read(one.source)
+                peak = max(float(values.max()), -float(values.min()))
+                largest = max(largest, peak if np.isfinite(peak) else 0.0)
     return largest
 
 
@@ -373,59 +361,45 @@ def _layers(
         quotient: NDArray[Any] = values / np.float32(factor)
         return quotient
 
-    for layer in range(net.n_layer):
-        for plain, target, shape in layer_tensors(net, layer):
-            name = plain
-            if plain.endswith(_SCALED):
-                scaled = replace(tensors.specs[plain], name=f"{plain} x {factor}")
+    def multiplied(name: str) -> NDArray[np.float32]:
+        values = read(name).astype(np.float32, copy=False)
+        product: NDArray[np.float32] = values * np.float32(factor)
+        return product
 
-                def multiplied(plain: str = plain) -> NDArray[np.float32]:
-                    values = read(plain).astype(np.float32, copy=False)
-                    product: NDArray[np.float32] = values * np.float32(factor)
-                    return product
-
-                name = tensors.add(scaled, multiplied)
-                recovered[plain] = Recovered(name, divided)
-            yield BackboneTensor(name, target, shape)
-        divisor = TensorSpec(f"{factor} of {net.name} layer {layer}", FLOAT32, "", (net.n_ff,))
-        name = tensors.add(divisor, lambda: np.full(net.n_ff, factor, np.float32))
-        yield BackboneTensor(name, f"blk.{layer}.{ACT_SCALES}", divisor.shape)
-
-
-def _plain_norms(net: Net) -> Iterator[BackboneTensor]:
-    for source, target in norm_names(net.n_layer):
-        for kind in ("weight", "bias"):
-            name = f"{net.name}_decoder.{source}.{kind}"
-            yield BackboneTensor(name, f"{target}.{kind}", (net.n_embd,))
+    for one in layer_tensors(net):
+        name = one.source
+        if name.endswith(_SCALED):
+            scaled = replace(tensors.specs[name], name=f"{name} x {factor}")
+            tensors.add(scaled, partial(multiplied, name))
+            recovered[name] = Recovered(scaled.name, divided)
+            name = scaled.name
+        elif name.endswith(ACT_SCALES):
+            divisor = partial(np.full, net.n_ff, factor, np.float32)
+            tensors.add(TensorSpec(name, FLOAT32, "", one.shape), divisor)
+        yield replace(one, source=name)
 
 
-def _folding(
-    read: Callable[[str], NDArray[Any]], n_levels: int
-) -> Callable[[str, int], NDArray[np.float32]]:
-    """`fold_norm` of all levels at once, so that a norm's matrix is read only once."""
+def _levels(
+    tensors: ComputedTensors, read: Callable[[str], NDArray[Any]], net: Net, n_levels: int
+) -> dict[str, Contents]:
+    """The first part of each level: its norms."""
 
     @cache
     def folded(norm: str) -> list[NDArray[np.float32]]:  # 1.4 MB in total for 12 x 1024
-        once = cache(read)
+        once = cache(read)  # so that a norm's matrix is read only once for all levels
         return [fold_norm(once, norm, level) for level in range(1, n_levels)]
 
-    return lambda norm, level: folded(norm)[level - 1]
+    def computed(source: str, level: int) -> NDArray[np.float32]:
+        norm, _, kind = source.rpartition(".")
+        values: NDArray[np.float32] = folded(norm)[level - 1][("weight", "bias").index(kind)]
+        return values
 
-
-def _level_norms(
-    tensors: ComputedTensors,
-    fold: Callable[[str, int], NDArray[np.float32]],
-    net: Net,
-    level: int,
-) -> Iterator[BackboneTensor]:
-    for source, target in norm_names(net.n_layer):
-        norm = f"{net.name}_decoder.{source}"
-        for i, kind in enumerate(("weight", "bias")):
-            spec = TensorSpec(f"{norm}.{kind} at level {level}", FLOAT32, "", (net.n_embd,))
-
-            def folded(norm: str = norm, i: int = i) -> NDArray[np.float32]:
-                values: NDArray[np.float32] = fold(norm, level)[i]
-                return values
-
-            name = tensors.add(spec, folded)
-            yield BackboneTensor(name, f"{target}.{kind}", spec.shape)
+    contents = {}
+    for level in range(1, n_levels):
+        norms = []
+        for one in norm_tensors(net):
+            spec = TensorSpec(f"{one.source} at level {level}", FLOAT32, "", one.shape)
+            name = tensors.add(spec, partial(computed, one.source, level))
+            norms.append(replace(one, source=name))
+        contents[f"nar-{level}"] = Contents(backbone=tuple(norms))
+    return contents

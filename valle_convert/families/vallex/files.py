@@ -21,19 +21,19 @@ from valle_convert.families.vallex.facts import (
     ACT_SCALES,
     Net,
     VallexModel,
-    net_shapes,
+    layer_tensors,
+    norm_tensors,
 )
 from valle_convert.families.vallex.symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
 from valle_convert.gguf_file import keys as gguf_keys
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.keys import PART_KEY, KeyReader
-from valle_convert.gguf_file.loadable import vocabulary_dangers
+from valle_convert.gguf_file.loadable import graph_dangers, type_dangers, vocabulary_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import Description
 from valle_convert.tokenizer.bpe import AddedToken, PhonemeBpe
 from valle_convert.tokenizer.choose import BUILT_IN, TokenizerChoice, TokenizerFile
-from valle_convert.wording import listing
 
 ARCHITECTURE = "mpt"
 FAMILY = "vall-e-x"
@@ -265,12 +265,8 @@ def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
         audio_scale=reader.real("valle.position_scale.audio"),
     )
     faults = reader.faults
-    known = {key.name for key in _graph_keys(net, n_rows)}
-    unknown = [key for key in keys.keys if key.startswith(prefix) and key not in known]
-    if keys.keys.get("general.architecture") != ARCHITECTURE:
-        faults.append(f"general.architecture is not {ARCHITECTURE!r}")
-    if unknown:
-        faults.append(f"{listing(unknown)} would change the graph")
+    known = [key.name.removeprefix(prefix) for key in _graph_keys(net, n_rows)]
+    faults += graph_dangers(keys, ARCHITECTURE, known)
     reader.expect(f"{prefix}vocab_size", n_rows)
     # NaN is not larger than 0; the logits show any other wrong value.
     if not reader.real(f"{prefix}attention.layer_norm_epsilon") > 0:
@@ -292,13 +288,10 @@ def _read_net(name: str, keys: GgufFile, body: GgufFile) -> Net:
 
 
 def _tensor_faults(net: Net, n_rows: int, shared: GgufFile, norms: GgufFile) -> Iterator[str]:
-    of_all, of_level = net_shapes(net, n_rows)
+    of_all: dict[str, tuple[int, ...]] = {TOKEN_EMBEDDING: (n_rows, net.n_embd)}
+    of_all |= {one.target: one.shape for one in layer_tensors(net)}
+    of_level = {one.target: one.shape for one in norm_tensors(net)}
     files = ((shared, of_all), (norms, of_level))
     for file, expected in files if shared is not norms else [(shared, of_all | of_level)]:
-        yield from (f"{file.path.name}: {fault}" for fault in file.shape_faults(expected))
-        for name, found in file.tensors.items():
-            kind = found.ggml_type.name
-            if len(found.shape) == 1 and kind != "F32":
-                yield f"{file.path.name}: {name} is {kind}, expected F32"
-            elif kind in ("I8", "I16", "I32", "I64", "F64"):
-                yield f"{file.path.name}: {name} is {kind}, which has no kernels"
+        found = [*file.shape_faults(expected), *type_dangers(file)]
+        yield from (f"{file.path.name}: {fault}" for fault in found)
