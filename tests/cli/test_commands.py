@@ -21,6 +21,7 @@ from support import (
     Convert,
     error_of,
     golden_checkpoint,
+    run_python,
     with_keys,
 )
 
@@ -46,8 +47,7 @@ def wait_until_writing(process: subprocess.Popen[str], folder: Path) -> None:
 
 def modules_after(code: str) -> set[str]:
     code += "\nimport sys; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines())
+    return set(run_python("-c", code, check=True).stdout.splitlines())
 
 
 def test_help_imports_nothing_heavy() -> None:

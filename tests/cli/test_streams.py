@@ -3,14 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import PROJECT, Convert, golden_checkpoint
+from support import Convert, golden_checkpoint, run_program, run_python
 
-PROGRAM = [sys.executable, "-m", "valle_convert"]
 CHECKPOINT = str(golden_checkpoint("ar-nar-len"))
 GONE = "reader gone"
 TO_F32 = ("--outtype", "f32", "--verify", "none")
@@ -32,10 +29,8 @@ def run_with(streams: dict[int, str | None], *arguments: str) -> tuple[int, str]
             os.dup2(opened, number)
             os.close(opened)
 
-    done = subprocess.run(
-        [*PROGRAM, *arguments], capture_output=True, check=False, cwd=PROJECT, preexec_fn=prepare
-    )
-    return done.returncode, done.stderr.decode()
+    done = run_program(*arguments, preexec_fn=prepare)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -78,14 +73,10 @@ def test_data_that_a_full_disk_does_not_take_are_told(arguments: list[str]) -> N
 
 def test_any_encoding_of_the_terminal_will_do(converted: Convert) -> None:
     for encoding in ("ascii", "latin-1", "utf-16"):
-        done = subprocess.run(
-            [*PROGRAM, "tokenize", str(converted("ar-nar-len", "f32")), "həlˈoʊ", "--json"],
-            capture_output=True,
-            check=True,
-            cwd=PROJECT,
-            env=os.environ | {"PYTHONIOENCODING": encoding},
-        )
-        assert json.loads(done.stdout.decode(encoding))["text"] == "həlˈoʊ"
+        words, where = ("həlˈoʊ", "--json"), os.environ | {"PYTHONIOENCODING": encoding}
+        gguf = converted("ar-nar-len", "f32")
+        done = run_program("tokenize", gguf, *words, check=True, env=where, encoding=encoding)
+        assert json.loads(done.stdout)["text"] == "həlˈoʊ"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
@@ -101,13 +92,7 @@ def test_a_signal_while_modules_are_imported_is_no_traceback(how: signal.Signals
         "interrupt.before_work = start\nmain()\n"
     )
     for delay in (0.0, 0.01, 0.03, 0.06, 0.1, 0.15):
-        done = subprocess.run(
-            [sys.executable, "-c", code, "inspect", CHECKPOINT, str(int(how)), str(delay)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=PROJECT,
-        )
+        done = run_python("-c", code, "inspect", CHECKPOINT, int(how), delay)
         assert done.returncode in {0, 130}
         assert "Traceback" not in done.stderr
         if done.returncode:
@@ -138,12 +123,6 @@ app.run()
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
 def test_a_signal_that_a_destructor_swallows_ends_the_program_all_the_same(how: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SWALLOWED.format(signal=how)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PROJECT,
-    )
+    done = run_python("-c", SWALLOWED.format(signal=how))
     assert done.returncode == 130
     assert done.stderr == "error: Interrupted; no unfinished file was left behind.\n"

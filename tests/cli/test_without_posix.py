@@ -1,11 +1,9 @@
 """What a checkpoint becomes a file by needs no module that Windows has not."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import PROJECT, Convert, golden_checkpoint
+from support import Convert, golden_checkpoint, run_python
 
 AS_ON_WINDOWS = """
 import os, signal, sys
@@ -34,16 +32,9 @@ def test_a_checkpoint_is_converted_without_posix(
         "verify": ["verify", checkpoint, converted("ar-nar-len", "f32"), "--level", "tensors"],
         "quantize": ["quantize", converted("ar-nar-len", "f32"), out, "Q8_0"],
     }[command]
-    done = subprocess.run(
-        [sys.executable, "-c", AS_ON_WINDOWS, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PROJECT,
-    )
+    done = run_python("-c", AS_ON_WINDOWS, *arguments)
     assert done.returncode == 0, done.stderr
     if command == "convert":
         assert out.read_bytes() == converted("ar-nar-len", "f32").read_bytes()
-        again = [sys.executable, "-c", AS_ON_WINDOWS, *map(str, arguments), "--force"]
-        subprocess.run(again, check=True, cwd=PROJECT)
+        run_python("-c", AS_ON_WINDOWS, *arguments, "--force", check=True)
         assert list(tmp_path.iterdir()) == [out]

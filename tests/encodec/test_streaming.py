@@ -1,7 +1,5 @@
 """Encoder and decoder: transformers' codes and sound."""
 
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from encodec_files import GOLDEN_ENCODEC, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import run_python
 from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.encodec import streaming
@@ -178,6 +177,5 @@ def test_ten_minutes_take_less_than_a_gigabyte(full_size: Path) -> None:
         print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
         """
     # VmHWM is this process's alone; ru_maxrss is the parent's where that was larger.
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = run_python("-c", textwrap.dedent(code), check=True)
     assert int(run.stdout) < 1 << 20  # KiB

@@ -1,10 +1,8 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import PROJECT
+from support import PROJECT, run_python
 
 from valle_convert.llama.library import TESTED, Log
 
@@ -20,13 +18,7 @@ def report_of_loading(environment: dict[str, str], before: str = "") -> tuple[in
         "try:\n    load_library()\n"
         "except ValleConvertError as error:\n    print(error); sys.exit(error.exit_code)\n"
     )
-    child = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    child = run_python("-c", program, env=os.environ | environment)
     assert child.stderr == ""
     return child.returncode, child.stdout
 

@@ -1,8 +1,6 @@
 """What a session finds out about llama.cpp, and how it says that something is wrong."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sessions import open_session
+from support import PROJECT, run_python
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.read import GgufFile
@@ -207,13 +206,7 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
     )
-    here = Path(__file__).parent
-    folders = [here, here.parents[1]]  # of `sessions`, and of the package
-    child = subprocess.run(
-        [sys.executable, "-c", program, models / "q8_0.gguf"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))},
-    )
+    folders = os.pathsep.join(map(str, [Path(__file__).parent, PROJECT]))  # of `sessions`
+    where = os.environ | {"PYTHONPATH": folders}
+    child = run_python("-c", program, models / "q8_0.gguf", env=where)
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tokenizers
+from support import run_python
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
@@ -130,6 +129,5 @@ def test_choosing_and_compiling_load_no_library() -> None:
         "choice.file.compile([f'<row:{i}>' for i in range(27000)]);"
         "print(json.dumps([*sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    loaded = set(json.loads(done.stdout))
+    loaded = set(json.loads(run_python("-c", code, check=True).stdout))
     assert not loaded & {"numpy", "torch", "gguf", "tokenizers", "sentencepiece", "llama_cpp"}
