@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 import tokenizers
-from support import run_python
+from support import PROJECT, run_python
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.choose import BUILT_IN, choose_tokenizer, open_tokenizer
+from valle_convert.tokenizer.corpus import IPA_FILE, ipa_lines
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Setting
 
 
@@ -131,3 +133,25 @@ def test_choosing_and_compiling_load_no_library() -> None:
     )
     loaded = set(json.loads(run_python("-c", code, check=True).stdout))
     assert not loaded & {"numpy", "torch", "gguf", "tokenizers", "sentencepiece", "llama_cpp"}
+
+
+# The vocabulary that is built in
+
+
+def test_the_packaged_file_is_what_the_script_makes_byte_for_byte() -> None:
+    script = runpy.run_path(str(PROJECT / "tokenizer" / "build.py"))
+    made = script["build"](script["SOURCE"].read_text(encoding="utf-8"))
+    assert BUILT_IN.read_bytes() == made.encode("utf-8")
+    assert script["TARGET"] == BUILT_IN
+
+
+def test_the_ipa_corpus_has_thousands_of_lines_and_covers_the_phonemes(
+    published: PhonemeBpe,
+) -> None:
+    lines = ipa_lines()
+    assert len(lines) > 2500
+    assert IPA_FILE.stat().st_size < 400_000
+    seen = set("".join(lines))
+    letters = {string for string in published.vocab if len(string) == 1 and string.isalpha()}
+    # No voice of espeak-ng that is used says these: q, ˇ ˉ ˊ ˋ (tones of another system), ...
+    assert len(letters & seen) / len(letters) > 0.85

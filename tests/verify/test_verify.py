@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.network.arithmetic import Arithmetic
 from valle_convert.network.weights import ConvertedTensors
-from valle_convert.verify.logits import Yardstick, check_logits
+from valle_convert.verify.logits import References, Yardstick, check_logits
 from valle_convert.verify.report import Report
 from valle_convert.verify.run import LEVELS, plan_like, verify, verify_path
 from valle_convert.verify.tensors import check_tensors
@@ -335,3 +335,34 @@ def test_the_published_size_converts_verifies_and_speaks(
         )
     assert codes.ndim == 2
     assert codes.shape[1] == plan.model.n_levels
+
+
+# The judge of logits
+
+RNG = np.random.default_rng(0)
+
+
+def references(n_rows: int, n_codes: int, noise: float) -> References:
+    exact = RNG.standard_normal((n_rows, n_codes)).astype(np.float32)
+    error = RNG.standard_normal(exact.shape).astype(np.float32)
+    return References(exact, exact + np.float32(1e-3) * error, exact + noise * error, exact)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [one.name for one in fields(References)])
+def test_what_is_not_finite_fails_wherever_it_is(name: str, value: float) -> None:
+    right = references(20, 30, 1e-2)
+    assert right.judge(right.exact).passed
+    damaged = getattr(right, name).copy()
+    damaged[3, 4] = value
+    assert not replace(right, **{name: damaged}).judge(right.exact).passed
+    assert not right.judge(np.where(np.arange(30) == 4, np.float32(value), right.exact)).passed
+
+
+@pytest.mark.parametrize(("n_rows", "is_few"), [(3, True), (20, False)])
+def test_only_few_logits_are_allowed_the_usual_cost(n_rows: int, *, is_few: bool) -> None:
+    """The types cost ten times what was expected of this head, as they do of the others."""
+    head = references(n_rows, 11, 0.2)
+    head = replace(head, degraded=head.meant + np.float32(0.02))
+    assert not head.judge(head.exact).passed
+    assert head.judge(head.exact, usual_cost=0.1).passed == is_few
