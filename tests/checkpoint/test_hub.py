@@ -23,10 +23,9 @@ from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
 from safetensors.numpy import load_file
-from support import PROJECT, Cli, Convert, contents, error_of, run_program
+from support import PROJECT, Cli, contents, error_of, run_program
 from verify.old_files import make_old
 
-from valle_convert.checkpoint.hub import parse_location
 from valle_convert.gguf_file.read import GgufFile
 
 SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)
@@ -99,27 +98,6 @@ def test_a_config_of_the_published_layout_is_found(hub: SmallHub, tmp_path: Path
     assert result.code == 0, result.err
     assert f"config.{OTHER}.yaml above the checkpoint" in result.err
     assert len({r.path for r in hub.requests if "/store/" in r.path}) == 1
-
-
-def test_a_revision_is_a_branch_or_a_commit(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    flat = plain(tmp_path / "flat.sft", Shape(dim=64, layers=1, levels=2, audio_tokens=64, seed=5))
-    first = commit_of(hub)
-    other = hub.add(REPO, {"fp32.sft": flat.read_bytes()}, "other")
-    second = hub.add(REPO, {"x/fp32.sft": flat.read_bytes()})
-    found = {}
-    for i, arguments in enumerate(
-        [
-            (f"hf:{REPO}@other",),
-            (f"hf:{REPO}@{first}:models/ckpt/{NAME}",),
-            (f"hf:{REPO}/{NAME}@{first}",),
-            (f"hf:{REPO}",),
-        ]
-    ):
-        out = tmp_path / f"{i}.gguf"
-        result = cli(*arguments, out, "--verify", "none")
-        assert result.code == 0, result.err
-        found[i] = GgufFile(out).keys["valle.source.revision"]
-    assert list(found.values()) == [other, first, first, second]
 
 
 @pytest.mark.parametrize("make", [local_training, deepspeed_training, sharded])
@@ -198,18 +176,6 @@ def test_where_a_header_does_not_tell_it_the_weights_do(
     )
     assert "10 rows of padding dropped" in found["notes"]
     assert found["rows"] == local["rows"]
-
-
-def test_a_gguf_file_on_the_hub_is_looked_into(hub: SmallHub, converted: Convert, cli: Cli) -> None:
-    path = converted("ar-nar-len", "f16")
-    hub.add("me/files", {"VALL-E-F16.gguf": path.read_bytes(), "README.md": b"hello"})
-    result = cli("inspect", "hf:me/files:VALL-E-F16.gguf", "--json")
-    assert result.code == 0, result.err
-    found, local = json.loads(result.out), json.loads(cli("inspect", path, "--json").out)
-    assert found.pop("path") == "hf:me/files:VALL-E-F16.gguf"
-    assert found == {name: value for name, value in local.items() if name != "path"}
-    message = error_of(cli("inspect", "hf:me/files:VALL-E-F32.gguf"), 2)
-    assert "did you mean VALL-E-F16.gguf?" in message
 
 
 @pytest.mark.parametrize("raw", [b"short", b"\xff" * 200, b"\x40\0\0\0\0\0\0\0{" + b" " * 90])
@@ -487,9 +453,3 @@ def test_of_a_vall_e_x_every_file_of_the_set_is_had(
     del files["x-nar-3.gguf"]
     hub.add("me/part", files)
     assert "x-nar-3.gguf" in error_of(cli("tokenize", "hf:me/part:x.gguf", "a"), 2)
-
-
-def test_locations() -> None:
-    found = parse_location("hf:ecker/vall-e@refs/pr/1:models/a b+c.sft")
-    assert (found.repository, found.revision) == ("ecker/vall-e", "refs/pr/1")
-    assert str(found.path) == "models/a b+c.sft"

@@ -378,21 +378,6 @@ def test_speech_follows_the_adapter(kept: Kept, tmp_path: Path, cli: Cli) -> Non
     )
 
 
-def test_a_wrong_adapter_fails_the_verdict(kept: Kept) -> None:
-    """What llama.cpp computes is held against the merged weights: a scale of 1.2 shows."""
-    from valle_convert.verify.logits import Yardstick, check_logits
-
-    plan, bundle = plan_conversion(kept.checkpoint, Choices("f32")), open_bundle(kept.base)
-    given = LoraFile(kept.adapter)
-    opened = bundle.family.open_adapters([given], bundle)
-    yardstick = Yardstick(plan, bundle, seed=0, adapters=opened)
-    for factor, fails in ((1.0, False), (1.2, True)):
-        scaled = [LoraFile(given.path, factor)]
-        with network_of(kept.base, scaled) as network:
-            checks = list(check_logits(yardstick, network))
-        assert all(check.passed != fails for check in checks)
-
-
 def test_what_does_not_fit_is_refused(
     kept: Kept, small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
@@ -484,17 +469,3 @@ def test_a_damaged_adapter_is_refused_before_llama_cpp_sees_it(kept: Kept, tmp_p
         odd.write_bytes(pack_header(keys, entries) + bytes(sum(4 * math.prod(n) for n in shapes)))
         with pytest.raises(Exception, match=f"{name}a belongs to no layer"):
             Adapter(LoraFile(odd), base)
-
-
-def test_an_adapter_inside_a_checkpoint_and_one_beside_add_up(kept: Kept, tmp_path: Path) -> None:
-    checkpoint, lora = kept.checkpoint, kept.lora
-    loaded = load_file(checkpoint)
-    inside = tmp_path / "inside.pth"
-    config = {**read_checkpoint(checkpoint).config, "lora": {"rank": 4, "alpha": 6.0}}
-    state = {"module": torch_state(loaded), "lora": torch_state(load_file(lora)), "config": config}
-    torch.save(state, inside)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    once = read_checkpoint(inside).tensors.read(name)
-    twice = read_checkpoint(inside, lora=lora).tensors.read(name)
-    np.testing.assert_allclose(twice - once, once - loaded[name], atol=1e-5)
-    write_lora(checkpoint, inside, tmp_path / "from-inside.gguf")

@@ -356,13 +356,6 @@ def test_what_nothing_reads_stops_nothing(key: str, value: object, tmp_path: Pat
         assert "Unknown" in notes
 
 
-@pytest.mark.parametrize("value", ["random", "rand", 1, None, [0.2, 0.8]])
-def test_the_ratio_of_masking_in_training_is_not_read(value: object, tmp_path: Path) -> None:
-    config = config_of(SHAPE)
-    config["experimental"]["masking_ratio"] = value
-    told(config, tmp_path)
-
-
 def test_a_switch_that_is_absent_has_the_training_projects_default_and_is_said(
     tmp_path: Path, cli: Cli
 ) -> None:
@@ -512,15 +505,3 @@ def test_saved_buffers_are_left_out(name: str, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "a.sft", WEIGHTS | {name: buffer}, metadata())
     dropped = describe(read_checkpoint(tmp_path / "a.sft")).dropped
     assert name in {one.source for one in dropped}
-
-
-def test_what_was_taken_leniently_stands_in_the_file_and_verifies(tmp_path: Path, cli: Cli) -> None:
-    path = save(tmp_path / "a.ckpt", {"state_dict": {f"model.{k}": v for k, v in state().items()}})
-    out = tmp_path / "a.gguf"
-    result = cli(path, out)
-    assert result.code == 0, result.err
-    notes = GgufFile(out).keys["valle.source.notes"]
-    assert notes[0] == "the weights are the entry 'state_dict'"
-    assert all(f"note: {note}" in result.err for note in notes)
-    assert cli("verify", path, out, "--level", "structure").code == 0
-    assert notes[0] in cli("inspect", path).err

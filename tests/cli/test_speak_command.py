@@ -8,18 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import tqdm
 from support import Cli, Convert, Result, error_of, run_program, run_without
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.spoken import SpeechProgress, stop_on_interrupt
+from valle_convert.cli.spoken import stop_on_interrupt
 from valle_convert.families.family import Choices
 
 RATE = 24_000
@@ -116,23 +114,6 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert f"needs the Python package {module}" in message
     assert "pip install '.[speech]'" in message
     assert list(tmp_path.iterdir()) == []
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_shows_seconds_of_audio_and_the_real_time_factor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("tqdm.tqdm", partial(tqdm.tqdm, mininterval=0, ncols=120))
-    with SpeechProgress(frame_rate=75, sink=None)("frames", 150, "frame") as advance:
-        advance(75)
-        advance(75)
-    assert re.search(r"sentence 1, frames: .* s of audio, \d\.\d\d x real", terminal.getvalue())
 
 
 def test_the_text_comes_from_stdin_where_asked(

@@ -13,10 +13,8 @@ from valle_convert.decode.nar import decode_nar
 from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
 from valle_convert.families.vallex.composed import ComposedNetwork
 
-pytestmark = [
-    pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True),
-    pytest.mark.parametrize("folder", SPEAKING),
-]
+on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)
+each_folder = pytest.mark.parametrize("folder", SPEAKING)
 RNG = np.random.default_rng(0)
 
 # What `notes` in the golden files says of how they were made.
@@ -27,46 +25,52 @@ GUIDED = DecodeOptions(
 )
 
 
+@on_both
+@each_folder
 def test_greedy_ar_gives_every_code_of_the_original(open_network: OpenNetwork, folder: str) -> None:
-    golden = read_golden(folder)
+    given = read_golden(folder)
     options = DecodeOptions(sampling=GREEDY)
-    result = decode_ar(open_network(folder), golden.condition, options, RNG, max_frames=AR_STEPS)
-    np.testing.assert_array_equal(result.codes, golden["gen.ar"])
+    result = decode_ar(open_network(folder), given.condition, options, RNG, max_frames=AR_STEPS)
+    np.testing.assert_array_equal(result.codes, given["gen.ar"])
     # Fewer frames than steps means that the original drew the stop code.
-    assert result.end == ("limit" if len(golden["gen.ar"]) == AR_STEPS else "stop")
+    assert result.end == ("limit" if len(given["gen.ar"]) == AR_STEPS else "stop")
 
 
+@on_both
+@each_folder
 def test_greedy_nar_gives_every_code_of_the_original(
     open_network: OpenNetwork, folder: str
 ) -> None:
-    golden = read_golden(folder)
+    given = read_golden(folder)
     result = decode_nar(
-        open_network(folder), golden.condition, golden["gen.ar"], DecodeOptions(), RNG
+        open_network(folder), given.condition, given["gen.ar"], DecodeOptions(), RNG
     )
-    np.testing.assert_array_equal(result.codes, golden["gen.ar_nar"])
+    np.testing.assert_array_equal(result.codes, given["gen.ar_nar"])
 
 
+@on_both
+@each_folder
 def test_the_duration_is_the_number_that_the_original_read(
     open_network: OpenNetwork, folder: str
 ) -> None:
-    golden = read_golden(folder)
-    assert decode_length(open_network(folder), golden.condition) == golden["gen.len"].item()
+    given = read_golden(folder)
+    assert decode_length(open_network(folder), given.condition) == given["gen.len"].item()
 
 
+@on_both
+@each_folder
 def test_demasking_and_guided_nar_give_every_code_of_the_original(
     open_network: OpenNetwork, folder: str
 ) -> None:
-    golden = read_golden(folder)
+    given = read_golden(folder)
     network = open_network(folder)
-    level_0 = decode_masked(network, golden.condition, MASK_FRAMES, GUIDED, RNG)
-    np.testing.assert_array_equal(level_0.codes, golden["gen.mask"][:, 0])
-    result = decode_nar(network, golden.condition, level_0.codes, GUIDED, RNG)
-    np.testing.assert_array_equal(result.codes, golden["gen.mask"])
+    level_0 = decode_masked(network, given.condition, MASK_FRAMES, GUIDED, RNG)
+    np.testing.assert_array_equal(level_0.codes, given["gen.mask"][:, 0])
+    result = decode_nar(network, given.condition, level_0.codes, GUIDED, RNG)
+    np.testing.assert_array_equal(result.codes, given["gen.mask"])
 
 
 # VALL-E X
-
-on_both = pytest.mark.parametrize("open_network", BACK_ENDS, indirect=True)
 
 
 @pytest.fixture
