@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from make_checkpoint import DTYPES, Shape, config_of, make_checkpoint, tensors, userdata
+from safetensors.numpy import save_file
 from support import GOLDEN, describe
 from verify.old_files import matrices
 
@@ -68,6 +70,25 @@ def write_safetensors(
     encoded = json.dumps(header).encode()
     data = b"".join(values.tobytes() for values in arrays.values())
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+def lora_file(
+    path: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    seed: int = 1,
+    dtype: Any = np.float32,
+    **config: Any,
+) -> Path:
+    """An adapter of matrices of these sizes, as the training project writes it."""
+    config = {"rank": 4, "alpha": 6.0, **config}
+    draw, tensors = np.random.default_rng(seed), {}
+    for name, (rows, columns) in sizes.items():
+        sides = {"A": (config["rank"], columns), "B": (rows, config["rank"])}
+        for side, size in sides.items():
+            tensors[f"{name}.lora_{side}"] = (0.2 * draw.standard_normal(size)).astype(dtype)
+    save_file(tensors, path, {"config": json.dumps(config)})
+    return path
 
 
 def write_config(folder: Path, *shapes: Shape, key: str = "models") -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint.containers import torch_state
+from checkpoint.containers import lora_file, torch_state
 from make_checkpoint import Shape, make_checkpoint
 from safetensors.numpy import load_file, save_file
 from support import ONE_THREAD, Cli, describe, error_of, with_keys
@@ -192,27 +192,17 @@ def test_what_a_lora_is_taken_without_is_noted_merged_or_apart(
 
 #: Set for this project on f32; 7e-9 was measured.
 MAX_NMSE = 1e-6
-SHAPES = {
-    "self_attn.q_proj": (64, 64),
-    "self_attn.k_proj": (32, 64),
-    "self_attn.o_proj": (64, 64),
-    "mlp.gate_proj": (256, 64),
-    "mlp.down_proj": (64, 256),
+SIZES = {
+    f"model.layers.{layer}.{name}": size
+    for layer in range(2)
+    for name, size in {
+        "self_attn.q_proj": (64, 64),
+        "self_attn.k_proj": (32, 64),
+        "self_attn.o_proj": (64, 64),
+        "mlp.gate_proj": (256, 64),
+        "mlp.down_proj": (64, 256),
+    }.items()
 }
-
-
-def lora_file(path: Path, *, seed: int = 1, dtype: Any = np.float32, **config: Any) -> Path:
-    """An adapter of rank 4 of every matrix of `SHAPES`, as the training project writes it."""
-    draw = np.random.default_rng(seed)
-    tensors = {}
-    for layer in range(2):
-        for name, (rows, columns) in SHAPES.items():
-            where = f"model.layers.{layer}.{name}"
-            down, up = draw.standard_normal((4, columns)), draw.standard_normal((rows, 4))
-            tensors[f"{where}.lora_A"] = (0.2 * down).astype(dtype)
-            tensors[f"{where}.lora_B"] = (0.2 * up).astype(dtype)
-    save_file(tensors, path, {"config": json.dumps({"rank": 4, "alpha": 6.0, **config})})
-    return path
 
 
 @dataclass(frozen=True)
@@ -229,7 +219,7 @@ class Kept:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     folder = tmp_path_factory.mktemp("kept")
-    checkpoint, lora = folder / "small.sft", lora_file(folder / "lora.sft")
+    checkpoint, lora = folder / "small.sft", lora_file(folder / "lora.sft", SIZES)
     make_checkpoint(checkpoint, Shape(heads=4, kv_heads=2))
     base, merged = (folder / f"{name}.gguf" for name in ("base", "merged"))
     converted_to(base, checkpoint)
@@ -264,7 +254,7 @@ def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dic
 def test_the_logits_are_those_of_the_merged_file(
     base: str, dtype: Any, out_type: str, kept: Kept, tmp_path: Path
 ) -> None:
-    lora = lora_file(tmp_path / "lora.sft", dtype=dtype)
+    lora = lora_file(tmp_path / "lora.sft", SIZES, dtype=dtype)
     given = kept.base if base == "gguf" else kept.checkpoint
     write_lora(given, lora, tmp_path / "adapter.gguf", out_type=out_type)
     expected = logits(
@@ -279,7 +269,7 @@ def test_the_logits_are_those_of_the_merged_file(
 def test_several_adapters_with_scales_are_merged_or_applied_alike(
     kept: Kept, tmp_path: Path
 ) -> None:
-    one, two = (lora_file(tmp_path / f"{i}.sft", seed=i) for i in (1, 2))
+    one, two = (lora_file(tmp_path / f"{i}.sft", SIZES, seed=i) for i in (1, 2))
     opened = read_checkpoint(kept.checkpoint, lora=[f"{one}@0.25", f"{two}@-1"])
     assert (
         opened.lora
@@ -303,7 +293,7 @@ def test_several_adapters_with_scales_are_merged_or_applied_alike(
 def test_an_adapter_for_some_levels_is_on_in_their_passes_only(
     levels: list[int], kept: Kept, tmp_path: Path
 ) -> None:
-    lora = lora_file(tmp_path / "lora.sft", rvq_levels=levels)
+    lora = lora_file(tmp_path / "lora.sft", SIZES, rvq_levels=levels)
     write_lora(kept.base, lora, tmp_path / "adapter.gguf")
     on, off = logits(kept.merged), logits(kept.base)
     found = logits(kept.base, [LoraFile(tmp_path / "adapter.gguf")])
@@ -332,7 +322,7 @@ def test_an_adapter_survives_a_context_that_grows(kept: Kept) -> None:
 
 
 def test_verify_and_evaluate_measure_with_it(kept: Kept, tmp_path: Path, cli: Cli) -> None:
-    checkpoint, lora = kept.checkpoint, lora_file(tmp_path / "lora.sft", rvq_levels=[0, 3])
+    checkpoint, lora = kept.checkpoint, lora_file(tmp_path / "lora.sft", SIZES, rvq_levels=[0, 3])
     base, adapter = tmp_path / "base.gguf", tmp_path / "adapter.gguf"
     converted_to(base, checkpoint, "f16")
     said = cli("lora", base, lora, adapter)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint.containers import lora_file
 from hypothesis import given
 from hypothesis import strategies as st
 from make_checkpoint import Shape, make_checkpoint
 from quantize.conftest import Family
 from quantize.making import flip, write_utterance
-from safetensors.numpy import save_file
 from support import Cli, contents, error_of, open_reference, with_keys
 
 from valle_convert import read_checkpoint
@@ -182,10 +182,7 @@ def test_a_checkpoint_and_loras_that_the_file_was_not_made_of_are_refused(
     other, lora = tmp_path / "other.sft", tmp_path / "l.sft"
     make_checkpoint(other, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
     assert "another checkpoint" in error_of(cli("evaluate", made, "--checkpoint", other), 2)
-    target = "model.layers.0.self_attn.q_proj"
-    draw = np.random.default_rng(0)
-    down, up = (draw.standard_normal(size, np.float32) for size in ((4, 32), (32, 4)))
-    save_file({f"{target}.lora_A": down, f"{target}.lora_B": up}, lora, {"config": '{"alpha": 16}'})
+    lora_file(lora, {"model.layers.0.self_attn.q_proj": (32, 32)})
     merged = tmp_path / "merged.gguf"
     assert cli(other, merged, "--lora", lora).code == 0
     run = ("evaluate", merged, "--checkpoint", other)

@@ -11,8 +11,7 @@ from support import PROJECT, run_python
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
-from valle_convert.tokenizer.choose import BUILT_IN, choose_tokenizer, open_tokenizer
-from valle_convert.tokenizer.corpus import IPA_FILE, ipa_lines
+from valle_convert.tokenizer.choose import BUILT_IN, choose_tokenizer
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Setting
 
 
@@ -79,12 +78,6 @@ def test_a_named_file_comes_before_the_one_beside(checkpoint: Path, tmp_path: Pa
     assert (choice.source, choice.reason) == (named.name, "given by --tokenizer")
 
 
-def test_a_broken_file_beside_is_an_error_and_not_passed_over(checkpoint: Path) -> None:
-    checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
-    with pytest.raises(InputError, match="is not JSON"):
-        choose_tokenizer(None, checkpoint, None, 256)
-
-
 @pytest.mark.parametrize(
     ("change", "n_rows", "words"),
     [
@@ -116,13 +109,6 @@ def test_the_naive_vocabulary_of_old_models_is_named(checkpoint: Path) -> None:
         choose_tokenizer(None, checkpoint, old, 256)
 
 
-def test_a_file_called_model_is_read_as_sentencepiece(tmp_path: Path) -> None:
-    path = tmp_path / "x.model"
-    path.write_bytes(BUILT_IN.read_bytes())
-    with pytest.raises(InputError, match="is not a SentencePiece model"):
-        open_tokenizer(path)
-
-
 def test_choosing_and_compiling_load_no_library() -> None:
     code = (
         "import json, sys; from pathlib import Path;"
@@ -143,15 +129,3 @@ def test_the_packaged_file_is_what_the_script_makes_byte_for_byte() -> None:
     made = script["build"](script["SOURCE"].read_text(encoding="utf-8"))
     assert BUILT_IN.read_bytes() == made.encode("utf-8")
     assert script["TARGET"] == BUILT_IN
-
-
-def test_the_ipa_corpus_has_thousands_of_lines_and_covers_the_phonemes(
-    published: PhonemeBpe,
-) -> None:
-    lines = ipa_lines()
-    assert len(lines) > 2500
-    assert IPA_FILE.stat().st_size < 400_000
-    seen = set("".join(lines))
-    letters = {string for string in published.vocab if len(string) == 1 and string.isalpha()}
-    # No voice of espeak-ng that is used says these: q, ˇ ˉ ˊ ˋ (tones of another system), ...
-    assert len(letters & seen) / len(letters) > 0.85

@@ -10,23 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint.containers import lora_file
 from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row, copied, set_key
 from make_checkpoint import PUBLISHED_SIZES, VOCABULARY, make_checkpoint
 from make_vallex import VallexShape, make_vallex
-from safetensors.numpy import load_file, save_file
-from support import GOLDEN_VALLEX, ONE_THREAD, Cli, Convert, golden_checkpoint
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from support import GOLDEN_VALLEX, Cli, Convert, golden_checkpoint
 
 from valle_convert import plan_conversion, read_checkpoint, verify_gguf, write_gguf
-from valle_convert.families.bundle import Plan, open_bundle, open_files
+from valle_convert.families.bundle import open_bundle, open_files
 from valle_convert.families.family import Choices
-from valle_convert.families.v5.reference import ReferenceNetwork
-from valle_convert.families.v5.trials import cases, utterances
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.network.arithmetic import Arithmetic
-from valle_convert.network.weights import ConvertedTensors
-from valle_convert.verify.logits import References, Yardstick, check_logits
+from valle_convert.verify.logits import References
 from valle_convert.verify.report import Report
 from valle_convert.verify.run import LEVELS, plan_like, verify, verify_path
 from valle_convert.verify.tensors import check_tensors
@@ -72,40 +66,6 @@ def test_there_are_as_many_steps_as_the_progress_says(name: str, converted: Conv
     titles = {"comparing tensors", "comparing tokenizers", "comparing logits"}
     assert done.keys() == titles
     assert {title for title, (total, n) in done.items() if total != n} == set()
-
-
-def logits_fail(plan: Plan, path: Path, **changed: ReferenceNetwork) -> list[str]:
-    """The cases that fail where the yardstick is another one."""
-    bundle = open_bundle(path)
-    yardstick = Yardstick(plan, bundle, seed=0)
-    for field, network in changed.items():
-        for case, logits in yardstick.run(network).items():
-            yardstick.numbers[case] = replace(yardstick.numbers[case], **{field: logits})
-    with plan.family.open(bundle, settings=ONE_THREAD) as network:
-        return [check.name for check in check_logits(yardstick, network) if not check.passed]
-
-
-def all_cases(plan: Plan) -> list[str]:
-    (utterance,) = utterances(plan.model, 1)
-    return [f"logits {case.name}" for case in cases(plan.model, utterance)]
-
-
-def silu_from_table(x: Tensor) -> Tensor:
-    """SiLU with the rounding that llama.cpp gives its activation."""
-    return F.silu(x.half().float()).half().float()
-
-
-@pytest.mark.parametrize("out_type", ["f32", "f16", "q8_0"])
-def test_silu_instead_of_gelu_fails_in_every_case(converted: Convert, out_type: str) -> None:
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    path = converted("ar-nar-len", out_type)
-    bundle = open_bundle(path)
-    tensors = ConvertedTensors(plan.main, bundle.main)
-    exact = ReferenceNetwork(tensors, plan.description, arithmetic=Arithmetic(F.silu))
-    rounding = replace(plan.family.arithmetic(bundle), activation=silu_from_table)
-    emulated = ReferenceNetwork(tensors, plan.description, arithmetic=rounding)
-    assert logits_fail(plan, path) == []
-    assert logits_fail(plan, path, exact=exact, emulated=emulated) == all_cases(plan)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,17 +189,8 @@ def test_the_command_ends_with_1_and_names_the_worst_case(
 def test_a_lora_is_verified_with_the_same_options(
     tmp_path: Path, small_checkpoint: Callable[..., Path], cli: Cli
 ) -> None:
-    draw = np.random.default_rng(0)
-    target = "model.layers.1.mlp.down_proj"
-    lora = tmp_path / "lora.sft"
-    save_file(
-        {
-            f"{target}.lora_A": draw.standard_normal((2, 256)).astype(np.float32),
-            f"{target}.lora_B": draw.standard_normal((64, 2)).astype(np.float32),
-        },
-        lora,
-        {"config": json.dumps({"rank": 2, "alpha": 2})},
-    )
+    sizes = {"model.layers.1.mlp.down_proj": (64, 256)}
+    lora = lora_file(tmp_path / "lora.sft", sizes, alpha=2)
     path, out = small_checkpoint(), tmp_path / "out.gguf"
     assert cli(path, out, "--lora", lora).code == 0
     assert cli("verify", path, out, "--lora", lora).code == 0
@@ -250,9 +201,7 @@ def test_a_lora_is_verified_with_the_same_options(
     )
     other = tmp_path / "elsewhere" / "other.sft"
     other.parent.mkdir()
-    tensors = load_file(lora)
-    tensors[f"{target}.lora_B"] *= 2
-    save_file(tensors, other, {"config": json.dumps({"rank": 2, "alpha": 2})})
+    lora_file(other, sizes, alpha=2, seed=2)
     wrong = cli("verify", path, out, "--lora", other, "--level", "tensors")
     assert wrong.code == 1
     assert "blk.1.ffn_down.weight" in wrong.out
@@ -297,19 +246,6 @@ def test_what_cannot_run_is_not_verified(
     assert result.code == 3
     assert result.out.splitlines()[-1].startswith("NOT VERIFIED: ")
     assert "llama-cpp-python is not installed" in result.out.splitlines()[-1]
-
-
-def test_epsilon_and_rotary_base_of_the_reference_are_its_own(
-    converted: Convert, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A wrong constant in the writer is noticed, since the reference has it from elsewhere."""
-    plan = plan_conversion(golden_checkpoint("ar-nar-len"))
-    path = converted("ar-nar-len", "f32")
-    for name, value in (("RMS_EPSILON", 1e-3), ("ROPE_BASE", 500.0)):
-        with monkeypatch.context() as changed:
-            changed.setattr(f"valle_convert.network.backbone.{name}", value)
-            assert logits_fail(plan, path) == all_cases(plan)
-    assert logits_fail(plan, path) == []
 
 
 #: 24 layers of 1024, 0.5 billion weights.
