@@ -19,7 +19,6 @@ from quantize.making import flip, write_utterance
 from support import Cli, contents, error_of, open_reference, with_keys
 
 from valle_convert import read_checkpoint
-from valle_convert.cli import console
 from valle_convert.families import family_of
 from valle_convert.families.bundle import open_files
 from valle_convert.gguf_file.header import Key
@@ -364,12 +363,6 @@ def test_reports_have_every_column_a_row_a_type_and_say_how_they_were_made(
     assert all(link.startswith("#") for link in links)
 
 
-def test_the_table_fits_the_terminal(report: EvaluationReport) -> None:
-    header, rows = tables.answer(report)
-    assert max(map(len, console.table(rows, header=header).splitlines())) <= 80
-    assert {"type", "size, MiB", "verdict"} <= set(header)
-
-
 def test_the_verdict_is_shown_where_reports_cannot_be_written_and_an_old_report_is_gone(
     cli: Cli, evaluated: Path, checkpoint_256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,18 +417,6 @@ def test_prune_removes_whole_models_of_earlier_types_after_a_verdict_that_passed
     others_left = {"manifest.json", "SHA256SUMS", "mine.gguf", "notes.txt"}
     measured = f"{family.stem}-Q8_0.measurements.json"
     assert set(contents(folder)) == {*left, measured, *others_left}
-
-
-def test_prune_leaves_everything_if_nothing_was_judged(
-    cli: Cli, gguf_256: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "out"
-    assert cli("quantize", gguf_256, folder, "--types", "COPY,Q8_0,Q4_0").code == 0
-    before = {path.name for path in folder.glob("*.gguf")}
-    result = cli("evaluate", folder, "--types", "COPY,Q8_0", "--prune", *QUICK)
-    assert "not judged" in result.out
-    assert "since not everything passed" in result.err
-    assert {path.name for path in folder.glob("*.gguf")} == before
 
 
 PARTS = ("ar", "nar", "nar-1")

@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -98,39 +97,6 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     expected = np.square(hidden).sum(0)
     np.testing.assert_allclose(sums.squares["model", "blk.0.ffn_down.weight"], expected, rtol=1e-4)
     assert sums.counts["model", "blk.0.ffn_down.weight"] == len(x)
-
-
-@contextmanager
-def stopping_after(n: int) -> Iterator[Callable[..., object]]:
-    """A progress that is interrupted, as by Ctrl-C, after so many utterances."""
-    done = 0
-
-    @contextmanager
-    def progress(_label: str, _total: int, _unit: str) -> Iterator[Callable[[int], object]]:
-        def advance(step: int) -> None:
-            nonlocal done
-            done += step
-            if done > n:
-                raise KeyboardInterrupt
-
-        yield advance
-
-    yield progress
-
-
-@pytest.fixture(params=["file", "set"])
-def reference(request: pytest.FixtureRequest, tiny: Plan) -> Plan:
-    return tiny if request.param == "file" else plan(read_checkpoint(VALLEX))
-
-
-def seeded(reference: Plan, seed: int) -> Examples:
-    return Examples.seeded(reference.family, reference.model, 2, seed=seed)
-
-
-def test_a_run_that_was_stopped_leaves_nothing(reference: Plan, tmp_path: Path) -> None:
-    with stopping_after(1) as progress, pytest.raises(KeyboardInterrupt):
-        make_imatrices(reference, seeded(reference, 5), tmp_path / "m.gguf", progress=progress)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@ import hashlib
 import re
 import subprocess
 import tempfile
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from valle_convert.quantize.imatrix import (
     read_imatrix,
 )
 from valle_convert.quantize.options import MakeOptions, RunLog
-from valle_convert.quantize.plan import FilePlan, arguments_of, plan_file
+from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import (
-    COMMON,
     FILE_TYPES,
     check_tensor_type,
     parse_types,
@@ -106,23 +104,6 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     folders = {str(tmp_path), str(source_256.path.parent), str(Path(program.command[0]).parent)}
     text = (tmp_path / "out.gguf").read_bytes()[: header.data_start]
     assert not any(folder.encode() in text for folder in folders)
-
-
-def test_progress_ends_at_the_whole_source(
-    program: Quantizer, source_256: Source, tmp_path: Path
-) -> None:
-    totals, steps = [], []
-
-    @contextmanager
-    def progress(_label: str, total: int, unit: str):  # type: ignore[no-untyped-def] # noqa: ANN202
-        assert unit == "B"
-        totals.append(total)
-        yield steps.append
-
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
-    make_one(plan, tmp_path / "o.gguf", RunLog(progress))
-    assert [sum(steps)] == totals
-    assert len(steps) == len(source_256.header.tensors)
 
 
 def test_a_failure_shows_the_last_lines_and_leaves_nothing(
@@ -212,31 +193,6 @@ def test_without_a_program_the_library_is_taken(
 NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
 
 
-def made(plan: FilePlan, folder: Path) -> Path:
-    path = folder / f"{plan.kind.name}.gguf"
-    make_one(plan, path)
-    return path
-
-
-@pytest.mark.parametrize("name", COMMON)
-def test_the_predicted_size_and_types_are_those_of_the_file(
-    program: Quantizer, source_256: Source, tmp_path: Path, name: str
-) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES[name], OPTIONS)
-    path = made(plan, tmp_path)
-    assert path.stat().st_size == plan.n_bytes
-    found = GgufFile(path)
-    assert plan.tensors is not None
-    assert {t.name: t.ggml_type for t in found.tensors.values()} == {
-        t.name: t.ggml_type for t in plan.tensors
-    }
-    bits = 8 * sum(t.n_bytes for t in found.tensors.values())
-    n_weights = sum(t.n_elements for t in source_256.header.tensors.values())
-    assert weights_of(plan.tensors)["bits_per_weight"] == pytest.approx(bits / n_weights)
-    assert not [*plan.fallbacks(plan.tensors)]
-    assert not plan.needs_imatrix
-
-
 def test_what_the_user_chose_for_a_tensor_is_no_fallback(
     program: Quantizer, converted: Convert
 ) -> None:
@@ -245,21 +201,6 @@ def test_what_the_user_chose_for_a_tensor_is_no_fallback(
     plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     fallbacks = plan.fallbacks(plan.tensors or ())
     assert "token_embd.weight" not in {one.tensor for one in fallbacks}
-
-
-def test_a_list_of_tensor_types_does_what_it_does_in_the_stock_program(
-    program: Quantizer, source_256: Source, tmp_path: Path
-) -> None:
-    listing = tmp_path / "x.txt"
-    listing.write_text("TOKEN_EMBD=q8_0\nblk\\.(0|7)\\.attn_q=F16 attn_q=Q5_K\n")
-    settings = MakeOptions(tensor_types=read_tensor_types(listing), threads=1)
-    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings)
-    out = tmp_path / "out.gguf"
-    program.run(["--tensor-type-file", str(listing), str(source_256.path), str(out), "Q4_K_M"])
-    made = GgufFile(out).tensors
-    assert {one.name: one.ggml_type for one in plan.tensors or ()} == {
-        name: tensor.ggml_type for name, tensor in made.items()
-    }
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:

@@ -362,12 +362,6 @@ def test_a_full_disk_is_known_before_and_files_that_are_kept_need_no_room(
     assert contents(made) == before
 
 
-def test_types_given_one_by_one_are_all_made(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
-    run = ("quantize", gguf_256, tmp_path / "out", "--types", "Q4_0", "--types", "Q8_0,F16", *QUICK)
-    files = files_of(cli(*run, "--dry-run", "--json"))
-    assert [one["type"] for one in files] == ["Q4_0", "Q8_0", "F16"]
-
-
 # For a model of one file as for one of several
 
 MEASURED = ("--utterances", 1, "--threads", 1)

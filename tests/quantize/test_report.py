@@ -1,7 +1,6 @@
 """What a run's report recommends and says, and that nothing is recommended without a reason."""
 
 import io
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.plots import plot_heads, plot_likelihood, plot_size
 from valle_convert.quantize.report import MIN_TEXTS, NEAR_KL, FileReport, advise
 from valle_convert.quantize.tables import answer
-from valle_convert.strict_json import to_json_text
 
 
 @st.composite
@@ -94,23 +92,6 @@ def test_right_and_near_are_told_apart() -> None:
     )
     _, rows = answer(failed)
     assert [row[1] for row in rows] == ["baseline", "WRONG", "BEYOND LIMITS"]
-
-
-def test_a_file_that_measured_as_no_number_is_far_and_not_recommended() -> None:
-    report = make_report(("Q8_0",))
-    (file,) = report.files
-    report = replace(report, files=(replace(file, measured=measured(float("nan"), ["ar"])),))
-    assert report.advice().take is None
-    assert "Q8_0 far" in report.verdict()
-
-
-def test_the_json_form_has_what_was_recommended() -> None:
-    for report in (make_report(heard=True), make_report(n_texts=2)):
-        value = json.loads(to_json_text(report.to_json()))
-        best = report.advice().take
-        assert value["recommended"] == (best.kind if best else None)
-        assert value["different_texts"] == report.n_texts
-        assert {one["type"] for one in value["files"]} == set(TYPES)
 
 
 # The HTML page
@@ -203,10 +184,3 @@ def test_words_of_a_report_are_no_markup() -> None:
     compared = structs.replace(report.compared, source=bad, reference=bad)
     report = replace(report, compared=compared, command=bad, notes=(bad,))
     assert "<script" not in to_html(report)
-
-
-def test_every_file_of_one_type_has_its_players() -> None:
-    report = make_report(FEW, heard=True)
-    pages = [to_html(replace(report, files=report.files[:1] * n)) for n in (1, 2)]
-    once, twice = (page.count("<figcaption>Q8_0, ") - 1 for page in pages)  # one is in the answer
-    assert twice == 2 * once > 0

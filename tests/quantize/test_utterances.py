@@ -1,21 +1,19 @@
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from support import ONE_THREAD, Cli, error_of, golden_checkpoint, run_program
+from support import ONE_THREAD, Cli, error_of, golden_checkpoint
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
-from valle_convert.audio.utterances import Recorded, read_list
+from valle_convert.audio.utterances import read_list
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.facts import describe
-from valle_convert.families.v5.recordings import utterance_names
 from valle_convert.families.v5.trials import cases, read_utterance
 from valle_convert.model.spec import Model
 from valle_convert.quantize.examples import Examples
@@ -120,16 +118,6 @@ def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count
     assert Examples.choose(FAMILY, model, tmp_path, None).digest != first.digest
 
 
-def test_seeded_utterances_are_many_different_ones_of_bounded_length(model: Model) -> None:
-    utterances = list(Examples.seeded(FAMILY, model, 20, seed=3))
-    assert len({one.response.tobytes() for one in utterances}) == 20
-    lengths = [len(one.response) for one in utterances]
-    assert max(lengths) == max(lengths[:8])  # they do not grow for ever
-    again = list(Examples.seeded(FAMILY, model, 20, seed=3))
-    assert all((a.response == b.response).all() for a, b in zip(utterances, again, strict=True))
-    assert Examples.seeded(FAMILY, model, 9, seed=0).n_texts == 9
-
-
 # Made of recordings
 
 CODES = 64  # a codebook, in the golden checkpoints
@@ -203,19 +191,6 @@ def test_a_list_names_recordings_beside_it_and_codes_need_no_codec(
     assert cli("utterances", out, *given, "--phonemes", "--force", "--json").code == 0
 
 
-def test_names_that_are_not_utf_8_are_names(
-    gguf: Path, model: Model, saved: Callable[..., Path], tmp_path: Path
-) -> None:
-    saved(os.fsdecode(b"\xff.npz"))
-    (tmp_path / "list.tsv").write_bytes(b"\xff.npz\tHello.\n")
-    out = tmp_path / os.fsdecode(b"\xfe")
-    listed = ("--list", tmp_path / "list.tsv", "--model", gguf, "--json")
-    done = run_program("utterances", out, *listed)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["utterances"]) == 1
-    assert len(list(Examples.choose(FAMILY, model, out, None))) == 1
-
-
 def test_one_bad_recording_of_several_leaves_nothing(
     cli: Cli, gguf: Path, codec: Path, recordings: list[Path], tmp_path: Path
 ) -> None:
@@ -247,14 +222,6 @@ def test_what_speak_saves_of_one_sentence_is_an_utterance(
     write_codes(tmp_path / "two.npz", two.saved_codes)
     with pytest.raises(InputError, match=r"has codes but no phonemes.*two\.npz --text"):
         read_utterance(tmp_path / "two.npz", model, seed=(0,))
-
-
-def test_names_of_utterances_keep_the_order_and_fit() -> None:
-    recorded = [Recorded(Path("x" * 251 + ".wav"), ""), *[Recorded(Path("a.wav"), "")] * 10]
-    names = utterance_names(recorded)
-    assert names == sorted(names)
-    assert len(set(names)) == 11
-    assert max(len(name) for name in names) <= 255
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

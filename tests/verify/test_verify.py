@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoint.containers import lora_file
 from each_family import EACH_GOLDEN, FAMILIES, NAMES, ONE_GOLDEN, OUT_TYPES, Row, copied, set_key
-from make_checkpoint import PUBLISHED_SIZES, VOCABULARY, make_checkpoint
+from make_checkpoint import PUBLISHED_SIZES, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from support import GOLDEN_VALLEX, Cli, Convert, golden_checkpoint
 
@@ -222,17 +222,6 @@ def test_another_checkpoint_is_told_at_once(
     assert check["name"] == "source"
     source = golden_checkpoint(name).name
     assert f"was made from another checkpoint ({source}" in check["summary"]
-
-
-def test_the_same_tokenizer_from_another_place_is_the_same(
-    tmp_path: Path, small_checkpoint: Callable[..., Path], cli: Cli
-) -> None:
-    path, out = small_checkpoint(), tmp_path / "out.gguf"
-    assert cli(path, out).code == 0
-    copy = tmp_path / "elsewhere" / "mine.json"
-    copy.parent.mkdir()
-    copy.write_bytes(VOCABULARY.read_bytes())
-    assert cli("verify", path, out, "--tokenizer", copy).code == 0
 
 
 @pytest.mark.parametrize("level", ["all", "structure"])
