@@ -16,11 +16,10 @@ from checkpoint.containers import (
     Arrays,
     arrays_of,
     write_export,
-    write_safetensors,
 )
 from golden_cases import golden_cases
 from make_checkpoint import Shape
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 from verify.random_shapes import random_dtype, random_shape
 
@@ -189,7 +188,7 @@ def test_names_are_surer_than_the_table(export: Path, two_heads: Path) -> None:
     arrays = load_file(export / "model.safetensors")
     order = [*range(264), *range(279, 290), *range(264, 279), *range(290, 1382)]
     moved = {name: arrays[name][order] for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    write_safetensors(export / "model.safetensors", arrays | moved)
+    save_file(arrays | moved, export / "model.safetensors")
     place = {old: new for new, old in enumerate(order)}
     change_vocabulary(
         export / "tokenizer.json", lambda v: v.update({name: place[i] for name, i in v.items()})
@@ -245,7 +244,7 @@ def tensors(change: Callable[[Arrays], object]) -> Callable[[Path], None]:
     def write(export: Path) -> None:
         arrays = load_file(export / "model.safetensors")
         change(arrays)
-        write_safetensors(export / "model.safetensors", arrays)
+        save_file(arrays, export / "model.safetensors")
 
     return write
 

@@ -17,12 +17,11 @@ from checkpoint.containers import (
     local_training,
     plain,
     sharded,
-    write_safetensors,
 )
 from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import PROJECT, Cli, contents, error_of, run_program
 from verify.old_files import make_old
 
@@ -42,7 +41,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     plain(folder / WEIGHTS, SHAPE, "f16")
     bare = folder / "models" / "ckpt" / OTHER / "fp32.sft"
     bare.parent.mkdir()
-    write_safetensors(bare, arrays_of(SHAPE, "bf16"))
+    save_file(arrays_of(SHAPE, "bf16"), bare)
     config = {"models": [config_of(SHAPE)]}
     (folder / "models" / f"config.{OTHER}.yaml").write_text(yaml.safe_dump(config))
     (folder / "README.md").write_text("a card")
@@ -145,7 +144,7 @@ def test_a_header_longer_than_the_first_range_is_read_to_its_end(
 ) -> None:
     path = tmp_path / "long.sft"
     metadata = {"config": json.dumps(config_of(SHAPE)), "notes": "x" * 300_000}
-    write_safetensors(path, arrays_of(SHAPE), metadata)
+    save_file(arrays_of(SHAPE), path, metadata)
     hub.add("me/long", {"long.sft": path.read_bytes()})
     assert cli("inspect", "hf:me/long").code == 0
     assert len([r for r in hub.requests if "/store/" in r.path]) == 2
@@ -167,7 +166,7 @@ def test_where_a_header_does_not_tell_it_the_weights_do(
     arrays, config = load_file(EXPORT / "model.safetensors"), tmp_path / "heads.yaml"
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         arrays[name] = np.pad(arrays[name], ((0, 10), (0, 0)))
-    write_safetensors(tmp_path / "model.safetensors", arrays)
+    save_file(arrays, tmp_path / "model.safetensors")
     config.write_text("size: {heads: 2, audio_tokens: 64}")
     hub.add("me/unnamed", {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()})
     local, found = (

@@ -14,9 +14,9 @@ from checkpoint.containers import (
     same_weights,
     torch_state,
     write_config,
-    write_safetensors,
 )
 from make_checkpoint import Shape
+from safetensors.numpy import save_file
 from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
@@ -94,7 +94,7 @@ def test_several_models_are_all_named(
 def test_a_lora_beside_is_no_second_model(make: Make, tmp_path: Path) -> None:
     folder = make(tmp_path / "ckpt" / "m", SHAPE)
     (folder.parent / "lora").mkdir()
-    write_safetensors(folder.parent / "lora" / "lora.sft", {"a.lora_A": np.zeros(2, np.float32)})
+    save_file({"a.lora_A": np.zeros(2, np.float32)}, folder.parent / "lora" / "lora.sft")
     same_weights(folder.parent, SHAPE)
 
 

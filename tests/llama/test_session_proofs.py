@@ -159,25 +159,6 @@ def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
         open_session(tmp_path / "zeros.gguf")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.gguf is not a file"):
-        GemmaSession(tmp_path / "absent.gguf", probe_rows={})
-
-
-def test_a_broken_file_is_refused_in_llama_cpps_own_words(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # its words are cut where a path is long
-    short, data = Path("short.gguf"), (models / "f32.gguf").read_bytes()
-    for part, words in (
-        (data[: len(data) // 2], "not within the file bounds"),
-        (b"no", "failed to load"),
-    ):
-        short.write_bytes(part)
-        with pytest.raises(InputError, match=f"llama.cpp says: .*{words}"):
-            GemmaSession(short, probe_rows={})
-
-
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gemma(path, replace(SHAPE, n_layer=1), WEIGHTS)

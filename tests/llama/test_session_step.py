@@ -86,17 +86,6 @@ def test_any_segments_match_the_oracle(
     assert nmse(expected, np.concatenate(got)) < 10 * SAME_AS_ORACLE  # the worst of many inputs
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_batch_may_be_longer_than_a_ubatch(
-    session: GemmaSession, shape: GemmaShape, causal: bool
-) -> None:
-    x, outputs = tokens(700), slice(0, None, 233)
-    positions = np.concatenate([np.arange(300), np.arange(400)])
-    got = session.step(x, positions, causal=causal, outputs=outputs)
-    expected = gemma_logits(shape, WEIGHTS[shape], x, positions, causal=causal)[outputs]
-    assert nmse(expected, got) < 10 * SAME_AS_ORACLE
-
-
 def test_the_context_grows_and_keeps_its_sequences(tmp_path: Path) -> None:
     write_gemma(tmp_path / "tiny.gguf", SHAPE, WEIGHTS[SHAPE])
     x = tokens(600)

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from speech.conftest import Talking
 from support import ONE_THREAD
 
-from valle_convert.audio import EncodecCodec, read_codes, write_codes
+from valle_convert.audio import read_codes, write_codes
 from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.speech import Timings
 from valle_convert.errors import InputError
@@ -57,13 +56,6 @@ def test_every_sentence_is_told_when_it_is_done(talking: Talking) -> None:
     assert [piece.text for piece in pieces] == ["One.", "Two.", "Three."]
     assert all(len(piece.audio.samples) == len(piece.codes) * 320 for piece in pieces)
     assert all(piece.audio is None for piece in spoken.pieces)
-
-
-def test_phonemes_of_all_sentences_are_told_before_the_first_is_spoken(talking: Talking) -> None:
-    told: list[list[str]] = []
-    watch = Watch(on_sentences=lambda all_: told.append(list(all_)))
-    next(talking.speaker.pieces("Hello. Hello.", None, talking.quick, watch=watch))
-    assert told == [[talking.hello, talking.hello]]
 
 
 def test_what_cannot_be_said_is_named(talking: Talking) -> None:
@@ -214,30 +206,6 @@ def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voic
             mute.speak("Hello.", voice, talking.heard)
         with pytest.raises(InputError, match="Audio needs a codec"):
             mute.decode(spoken.codes)
-
-
-@pytest.mark.parametrize("text", ["", "...", "\n\n"])
-def test_text_with_nothing_to_say_is_refused(talking: Talking, text: str) -> None:
-    with pytest.raises(InputError, match="nothing to say"):
-        talking.speaker.speak(text, None, talking.quick)
-
-
-def test_a_silent_voice_is_refused_by_name(talking: Talking, tmp_path: Path) -> None:
-    silence = tmp_path / "silence.wav"
-    soundfile.write(silence, np.zeros(RATE), RATE)
-    with pytest.raises(InputError, match=r"no speech in .*silence\.wav"):
-        talking.speaker.speak("Hello.", silence, talking.heard)
-
-
-def test_a_language_that_the_model_does_not_know_is_refused(talking: Talking) -> None:
-    with pytest.raises(InputError, match=r"language 'nl'; its languages are en, "):
-        talking.speaker.speak("Hallo.", None, replace(talking.quick, language="nl"))
-
-
-def test_a_codec_that_is_not_the_models_is_refused(talking: Talking, encodec: EncodecCodec) -> None:
-    four_levels = EncodecCodec(encodec.weights, n_levels=4)
-    with pytest.raises(InputError, match=r"4 levels of 64 codes, and the model.*8 levels of 64"):
-        talking.bundle.family.speaker(talking.bundle, codec=four_levels)
 
 
 #: Another value than the default for each of them.

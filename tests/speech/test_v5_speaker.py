@@ -1,7 +1,6 @@
 """What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +12,11 @@ from speech.conftest import Talking
 from support import Cli, error_of
 
 from valle_convert import plan_conversion, write_gguf
-from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
 from valle_convert.decode.options import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
-from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
-from valle_convert.tokenizer.oracle import Setting
 
 RATE = 24_000
 QUICK = SpeakOptions(
@@ -61,19 +57,6 @@ def test_context_of_earlier_sentences_changes_the_later_ones_only(
     assert same == [True, False, False]
 
 
-def test_a_voice_is_a_file_audio_or_codes_alike(
-    speaker: VersionFiveSpeaker, encodec: EncodecCodec, voice: Path, tmp_path: Path
-) -> None:
-    audio = read_audio(voice, RATE)
-    trimmed = Audio(audio.samples[: round(0.4 * RATE)], RATE)
-    saved = SavedCodes(encodec.encode(trimmed), encodec.description, encodec.codebook_size)
-    file = tmp_path / "voice.npz"
-    write_codes(file, saved)
-    codes = [speaker.speak("Hello.", one, AR).codes for one in (voice, str(voice), saved, file)]
-    for one, other in pairwise(codes):
-        np.testing.assert_array_equal(one, other)
-
-
 def test_voice_conversion_keeps_the_length_of_the_recording(
     speaker: VersionFiveSpeaker, voice: Path, tmp_path: Path
 ) -> None:
@@ -109,13 +92,6 @@ def test_an_answer_is_told_when_it_is_done_and_may_be_interrupted(
     assert spoken.is_whole
     assert spoken.pieces == tuple(told)
     assert not speaker.answer("ns", voice, "", None, QUICK, watch=watch).is_whole
-
-
-def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:
-    oracle = open_tokenizer(BUILT_IN).oracle()
-    setting = Setting(add_special=True, parse_special=False)
-    for phonemes in ("həlˈoʊ wˈɜːld.", "ʁøœ €", "<bos>a"):
-        assert speaker._tokenize(phonemes) == oracle.encode_batch([phonemes], setting)[0]
 
 
 # Version 7
