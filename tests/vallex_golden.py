@@ -1,13 +1,11 @@
 """The golden case of VALL-E X: what the original implementation was given, and what it gave."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from golden_cases import golden_tensors
 from numpy.typing import NDArray
-from safetensors import safe_open
 from support import GOLDEN_VALLEX, golden_checkpoint
 
 from valle_convert.decode.batch import alone
@@ -44,16 +42,9 @@ class Golden:
     logits: dict[str, NDArray[np.float32]]
 
 
-@cache
-def tensors() -> dict[str, NDArray[Any]]:
-    """All of the golden file."""
-    with safe_open(CHECKPOINT.with_name("golden.safetensors"), framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
 def golden(prefix: str) -> Golden:
     """With a voice (`""`), or without (`noprompt.`)."""
-    found = tensors()
+    found, _ = golden_tensors(GOLDEN_VALLEX)
     symbols, languages = found[f"{prefix}in.text"], found[f"{prefix}in.text_languages"]
     prompt = np.zeros((0, 8), np.int32)
     if not prefix:

@@ -5,7 +5,6 @@ import os
 import resource
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from valle_convert.audio import Audio, AudioWriter, read_audio, write_wav
-from valle_convert.audio.files import _sound_file
 from valle_convert.errors import EnvironmentFault, InputError
 
 RATE = 24_000
@@ -115,19 +113,6 @@ def test_a_file_is_the_same_in_pieces_and_at_once(
     assert (folder / f"pieces{kind}").read_bytes() == (folder / f"whole{kind}").read_bytes()
 
 
-def test_a_file_of_an_interrupted_work_is_not_there(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with AudioWriter(tmp_path / "a.wav") as writer:
-            writer.add(Audio(tone(RATE), RATE))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    with AudioWriter(tmp_path / "b.wav"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_pipe_gets_each_piece_at_once_and_never_a_clipped_one(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -207,51 +192,6 @@ def test_a_full_disk_is_told_in_one_sentence_and_nothing_is_printed(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
-
-
-class _Broken(io.BytesIO):
-    """A file of which the third call of a method raises."""
-
-    def __init__(self, data: bytes, method: str, error: BaseException) -> None:
-        super().__init__(data)
-        self.method, self.error, self.left = method, error, 3
-
-    def _count(self, method: str) -> None:
-        self.left -= method == self.method
-        if self.left == 0:
-            raise self.error
-
-    def write(self, data: Any) -> int:
-        self._count("write")
-        return super().write(data)
-
-    def readinto(self, buffer: Any) -> int:
-        self._count("readinto")
-        return super().readinto(buffer)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_what_is_raised_within_the_library_is_not_lost(
-    capfd: pytest.CaptureFixture[str], error: BaseException
-) -> None:
-    samples = np.random.default_rng(0).uniform(-1, 1, 200_000).astype(np.float32)
-
-    def read() -> None:
-        with _sound_file(_Broken(wav_bytes(samples), "readinto", error)) as (file, check):
-            for _ in file.blocks(1000):
-                check()
-
-    def write() -> None:
-        how = {"channels": 1, "format": "FLAC", "subtype": "PCM_16"}
-        with _sound_file(_Broken(b"", "write", error), "w", RATE, **how) as (file, check):
-            for _ in range(100):
-                file.write(samples)
-                check()
-
-    for work in (read, write):
-        with pytest.raises(type(error)):
-            work()
-    assert capfd.readouterr() == ("", "")
 
 
 @settings(max_examples=30, deadline=None)

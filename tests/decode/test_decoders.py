@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from support import after, rng
 
 from valle_convert.decode import masked
-from valle_convert.decode.ar import decode_ar
 from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
 from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
@@ -39,18 +38,6 @@ def network(open_network: OpenNetwork) -> Network:
 @pytest.fixture(scope="module")
 def golden() -> Golden:
     return read_golden(FOLDER)
-
-
-@pytest.mark.parametrize("folder", SPEAKING)
-def test_ar_continues_a_prefix_as_if_it_had_spoken_it(
-    open_network: OpenNetwork, folder: str
-) -> None:
-    golden = read_golden(folder)
-    spoken = golden["gen.ar"][:11]
-    result = decode_ar(
-        open_network(folder), golden.condition, GREEDY_ONES, rng(), max_frames=29, prefix=spoken
-    )
-    np.testing.assert_array_equal(result.codes, golden["gen.ar"][11:])
 
 
 @given(n_frames=st.integers(1, 2000), n_steps=st.integers(1, 100))

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +78,6 @@ def test_a_file_gives_the_codes_and_the_sound_that_encodec_cpp_gave(tmp_path: Pa
 )
 def test_levels_are_counted_as_encodec_cpp_does(bandwidth: int, levels: int) -> None:
     assert CppHeader(1, 128, 32, 7, 3, 1024, bandwidth, 24_000, 1).n_levels == levels
-
-
-def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
-    configured: Callable[..., Path],
-) -> None:
-    folder = configured(target_bandwidths=[1.5])
-    tensors = golden_tensors()
-    kept = {
-        k: v
-        for k, v in tensors.items()
-        if not k.startswith(tuple(f"quantizer.layers.{n}." for n in range(2, 8)))
-    }
-    save_file(kept, folder / "model.safetensors")
-    header, _ = plan_cpp_file(open_encodec(folder))
-    assert (header.bandwidth, header.n_levels) == (2, 2)
 
 
 #: Everything that encodec.cpp would load and compute wrongly, or refuse or abort on.

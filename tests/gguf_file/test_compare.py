@@ -36,20 +36,6 @@ def test_a_changed_key_is_named_with_both_values(golden: Path, tmp_path: Path) -
     assert not found.tensors
 
 
-def test_long_values_are_whole_in_json_and_shown_from_where_they_differ(
-    cli: Cli, golden: Path, tmp_path: Path
-) -> None:
-    texts = ["x" * 99 + end for end in "ab"]
-    paths = [
-        with_keys(golden, tmp_path / text[-1], Key("general.description", text, "string"))
-        for text in texts
-    ]
-    (found,) = json.loads(cli("compare", *paths, "--json").out)["keys"]
-    assert [found["first"], found["second"]] == [*map(repr, texts)]
-    shown = cli("compare", *paths).out.splitlines()[0]
-    assert shown.endswith(f": ...{'x' * 20}a' | ...{'x' * 20}b'")
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1.0, 3e19, 3e38])
 def test_numbers_of_every_size_are_measured(size: float, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from valle_convert.quantize.imatrix import (
     encode_imatrix,
     read_imatrix,
 )
-from valle_convert.quantize.options import MakeOptions, RunLog
+from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
@@ -104,20 +104,6 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     folders = {str(tmp_path), str(source_256.path.parent), str(Path(program.command[0]).parent)}
     text = (tmp_path / "out.gguf").read_bytes()[: header.data_start]
     assert not any(folder.encode() in text for folder in folders)
-
-
-def test_a_failure_shows_the_last_lines_and_leaves_nothing(
-    program: Quantizer, source_256: Source, tmp_path: Path
-) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
-    tool = script(tmp_path / "broken", 'echo "the model is upside down" >&2; exit 7')
-    folder = tmp_path / "out"
-    folder.mkdir()
-    logs: list[str] = []
-    with pytest.raises(EnvironmentFault, match=r"exit code 7(.|\n)*upside down"):
-        make_one(replace(plan, quantizer=tool), folder / "out.gguf", RunLog(keep_log=logs.extend))
-    assert list(folder.iterdir()) == []
-    assert logs == ["the model is upside down"]
 
 
 @pytest.mark.parametrize(

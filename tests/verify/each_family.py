@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_cases import golden_cases
+from golden_cases import golden_cases, golden_tensors
 from make_checkpoint import PRODUCTION, PUBLISHED_SIZES, Shape, make_checkpoint
 from make_vallex import PUBLISHED, make_vallex
 from numpy.typing import NDArray
 from random_shapes import random_dtype, random_shape, random_vallex, random_version_7
-from safetensors.numpy import load_file
-from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, with_keys
+from support import GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, with_keys
 from vallex_golden import all_logits, golden
 
 from valle_convert.families.bundle import Bundle, open_files
@@ -83,7 +82,7 @@ def _golden_vallex_logits(folder: str, network: Any) -> Logits:
 
 
 def _golden_version_7_logits(folder: str, network: Any) -> Logits:
-    given = load_file(GOLDEN / folder / "golden.safetensors")
+    given, _ = golden_tensors(folder)
     condition = Condition(given["in.phn"], language=2, prompt=given["in.prom"])
     for name, one in (("mask", condition), ("mask_null", condition.null())):
         logits = network.levels(one, given["in.masked"])
