@@ -150,29 +150,6 @@ def test_the_version_is_shown(cli: Cli) -> None:
     assert cli("--version").out.strip() == f"valle-convert {__version__}"
 
 
-@pytest.mark.parametrize(
-    ("word", "advice"),
-    [
-        ("inspekt", "Did you mean"),
-        ("verfiy", "Did you mean"),
-        ("speek", "Did you mean"),
-        ("list", "--help lists the commands"),
-    ],
-)
-def test_an_unknown_command_is_answered_with_advice(word: str, advice: str, cli: Cli) -> None:
-    result = cli(word, "model.gguf")
-    assert result.code == 2
-    assert f"No command or checkpoint named {word!r}. " in result.err
-    assert advice in result.err
-
-
-@pytest.mark.parametrize("path", ["folder/model", "folder\\model", "C:model", "model.sft"])
-def test_a_missing_path_is_no_typing_error(path: str, cli: Cli) -> None:
-    result = cli(path, "model.gguf")
-    assert result.code == 2
-    assert "No command" not in result.err
-
-
 # VALL-E X
 
 

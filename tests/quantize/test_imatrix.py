@@ -126,11 +126,6 @@ def test_values_that_are_no_sums_of_squares_are_refused(tmp_path: Path, value: f
         read_imatrix(path)
 
 
-def test_a_model_is_no_importance_matrix(gguf_256: Path) -> None:
-    with pytest.raises(InputError, match="not an importance matrix"):
-        read_imatrix(gguf_256)
-
-
 # Of a VALL-E X, one for the AR and one for the NAR
 
 WIDE_VALLEX: VallexShape = WIDE["VALL-E X"].keywords["shape"]

@@ -224,8 +224,3 @@ def test_what_is_no_manifest_is_refused_without_patterns(tmp_path: Path, text: s
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"^[^$`\\]*$"):
         check_manifest(tmp_path)
-
-
-def test_what_has_no_manifest_is_bad_input(cli: Cli, made: Path, tmp_path: Path) -> None:
-    assert "Give its folder" in error_of(cli("check-manifest", made / "wide-Q8_0.gguf"), 2)
-    assert "There is no manifest" in error_of(cli("check-manifest", tmp_path), 2)

@@ -99,12 +99,6 @@ def test_what_is_not_of_the_format_or_not_of_the_model_is_refused(
         read_utterance(write(**arrays), model, seed=(0,))
 
 
-def test_a_folder_without_utterances_is_refused(model: Model, tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(InputError, match=r"has no \.npz files"):
-            Examples.choose(FAMILY, model, folder, None)
-
-
 def test_given_utterances_come_in_the_order_of_their_names_and_their_bytes_count(
     model: Model, write: Write, tmp_path: Path
 ) -> None:

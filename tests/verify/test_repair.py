@@ -16,7 +16,7 @@ from make_checkpoint import Shape, make_checkpoint
 from old_files import make_old, permuted, read_checkpoint_file
 from random_shapes import random_shape
 from safetensors.numpy import load_file
-from support import GOLDEN, Cli, Convert, error_of, golden_checkpoint, with_keys
+from support import GOLDEN, Cli, error_of, golden_checkpoint, with_keys
 
 from valle_convert import open_network, plan_repair, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.families.v5.old import is_old, read_old
@@ -213,31 +213,6 @@ def test_a_row_in_a_wrong_place_is_noticed(tensor: str, tmp_path: Path) -> None:
     assert "2 of " in report.failures[0].summary
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "convert OLD out.gguf",
-        "OLD out.gguf",
-        "speak OLD Hi. -o spoken.wav",
-        "tokenize OLD a",
-        "quantize OLD out --types Q4_K_M",
-        "verify OLD",
-        "transcribe OLD out.wav",
-        "imatrix OLD -o out.imatrix",
-        "utterances out.wav out --model OLD --text a",
-    ],
-)
-def test_every_command_says_why_such_a_file_speaks_wrongly(
-    command: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "out.wav").write_bytes(b"RIFF")
-    old = OLD / "f16.gguf"
-    message = error_of(cli(*(old if word == "OLD" else word for word in command.split())), 2)
-    assert "SiLU instead of GELU" in message
-    assert f"`valle-convert repair {old} NEW.gguf`" in message
-
-
 def changed(path: Path, out: Path, **values: object) -> Path:
     """The file with other values of keys, whose dots are underscores twice; None leaves one out."""
     file = GgufFile(path)
@@ -332,12 +307,3 @@ def test_a_vocabulary_of_another_tokenizer_is_not_taken_for_the_built_in(
     built_in = Path(__file__).parents[2] / "valle_convert/tokenizer/data/tokenizer.json"
     given = cli("repair", path, tmp_path / "new.gguf", "--tokenizer", built_in)
     assert "in the tokenizer" in error_of(given, 2)
-
-
-def test_a_converted_file_and_a_checkpoint_need_no_repair(
-    converted: Convert, tmp_path: Path, cli: Cli
-) -> None:
-    good = converted("ar-nar-len", "f16")
-    assert "needs no repair" in error_of(cli("repair", good, tmp_path / "o.gguf"), 2)
-    assert error_of(cli("repair", CHECKPOINT, tmp_path / "o.gguf"), 2)
-    assert error_of(cli("repair", OLD / "q8_0.gguf", OLD / "q8_0.gguf", "--force"), 2)
