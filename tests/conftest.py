@@ -142,18 +142,9 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def voice_file(tmp_path: Path) -> Path:
     """A voice of VALL-E X as its own project writes them: it says HEARD."""
-    from vallex_golden import HEARD, golden
+    from vallex_golden import write_voice
 
-    from valle_convert.families.vallex.symbols import symbol_ids
-
-    path = tmp_path / "voice.npz"
-    np.savez(
-        path,
-        audio_tokens=golden("").prompt[None].astype(np.int64),
-        text_tokens=np.array([symbol_ids(HEARD)]),
-        lang_code=2,
-    )
-    return path
+    return write_voice(tmp_path / "voice.npz")
 
 
 @pytest.fixture

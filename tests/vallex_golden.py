@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from golden_cases import golden_tensors
@@ -12,6 +13,7 @@ from valle_convert.decode.batch import alone
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import append_codes, vallex_steps
+from valle_convert.families.vallex.symbols import symbol_ids
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 #: "Hi there."
@@ -58,6 +60,19 @@ def golden(prefix: str) -> Golden:
     logits = {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
     text = VallexText(symbols.astype(np.int32), languages.astype(np.int32))
     return Golden(text, prompt, codes, logits)
+
+
+def write_voice(path: Path, **changes: Any) -> Path:
+    """As VALL-E X's own project writes them: the golden prompt, which says HEARD; None leaves an
+    array out."""
+    arrays: dict[str, Any] = {
+        "audio_tokens": golden("").prompt[None].astype(np.int64),
+        "text_tokens": np.array([symbol_ids(HEARD)]),
+        "lang_code": 2,
+        **changes,
+    }
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
 
 
 def all_logits(network: ComposedNetwork, given: Golden) -> dict[str, NDArray[np.float32]]:

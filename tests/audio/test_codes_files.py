@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import model_of
+from vallex_golden import HEARD, write_voice
 
 from valle_convert.audio import SavedCodes, read_codes, write_codes
 from valle_convert.errors import InputError
@@ -95,20 +96,11 @@ def test_codes_of_another_codec_than_the_models_are_refused(
 # Voices of VALL-E X, as its own project writes them
 
 MODEL = model_of(ENCODEC)
-SAID = "haɪ_ðɛɹ."
 VOICE = CODES[None].astype(np.int64)
 
 
 def voice(path: Path, **changes: Any) -> Path:
-    """As that project writes them; None leaves an array out."""
-    arrays: dict[str, Any] = {
-        "audio_tokens": VOICE,
-        "text_tokens": np.array([symbol_ids(SAID)]),
-        "lang_code": 2,
-        **changes,
-    }
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
-    return path
+    return write_voice(path, **{"audio_tokens": VOICE} | changes)
 
 
 @pytest.mark.parametrize(("code", "network_id"), [(0, 1), (1, 2), (2, 0)])
@@ -118,8 +110,8 @@ def test_a_voice_comes_with_what_it_says_in_the_networks_numbering(
     found = read_vallex_voice(voice(path, lang_code=code), MODEL)
     np.testing.assert_array_equal(found.codes, VOICE[0])
     assert (found.codes.dtype, found.text.symbols.dtype) == (np.int32, np.int32)
-    assert found.text.symbols.tolist() == symbol_ids(SAID)
-    assert found.text.languages.tolist() == [network_id] * len(SAID)
+    assert found.text.symbols.tolist() == symbol_ids(HEARD)
+    assert found.text.languages.tolist() == [network_id] * len(HEARD)
 
 
 def test_language_codes_of_other_shapes_and_integers_are_read_as_well(path: Path) -> None:
@@ -157,7 +149,7 @@ def test_they_are_told_from_our_own_files_of_codes(path: Path, tmp_path: Path) -
             "has 1024, expected 0 to 1023; the file is damaged, or of another",
         ),
         ({"audio_tokens": VOICE[:, :, :4]}, "4 levels of 1024 codes"),
-        ({"text_tokens": [symbol_ids(SAID)] * 2}, r"text_tokens is int64 \[2, 8\]"),
+        ({"text_tokens": [symbol_ids(HEARD)] * 2}, r"text_tokens is int64 \[2, 8\]"),
         ({"text_tokens": [[5, 70]]}, "has 70, expected 0 to 69"),
         ({"text_tokens": np.zeros((1, 0), int)}, r"text_tokens is int64 \[1, 0\]"),
     ],
