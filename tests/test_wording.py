@@ -1,4 +1,4 @@
-"""Counts and durations in messages, and Markdown tables."""
+"""Markdown tables, and JSON that is JSON whatever the numbers in it."""
 
 import json
 import math
@@ -38,9 +38,6 @@ def test_a_table_has_a_line_a_row_and_every_cell_in_it(rows: list[list[str]]) ->
 )
 def test_columns_of_numbers_are_aligned_right(cells: list[str], rule: str) -> None:
     assert markdown_table(["x"], [[cell] for cell in cells]).splitlines()[1] == f"|{rule}|"
-
-
-# JSON
 
 
 def refuse(constant: str) -> NoReturn:

@@ -1,4 +1,5 @@
-"""A LoRA is merged exactly, whichever way it is stored, or refused with the reason."""
+"""A LoRA is merged exactly, whichever way it is stored, or refused with the reason; kept apart, it
+does on stock llama.cpp what it does merged."""
 
 import json
 import math

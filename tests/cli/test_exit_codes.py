@@ -1,4 +1,4 @@
-"""Exit codes by cause, as the README has them: 0 done, 1 a check failed, 2 bad input, 3 machine."""
+"""Exit codes by cause, and what `--help` promises of every command."""
 
 import os
 import shlex

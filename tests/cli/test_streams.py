@@ -1,4 +1,4 @@
-"""A verdict outlives its readers, and a signal ends the program in one line."""
+"""The program in its surroundings: streams, signals, other systems, names of files."""
 
 import io
 import json

@@ -1,3 +1,5 @@
+"""What this machine has: the library, its proof, the processor, the programs."""
+
 import os
 import sys
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Sessions on stock llama.cpp compute what their oracle does, in any number of sequences."""
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

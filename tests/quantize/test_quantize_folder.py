@@ -1,4 +1,5 @@
-"""What a run may do to a folder: nothing of the user's is lost, nothing of ours is left."""
+"""What a run may do to a folder: nothing of the user's is lost, nothing of ours is left, and the
+manifest tells what was changed since."""
 
 import json
 import signal

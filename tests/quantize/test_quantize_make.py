@@ -1,3 +1,5 @@
+"""One file by llama-quantize: its plan, its bytes, its types, and tools that fail."""
+
 import hashlib
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run's report recommends and says, and that nothing is recommended without a reason."""
+"""What a run's report and its page recommend and say, and nothing without a reason."""
 
 import io
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Utterances: read, seeded, and made of recordings by `valle-convert utterances`."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp."""
+"""What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp; what only
+version 7 does."""
 
 from dataclasses import replace
 from pathlib import Path

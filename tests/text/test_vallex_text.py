@@ -1,4 +1,4 @@
-"""Tags, sentences, and what the network reads of them."""
+"""The text of VALL-E X: tags, sentences, the symbols of each language, and their numbers."""
 
 import json
 import sys
