@@ -63,8 +63,8 @@ def test_settings_are_found_once_and_again_where_that_is_asked_for(
     for damage in ("", "[]", '{"passes": {}}', *damaged):
         kept.write_text(damage)
         assert kept_settings() == []
-        assert tuned("auto") is not None
-        assert len(kept_settings()) == 1
+    assert tuned("auto") is not None
+    assert len(kept_settings()) == 1
 
 
 def test_a_type_costs_what_its_rounding_does() -> None:

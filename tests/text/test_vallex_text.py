@@ -131,7 +131,7 @@ def test_a_missing_package_is_named_with_what_to_install(
         spell([TaggedText("你好 hello", language)])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(
         st.tuples(

@@ -50,7 +50,6 @@ class Row:
         names: some of their names.
         max_nmse: set for this project, by output type.
         cases: what the logits' level compares on any of the golden checkpoints.
-        n_texts: that the tokenizer's level compares.
         main: the part that the others are named after, as checks call it.
         random: `random(seed, folder)` makes a checkpoint that nobody chose by hand.
         published: makes one of the size of the published models.
@@ -61,7 +60,6 @@ class Row:
     names: frozenset[str]
     max_nmse: Mapping[str, float]
     cases: frozenset[str]
-    n_texts: int
     main: str
     random: Callable[[int, Path], Random]
     published: Callable[[Path], object]
@@ -117,7 +115,6 @@ FAMILIES = {
         cases=frozenset(
             {*_NAR, "ar", "ar ns", "ar sr", "mask", "mask null", "stt", "ar one code a step"}
         ),
-        n_texts=100_000,
         main="",
         random=partial(_random, choose=random_shape),
         published=partial(make_checkpoint, shape=PRODUCTION),
@@ -135,7 +132,6 @@ FAMILIES = {
             {*_NAR, "ar", "ar one code a step"}
             | {f"{name} without prompt" for name in ("ar", "nar.1", "nar.7")}
         ),
-        n_texts=10_000,
         main="ar: ",
         random=_random_vallex,
         published=partial(make_vallex, shape=PUBLISHED),
@@ -150,7 +146,6 @@ FAMILIES = {
             {*_LEVELS, *(f"{level} null" for level in _LEVELS), "level.0 ns", "level.0 sr"}
             | {"level.0 without prompt", "length", "phonemes", "text"}
         ),
-        n_texts=100_000,
         main="model: ",
         random=partial(_random, choose=random_version_7),
         published=partial(make_checkpoint, shape=PUBLISHED_SIZES["nemo-smaller"]),

@@ -113,29 +113,17 @@ def test_damage_in_a_quantized_tensor_is_found(
     assert failed(report) == [f"{row.main}tensor blk.1.ffn_up.weight"]
 
 
-def cut_merges(file: GgufFile) -> None:
-    set_key(file, "tokenizer.ggml.merges", file.keys["tokenizer.ggml.merges"][:-1])
-
-
-def swap_symbols(file: GgufFile) -> None:
-    tokens = list(file.keys["tokenizer.ggml.tokens"])
-    tokens[20], tokens[30] = tokens[30], tokens[20]
-    set_key(file, "tokenizer.ggml.tokens", tokens)
-
-
-@pytest.mark.usefixtures("all_strings")
-@pytest.mark.parametrize(("family", "change"), [("VALL-E", cut_merges), ("VALL-E X", swap_symbols)])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_tokenizer_that_differs_is_shown_by_an_example(
-    family: str, change: Callable[[GgufFile], None], tmp_path: Path, converted: Convert
+    name: str, tmp_path: Path, converted: Convert
 ) -> None:
-    row = FAMILIES[family]
-    name = row.golden[0]
     bundle = copied(converted(name, "f32"), tmp_path)
-    change(bundle.main)
+    tokens = list(bundle.main.keys["tokenizer.ggml.tokens"])
+    tokens[20], tokens[30] = tokens[30], tokens[20]
+    set_key(bundle.main, "tokenizer.ggml.tokens", tokens)
     plan = plan_conversion(golden_checkpoint(name), Choices("f32"))
     report = verify_gguf(plan, bundle.path, levels=["tokenizer"])
     assert failed(report) == ["tokenizer"]
-    assert report.failures[0].values["texts"] == row.n_texts
     assert re.search(r"such as '.+ gives \[.+\], not \[", report.failures[0].summary)
 
 
