@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 from support import PROJECT, Cli, contents, error_of, run_program
 from verify.old_files import make_old
 
+from valle_convert.checkpoint.hub import parse_location
 from valle_convert.gguf_file.read import GgufFile
 
 SHAPE = Shape(dim=64, layers=1, levels=2, audio_tokens=64)
@@ -452,3 +453,9 @@ def test_of_a_vall_e_x_every_file_of_the_set_is_had(
     del files["x-nar-3.gguf"]
     hub.add("me/part", files)
     assert "x-nar-3.gguf" in error_of(cli("tokenize", "hf:me/part:x.gguf", "a"), 2)
+
+
+def test_locations() -> None:
+    found = parse_location("hf:ecker/vall-e@refs/pr/1:models/a b+c.sft")
+    assert (found.repository, found.revision) == ("ecker/vall-e", "refs/pr/1")
+    assert str(found.path) == "models/a b+c.sft"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support import after, rng
 
 from valle_convert.decode import masked
+from valle_convert.decode.ar import decode_ar
 from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
 from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
@@ -204,3 +205,24 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
 def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:
     with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2|61|65), expected"):
         build()
+
+
+def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
+    network: Network, golden: Golden
+) -> None:
+    assert len(np.unique(golden["gen.ar"][:20])) < 20
+    options = replace(GREEDY_ONES, repetition_penalty=1e6)
+    codes = decode_ar(network, golden.condition, options, rng(), max_frames=20).codes
+    assert len(np.unique(codes)) == len(codes)
+
+
+def test_guidance_of_demasking_is_never_weaker_than_its_minimum(
+    network: Network, golden: Golden
+) -> None:
+    weak, least = (
+        decode_masked(
+            network, golden.condition, 24, replace(MASKED, guidance_strength=strength), rng()
+        ).codes
+        for strength in (0.0, 2.5)
+    )
+    np.testing.assert_array_equal(weak, least)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,18 @@ def test_the_command_writes_the_golden_file(cli: Cli, tmp_path: Path) -> None:
     warned = cli("codec", GOLDEN_FOLDER, out, "--outtype", "f32", "--force")
     assert warned.code == 0, warned
     assert "aborts on float32 files at its first convolution" in warned.err
+
+
+def test_half_a_kilobit_is_said_by_a_whole_number_of_the_same_levels(
+    configured: Callable[..., Path],
+) -> None:
+    folder = configured(target_bandwidths=[1.5])
+    tensors = golden_tensors()
+    kept = {
+        k: v
+        for k, v in tensors.items()
+        if not k.startswith(tuple(f"quantizer.layers.{n}." for n in range(2, 8)))
+    }
+    save_file(kept, folder / "model.safetensors")
+    header, _ = plan_cpp_file(open_encodec(folder))
+    assert (header.bandwidth, header.n_levels) == (2, 2)

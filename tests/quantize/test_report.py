@@ -184,3 +184,10 @@ def test_words_of_a_report_are_no_markup() -> None:
     compared = structs.replace(report.compared, source=bad, reference=bad)
     report = replace(report, compared=compared, command=bad, notes=(bad,))
     assert "<script" not in to_html(report)
+
+
+def test_every_file_of_one_type_has_its_players() -> None:
+    report = make_report(FEW, heard=True)
+    pages = [to_html(replace(report, files=report.files[:1] * n)) for n in (1, 2)]
+    once, twice = (page.count("<figcaption>Q8_0, ") - 1 for page in pages)  # one is in the answer
+    assert twice == 2 * once > 0

@@ -1,21 +1,23 @@
 """Utterances: read, seeded, and made of recordings by `valle-convert utterances`."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from support import ONE_THREAD, Cli, error_of, golden_checkpoint
+from support import ONE_THREAD, Cli, error_of, golden_checkpoint, run_program
 
 from valle_convert.audio import EncodecCodec, SavedCodes, read_audio, write_codes
-from valle_convert.audio.utterances import read_list
+from valle_convert.audio.utterances import Recorded, read_list
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.facts import describe
+from valle_convert.families.v5.recordings import utterance_names
 from valle_convert.families.v5.trials import cases, read_utterance
 from valle_convert.model.spec import Model
 from valle_convert.quantize.examples import Examples
@@ -228,3 +230,24 @@ def test_a_list_is_read_in_the_encoding_that_its_mark_says(tmp_path: Path, encod
         ("ü.wav", "Grüße."),
         ("b.wav", "こんにちは。"),
     ]
+
+
+def test_names_that_are_not_utf_8_are_names(
+    gguf: Path, model: Model, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    saved(os.fsdecode(b"\xff.npz"))
+    (tmp_path / "list.tsv").write_bytes(b"\xff.npz\tHello.\n")
+    out = tmp_path / os.fsdecode(b"\xfe")
+    listed = ("--list", tmp_path / "list.tsv", "--model", gguf, "--json")
+    done = run_program("utterances", out, *listed)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["utterances"]) == 1
+    assert len(list(Examples.choose(FAMILY, model, out, None))) == 1
+
+
+def test_names_of_utterances_keep_the_order_and_fit() -> None:
+    recorded = [Recorded(Path("x" * 251 + ".wav"), ""), *[Recorded(Path("a.wav"), "")] * 10]
+    names = utterance_names(recorded)
+    assert names == sorted(names)
+    assert len(set(names)) == 11
+    assert max(len(name) for name in names) <= 255
