@@ -1,6 +1,7 @@
 """What a run's report and its page recommend and say, and nothing without a reason."""
 
 import io
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from valle_convert.quantize.limits import Limits
 from valle_convert.quantize.plots import plot_heads, plot_likelihood, plot_size
 from valle_convert.quantize.report import MIN_TEXTS, NEAR_KL, FileReport, advise
 from valle_convert.quantize.tables import answer
+from valle_convert.strict_json import to_json_text
 
 
 @st.composite
@@ -191,3 +193,12 @@ def test_every_file_of_one_type_has_its_players() -> None:
     pages = [to_html(replace(report, files=report.files[:1] * n)) for n in (1, 2)]
     once, twice = (page.count("<figcaption>Q8_0, ") - 1 for page in pages)  # one is in the answer
     assert twice == 2 * once > 0
+
+
+def test_the_json_form_has_what_was_recommended() -> None:
+    for report in (make_report(heard=True), make_report(n_texts=2)):
+        value = json.loads(to_json_text(report.to_json()))
+        best = report.advice().take
+        assert value["recommended"] == (best.kind if best else None)
+        assert value["different_texts"] == report.n_texts
+        assert {one["type"] for one in value["files"]} == set(TYPES)
