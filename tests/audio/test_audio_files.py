@@ -333,3 +333,16 @@ def test_a_short_prompt_is_repeated_and_a_long_one_cut_with_a_notice() -> None:
     same, told = fit_prompt(codes, 2, "v")
     np.testing.assert_array_equal(same, codes)
     assert told == ()
+
+
+def test_a_file_of_an_interrupted_work_is_not_there(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with AudioWriter(tmp_path / "a.wav") as writer:
+            writer.add(Audio(tone(RATE), RATE))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with AudioWriter(tmp_path / "b.wav"):
+        pass
+    assert list(tmp_path.iterdir()) == []

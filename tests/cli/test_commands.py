@@ -176,3 +176,18 @@ def test_text_and_a_voice_file_become_sound_and_codes(
     assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
     assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
     assert len(read_codes(codes).codes) == sum(one["frames"] for one in told["sentences"])
+
+
+def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
+    result = cli(golden_checkpoint("ar-nar-len"), tmp_path / "a.gguf")
+    assert result.out == ""
+    assert "tokenizer: built-in (no tokenizer.json lies beside the checkpoint" in result.err
+    assert "left out: dropout_token" in result.err
+    assert "PASSED: " in result.err
+
+
+def test_a_full_verification_can_be_asked_for(tmp_path: Path, cli: Cli) -> None:
+    path = golden_checkpoint("ar-nar-len")
+    result = cli(path, tmp_path / "a.gguf", "--verify", "full", "--json")
+    levels = json.loads(result.out)["verification"]["levels"]
+    assert [level["name"] for level in levels] == ["structure", "tensors", "tokenizer", "logits"]
