@@ -191,3 +191,8 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
     where = os.environ | {"PYTHONPATH": folders}
     child = run_python("-c", program, models / "q8_0.gguf", env=where)
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent.gguf is not a file"):
+        GemmaSession(tmp_path / "absent.gguf", probe_rows={})
