@@ -56,16 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
-@pytest.fixture
-def all_strings() -> None:
-    """Verdicts compare as many strings as users get."""
-
-
 @pytest.fixture(autouse=True)
-def few_strings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verdicts compare few strings, but in tests that take `all_strings`: 100,000 take seconds."""
-    if "all_strings" in request.fixturenames:
-        return
+def few_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts compare few strings: the 100,000 that users get take seconds."""
     from valle_convert.families import families
 
     monkeypatch.setattr("valle_convert.verify.run.N_TEXTS_QUICK", 200)
@@ -142,18 +135,9 @@ def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def voice_file(tmp_path: Path) -> Path:
     """A voice of VALL-E X as its own project writes them: it says HEARD."""
-    from vallex_golden import HEARD, golden
+    from vallex_golden import write_voice
 
-    from valle_convert.families.vallex.symbols import symbol_ids
-
-    path = tmp_path / "voice.npz"
-    np.savez(
-        path,
-        audio_tokens=golden("").prompt[None].astype(np.int64),
-        text_tokens=np.array([symbol_ids(HEARD)]),
-        lang_code=2,
-    )
-    return path
+    return write_voice(tmp_path / "voice.npz")
 
 
 @pytest.fixture

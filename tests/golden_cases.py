@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class GoldenCase:
     logits: NDArray[np.float32]
 
 
+@cache
 def golden_tensors(folder: str) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
     """All tensors and the metadata of a golden file."""
     with safe_open(GOLDEN / folder / "golden.safetensors", framework="numpy") as file:

@@ -119,13 +119,18 @@ def after(n: int) -> Callbacks:
     return Callbacks(should_stop=lambda: next(left, None) is None)
 
 
-def run_program(
+def run_python(
     *arguments: object, check: bool = False, **how: Any
 ) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+    """Python in a process of its own."""
     words = [one if isinstance(one, bytes) else str(one) for one in arguments]
     given = {"cwd": PROJECT, "capture_output": True, "text": True, **how}
-    return subprocess.run([sys.executable, "-m", "valle_convert", *words], check=check, **given)
+    return subprocess.run([sys.executable, *words], check=check, **given)
+
+
+def run_program(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return run_python("-m", "valle_convert", *arguments, **how)
 
 
 def executable(path: Path, text: str = "") -> Path:
@@ -149,7 +154,7 @@ def run_without(module: str, *arguments: object) -> Result:
         f"sys.argv = {['valle-convert', *map(str, arguments)]!r}\n"
         "from valle_convert.cli import main\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python("-c", code)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

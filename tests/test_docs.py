@@ -54,9 +54,9 @@ NEEDED = {
 #: Blocks that other tests run, by how one of their lines begins, and where.
 ELSEWHERE = {
     "size: {heads": "tests/checkpoint/test_hf_export.py",
-    "python -m miniature serve": "tests/serve/test_serve_docs.py",
-    "curl http://127.0.0.1:8000/": "tests/serve/test_serve_docs.py",
-    "valle-convert vallex-checkpoint.pt out.gguf": "tests/cli/test_vallex_commands.py",
+    "python -m miniature serve": "tests/serve/test_serve_command.py",
+    "curl http://127.0.0.1:8000/": "tests/serve/test_serve_command.py",
+    "valle-convert vallex-checkpoint.pt out.gguf": "tests/cli/test_commands.py",
     "valle-convert scan model.sft": "tests/quantize/test_scan.py",
     "valle-convert evaluate heard/": "tests/quantize/test_quantize_listen.py",
 }

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from support import PROJECT
+from support import PROJECT, run_python
 
 sys.path[:0] = [str(PROJECT / "tests" / "verify")]  # old_files, which makes what is repaired
 
@@ -99,8 +98,7 @@ def test_what_is_mapped_and_then_cut_off_ends_by_its_signal_and_says_where(tmp_p
         "app.app = read\napp.run()"
     )
     (tmp_path / "x").write_bytes(bytes(100_000))
-    run = [sys.executable, "-c", code, str(tmp_path / "x")]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=PROJECT, check=False)
+    done = run_python("-c", code, tmp_path / "x")
     assert done.returncode == -signal.SIGBUS, done
     assert "Bus error" in done.stderr
     assert "in read" in done.stderr

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import PROJECT, run_python
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.files import (
@@ -30,8 +31,6 @@ from valle_convert.files import (
     sha256_of,
     write_text_atomically,
 )
-
-PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(params=["unnamed", "hidden"])
@@ -122,7 +121,7 @@ def test_the_file_on_standard_output_is_not_replaced(tmp_path: Path) -> None:
     )
     out = tmp_path / "log"
     with out.open("w") as file:
-        subprocess.run([sys.executable, "-c", code], stdout=file, check=True, cwd=PROJECT)
+        run_python("-c", code, capture_output=False, stdout=file, check=True)
     assert "is standard output, expected a regular file" in out.read_text()
 
 
@@ -160,8 +159,7 @@ def test_what_other_users_own_is_told_before_any_work(mode: int, words: str) -> 
         folder = Path(name)
         (folder / "a.txt").write_text("of root")
         folder.chmod(mode)
-        arguments = [sys.executable, "-c", AS_NOBODY, str(folder / "a.txt")]
-        done = subprocess.run(arguments, capture_output=True, text=True, cwd=PROJECT, check=True)
+        done = run_python("-c", AS_NOBODY, folder / "a.txt", check=True)
     assert words in done.stdout, done
 
 

@@ -1,11 +1,17 @@
-"""Counts and durations in messages, and Markdown tables."""
+"""Markdown tables, and JSON that is JSON whatever the numbers in it."""
 
+import json
+import math
 import re
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import Cli
 
+from valle_convert.gguf_file.header import Key, pack_header
 from valle_convert.wording import markdown_table
 
 
@@ -32,3 +38,28 @@ def test_a_table_has_a_line_a_row_and_every_cell_in_it(rows: list[list[str]]) ->
 )
 def test_columns_of_numbers_are_aligned_right(cells: list[str], rule: str) -> None:
     assert markdown_table(["x"], [[cell] for cell in cells]).splitlines()[1] == f"|{rule}|"
+
+
+def refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def strict(text: str) -> object:
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_inspect_prints_json_of_a_file_with_nan_in_its_keys(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
+    keys = [
+        Key("general.architecture", "other", "string"),
+        Key("general.nan", math.nan, "f32"),
+        Key("general.list", [math.inf, 2.0], "[f64]"),
+    ]
+    path.write_bytes(pack_header(keys, []))
+    value = strict(cli("inspect", path, "--json").out)
+    assert isinstance(value, dict)
+    assert value["provenance"] == {
+        "general.architecture": "other",
+        "general.nan": None,
+        "general.list": [None, 2.0],
+    }

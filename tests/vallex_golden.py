@@ -1,19 +1,19 @@
 """The golden case of VALL-E X: what the original implementation was given, and what it gave."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from golden_cases import golden_tensors
 from numpy.typing import NDArray
-from safetensors import safe_open
 from support import GOLDEN_VALLEX, golden_checkpoint
 
 from valle_convert.decode.batch import alone
 from valle_convert.families.bundle import paths_of
 from valle_convert.families.vallex.composed import ComposedNetwork, VallexText
 from valle_convert.families.vallex.decode import append_codes, vallex_steps
+from valle_convert.families.vallex.symbols import symbol_ids
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
 #: "Hi there."
@@ -44,16 +44,9 @@ class Golden:
     logits: dict[str, NDArray[np.float32]]
 
 
-@cache
-def tensors() -> dict[str, NDArray[Any]]:
-    """All of the golden file."""
-    with safe_open(CHECKPOINT.with_name("golden.safetensors"), framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
 def golden(prefix: str) -> Golden:
     """With a voice (`""`), or without (`noprompt.`)."""
-    found = tensors()
+    found, _ = golden_tensors(GOLDEN_VALLEX)
     symbols, languages = found[f"{prefix}in.text"], found[f"{prefix}in.text_languages"]
     prompt = np.zeros((0, 8), np.int32)
     if not prefix:
@@ -67,6 +60,19 @@ def golden(prefix: str) -> Golden:
     logits = {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
     text = VallexText(symbols.astype(np.int32), languages.astype(np.int32))
     return Golden(text, prompt, codes, logits)
+
+
+def write_voice(path: Path, **changes: Any) -> Path:
+    """As VALL-E X's own project writes them: the golden prompt, which says HEARD; None leaves an
+    array out."""
+    arrays: dict[str, Any] = {
+        "audio_tokens": golden("").prompt[None].astype(np.int64),
+        "text_tokens": np.array([symbol_ids(HEARD)]),
+        "lang_code": 2,
+        **changes,
+    }
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
 
 
 def all_logits(network: ComposedNetwork, given: Golden) -> dict[str, NDArray[np.float32]]:

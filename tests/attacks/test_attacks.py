@@ -3,12 +3,11 @@
 import os
 import re
 import resource
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support import PROJECT, Cli, error_of
+from support import Cli, error_of, run_python
 
 from attacks.attack import dumped, touch
 from attacks.catalogue import ATTACKS, BASES
@@ -75,15 +74,13 @@ def test_it_is_read_if_nothing_is_damaged(
 def test_the_canary_sings_where_a_file_is_loaded_without_care(tmp_path: Path) -> None:
     code = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))"
     (tmp_path / "x").write_bytes(dumped(touch(tmp_path / "canary")))
-    subprocess.run([sys.executable, "-c", code, tmp_path / "x"], check=True)
+    run_python("-c", code, tmp_path / "x", check=True)
     assert (tmp_path / "canary").exists()
 
 
 def test_they_are_listed_and_made(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "attacks"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([".", "fixtures"])}
-    options = {"cwd": PROJECT, "env": environment, "capture_output": True, "text": True}
-    listed = subprocess.run(run, check=True, **options)  # type: ignore[call-overload]
-    assert len(listed.stdout.splitlines()) == len(ATTACKS)
-    made = subprocess.run([*run, "reduce", tmp_path], check=True, **options)  # type: ignore[call-overload]
+    run = partial(run_python, "-m", "attacks", check=True, env=environment)
+    assert len(run().stdout.splitlines()) == len(ATTACKS)
+    made = run("reduce", tmp_path)
     assert Path(made.stdout.strip()).read_bytes()

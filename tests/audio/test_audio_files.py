@@ -5,7 +5,6 @@ import os
 import resource
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from valle_convert.audio import Audio, AudioWriter, read_audio, write_wav
-from valle_convert.audio.files import _sound_file
+from valle_convert.audio import (
+    Audio,
+    AudioWriter,
+    EncodecCodec,
+    fit_prompt,
+    prompt_audio,
+    read_audio,
+    write_wav,
+)
 from valle_convert.errors import EnvironmentFault, InputError
 
 RATE = 24_000
@@ -115,19 +121,6 @@ def test_a_file_is_the_same_in_pieces_and_at_once(
     assert (folder / f"pieces{kind}").read_bytes() == (folder / f"whole{kind}").read_bytes()
 
 
-def test_a_file_of_an_interrupted_work_is_not_there(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with AudioWriter(tmp_path / "a.wav") as writer:
-            writer.add(Audio(tone(RATE), RATE))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    with AudioWriter(tmp_path / "b.wav"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_pipe_gets_each_piece_at_once_and_never_a_clipped_one(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -157,13 +150,6 @@ def test_pieces_at_different_rates_are_a_mistake(tmp_path: Path) -> None:
         writer.add(Audio(tone(RATE), RATE))
         with pytest.raises(ValueError, match="16000 Hz, after 24000 Hz"):
             writer.add(Audio(tone(RATE), 16_000))
-
-
-def test_silence_and_nothing_can_be_written(tmp_path: Path) -> None:
-    for n in (0, 100):
-        written = write_wav(tmp_path / f"{n}.wav", Audio(np.zeros(n, np.float32), RATE))
-        assert (written.peak, written.gain) == (0.0, 1.0)
-        assert soundfile.info(written.path).frames == n
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".opus", ".ogg"])
@@ -214,51 +200,6 @@ def test_a_full_disk_is_told_in_one_sentence_and_nothing_is_printed(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
-
-
-class _Broken(io.BytesIO):
-    """A file of which the third call of a method raises."""
-
-    def __init__(self, data: bytes, method: str, error: BaseException) -> None:
-        super().__init__(data)
-        self.method, self.error, self.left = method, error, 3
-
-    def _count(self, method: str) -> None:
-        self.left -= method == self.method
-        if self.left == 0:
-            raise self.error
-
-    def write(self, data: Any) -> int:
-        self._count("write")
-        return super().write(data)
-
-    def readinto(self, buffer: Any) -> int:
-        self._count("readinto")
-        return super().readinto(buffer)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_what_is_raised_within_the_library_is_not_lost(
-    capfd: pytest.CaptureFixture[str], error: BaseException
-) -> None:
-    samples = np.random.default_rng(0).uniform(-1, 1, 200_000).astype(np.float32)
-
-    def read() -> None:
-        with _sound_file(_Broken(wav_bytes(samples), "readinto", error)) as (file, check):
-            for _ in file.blocks(1000):
-                check()
-
-    def write() -> None:
-        how = {"channels": 1, "format": "FLAC", "subtype": "PCM_16"}
-        with _sound_file(_Broken(b"", "write", error), "w", RATE, **how) as (file, check):
-            for _ in range(100):
-                file.write(samples)
-                check()
-
-    for work in (read, write):
-        with pytest.raises(type(error)):
-            work()
-    assert capfd.readouterr() == ("", "")
 
 
 @settings(max_examples=30, deadline=None)
@@ -331,3 +272,87 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, name: str) -> N
         InputError, match=r"There is no audio file|is a directory, expected an audio file"
     ):
         read_audio(tmp_path / name, RATE)
+
+
+# EnCodec as speaking uses it: codes in and out, and the voice in front
+
+
+def noise(seconds: float, level: float = 0.1, seed: int = 0) -> Audio:
+    n = round(seconds * RATE)
+    samples = level * np.random.default_rng(seed).standard_normal(n)
+    return Audio(samples.astype(np.float32), RATE)
+
+
+def test_audio_becomes_75_frames_a_second_of_8_levels(codec: EncodecCodec) -> None:
+    codes = codec.encode(noise(2.0))
+    assert codes.shape == (150, 8)
+    assert codes.dtype == np.int32
+    assert codes.min() >= 0
+    assert codes.max() < codec.codebook_size == 1024
+    assert all(len(np.unique(level)) > 10 for level in codes.T)
+    assert codec.description.name == "encodec-24khz"
+    assert (codec.description.sample_rate, codec.description.frame_rate) == (RATE, 75.0)
+
+
+def test_a_codec_without_the_needed_levels_is_refused(codec_folder: Path) -> None:
+    with pytest.raises(InputError, match="has 8 levels, expected at least 9"):
+        EncodecCodec(codec_folder, n_levels=9)
+
+
+def test_codes_that_are_none_of_the_codecs_are_a_mistake(codec: EncodecCodec) -> None:
+    for codes in (np.full((3, 8), -1), np.full((3, 8), 1024), np.zeros((3, 9))):
+        with pytest.raises(ValueError, match="codes"):
+            codec.decode(codes.astype(np.int32))
+
+
+@given(offset=st.floats(-0.9, 0.9), windows=st.integers(50, 400))
+def test_a_constant_is_silence(offset: float, windows: int) -> None:
+    # Of a window in which the noise begins late, its first samples may be too quiet.
+    silence = np.zeros(windows * RATE // 100, np.float32)
+    samples = np.concatenate([silence, noise(3.0).samples]) + np.float32(offset)
+    prompt, _ = prompt_audio(Audio(samples, RATE), 2.0, "voice.wav")
+    start = len(silence)
+    np.testing.assert_array_equal(prompt.samples, samples[start : start + 2 * RATE])
+    with pytest.raises(InputError, match="no speech"):
+        prompt_audio(Audio(silence + np.float32(offset), RATE), 2.0, "voice.wav")
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        Audio(np.zeros(RATE, np.float32), RATE),
+        noise(2.0, level=1e-4),
+        noise(0.1),
+        Audio(np.zeros(1, np.float32), RATE),
+    ],
+    ids=["silence", "hiss", "short", "one-sample"],
+)
+def test_a_recording_without_speech_is_refused(audio: Audio) -> None:
+    with pytest.raises(InputError, match=r"no speech in voice\.wav"):
+        prompt_audio(audio, 3.0, "voice.wav")
+
+
+def test_a_short_prompt_is_repeated_and_a_long_one_cut_with_a_notice() -> None:
+    codes = np.arange(16, dtype=np.int32).reshape(2, 8)
+    longer, told = fit_prompt(codes, 5, "v")
+    np.testing.assert_array_equal(longer, codes[[0, 1, 0, 1, 0]])
+    assert "2 frames of sound, shorter than the 5" in told[0]
+    shorter, told = fit_prompt(codes, 1, "v")
+    np.testing.assert_array_equal(shorter, codes[:1])
+    assert told == ("v has 2 frames; the first 1 are used as the voice",)
+    same, told = fit_prompt(codes, 2, "v")
+    np.testing.assert_array_equal(same, codes)
+    assert told == ()
+
+
+def test_a_file_of_an_interrupted_work_is_not_there(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with AudioWriter(tmp_path / "a.wav") as writer:
+            writer.add(Audio(tone(RATE), RATE))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with AudioWriter(tmp_path / "b.wav"):
+        pass
+    assert list(tmp_path.iterdir()) == []

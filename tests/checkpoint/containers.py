@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from make_checkpoint import DTYPES, Shape, config_of, make_checkpoint, tensors, userdata
+from safetensors.numpy import save_file
 from support import GOLDEN, describe
 from verify.old_files import matrices
 
@@ -48,26 +50,23 @@ def torch_state(arrays: Arrays) -> dict[str, torch.Tensor]:
     return {name: tensor(values) for name, values in arrays.items()}
 
 
-def write_safetensors(
+def lora_file(
     path: Path,
-    arrays: Arrays,
-    metadata: dict[str, str] | None = None,
-    more: dict[np.dtype[Any], str] | None = None,
-) -> None:
-    """A file of the types that a checkpoint has, and of some more."""
-    kinds = {dtype: name for name, dtype in DTYPES.values()} | (more or {})
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    offset = 0
-    for name, values in arrays.items():
-        header[name] = {
-            "dtype": kinds[values.dtype],
-            "shape": list(values.shape),
-            "data_offsets": [offset, offset + values.nbytes],
-        }
-        offset += values.nbytes
-    encoded = json.dumps(header).encode()
-    data = b"".join(values.tobytes() for values in arrays.values())
-    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    seed: int = 1,
+    dtype: Any = np.float32,
+    **config: Any,
+) -> Path:
+    """An adapter of matrices of these sizes, as the training project writes it."""
+    config = {"rank": 4, "alpha": 6.0, **config}
+    draw, tensors = np.random.default_rng(seed), {}
+    for name, (rows, columns) in sizes.items():
+        sides = {"A": (config["rank"], columns), "B": (rows, config["rank"])}
+        for side, size in sides.items():
+            tensors[f"{name}.lora_{side}"] = (0.2 * draw.standard_normal(size)).astype(dtype)
+    save_file(tensors, path, {"config": json.dumps(config)})
+    return path
 
 
 def write_config(folder: Path, *shapes: Shape, key: str = "models") -> None:
@@ -84,7 +83,7 @@ def local_training(folder: Path, shape: Shape, dtype: str = "f32", suffix: str =
     (folder / "latest").write_text("1000")
     arrays, stats = arrays_of(shape, dtype), {"global_step": 1000 + shape.seed}
     if suffix == ".sft":
-        write_safetensors(inner / "state.sft", arrays, {"stats": json.dumps(stats)})
+        save_file(arrays, inner / "state.sft", {"stats": json.dumps(stats)})
     else:
         torch.save({"module": torch_state(arrays), "stats": stats}, inner / "state.pth")
     (inner / "optimizer.pth").write_bytes(b"\x80\x04never opened")
@@ -145,7 +144,7 @@ def write_shards(
     for file in files:
         part = {name: values for name, values in arrays.items() if places[name] == file}
         if suffix == ".safetensors":
-            write_safetensors(folder / file, part, metadata)
+            save_file(part, folder / file, metadata)
         else:
             torch.save(torch_state(part), folder / file)
     index = folder / f"{stem}{suffix}.index.json"
@@ -169,7 +168,7 @@ def write_export(folder: Path, shape: Shape, dtype: str = "f32", *, named: bool 
     bias = np.random.default_rng(7).standard_normal(len(names)).astype(embedding.dtype)
     arrays = {"model.embed_tokens.weight": embedding, "lm_head.weight": heads, "lm_head.bias": bias}
     arrays |= {name: values for name, values in own.items() if name.startswith("model.")}
-    write_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(EXPORT / "config.json", folder / "config.json")
     document = json.loads((EXPORT / "tokenizer.json").read_text())
     vocabulary = {name: id_ for name, id_ in document["model"]["vocab"].items() if id_ < 256}

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-LARGE = (".sft", ".safetensors", ".pth", ".pt")
+LARGE = (".sft", ".safetensors", ".pth", ".pt", ".gguf")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/(.+)")
 _WRITE = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit|paths-info)/(.+)")
@@ -127,10 +127,22 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer()
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        if self.hub.status is not None:
+            self._send(self.hub.status, b"out of order")
+        elif match := _API.fullmatch(path):
+            self._list(match[1], match[2] or "main", "blobs" in parse_qs(url.query))
+        elif match := _TREE.fullmatch(path):
+            self._tree(match[1], match[2])
+        elif match := _RESOLVE.fullmatch(path):
+            self._resolve(match[1], match[2], match[3])
+        elif path.startswith("/store/"):
+            self._store(path)
+        else:
+            self._send(404, b"nothing here")
 
-    def do_HEAD(self) -> None:
-        self._answer()
+    do_HEAD = do_GET  # noqa: N815 - the base's name
 
     def do_PUT(self) -> None:
         """A large file, to the place that the batch named: its digest."""
@@ -165,18 +177,18 @@ class _Handler(BaseHTTPRequestHandler):
         _, files = found
         if verb == "paths-info":
             wanted = set(parse_qs(raw.decode()).get("paths", []))
-            self._json(200, [self._info(path, files[path]) for path in wanted & files.keys()])
+            wrong = self.hub.wrong_bytes
+            held = {path: files[path] for path in wanted & files.keys()}
+            if wrong is not None:
+                held |= {path: wrong for path in held if path.endswith(LARGE)}
+            self._json(200, [*map(_entry, held, held.values())])
         elif self.headers.get("Authorization") != f"Bearer {self.hub.writer}":
             self._send(403, b"")
         elif verb == "preupload":
-            asked = [one["path"] for one in json.loads(raw)["files"]]
             modes = [
-                {
-                    "path": path,
-                    "uploadMode": "lfs" if path.endswith(".gguf") else "regular",
-                    "shouldIgnore": False,
-                }
-                for path in asked
+                {"path": path, "uploadMode": mode, "shouldIgnore": False}
+                for path in (one["path"] for one in json.loads(raw)["files"])
+                for mode in ["lfs" if path.endswith(LARGE) else "regular"]
             ]
             self._json(200, {"files": modes})
         else:
@@ -197,16 +209,6 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{name}/commit/{commit}"
         self._json(200, {"commitUrl": url, "commitOid": commit, "success": True})
 
-    def _info(self, path: str, raw: bytes) -> dict[str, Any]:
-        is_large = path.endswith(".gguf")
-        if self.hub.wrong_bytes is not None and is_large:
-            raw = self.hub.wrong_bytes
-        info = {"type": "file", "path": path, "size": len(raw), "oid": _git_hash(raw)}
-        if not is_large:
-            return info
-        digest = hashlib.sha256(raw).hexdigest()
-        return {**info, "lfs": {"oid": digest, "size": len(raw), "pointerSize": 134}}
-
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -219,22 +221,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _json(self, status: int, value: object) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _answer(self) -> None:
-        url = urlsplit(self.path)
-        path = unquote(url.path)
-        if self.hub.status is not None:
-            self._send(self.hub.status, b"out of order")
-        elif match := _API.fullmatch(path):
-            self._list(match[1], match[2] or "main", "blobs" in parse_qs(url.query))
-        elif match := _TREE.fullmatch(path):
-            self._tree(match[1], match[2])
-        elif match := _RESOLVE.fullmatch(path):
-            self._resolve(match[1], match[2], match[3])
-        elif path.startswith("/store/"):
-            self._store(path)
-        else:
-            self._send(404, b"nothing here")
 
     def _files(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """A commit that this user may see; else the refusal is sent."""
@@ -258,26 +244,19 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return
         commit, files = found
-        siblings: list[dict[str, Any]] = []
-        for path, raw in files.items():
-            entry: dict[str, Any] = {"rfilename": path}
-            if with_blobs:
-                entry |= {"size": len(raw), "blobId": _git_hash(raw)}
-                if path.endswith(LARGE) and self.hub.gives_digests:
-                    digest = hashlib.sha256(raw).hexdigest()
-                    entry["lfs"] = {"sha256": digest, "size": len(raw), "pointerSize": 134}
-            siblings.append(entry)
+        siblings: list[dict[str, Any]] = [*map(_entry, files, files.values())]
+        for entry in siblings:
+            if not self.hub.gives_digests:
+                entry.pop("lfs", None)
+        if not with_blobs:
+            siblings = [{"rfilename": path} for path in files]
         body = {"_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings}
-        self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        self._json(200, body)
 
     def _tree(self, name: str, revision: str) -> None:
         found = self._files(name, revision)
         if found is not None:
-            files = [
-                {"type": "file", "path": path, "size": len(raw), "oid": _git_hash(raw)}
-                for path, raw in found[1].items()
-            ]
-            self._json(200, files)
+            self._json(200, [*map(_entry, found[1], found[1].values())])
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
         found = self._files(name, revision)
@@ -351,6 +330,17 @@ class _Handler(BaseHTTPRequestHandler):
         if cut:
             hub.cuts_left -= 1
             self.close_connection = True
+
+
+def _entry(path: str, raw: bytes) -> dict[str, Any]:
+    """What lists say of a file, in the words of each of them."""
+    hashed = _git_hash(raw)
+    entry: dict[str, Any] = {"type": "file", "path": path, "rfilename": path, "size": len(raw)}
+    entry |= {"oid": hashed, "blobId": hashed}
+    if path.endswith(LARGE):
+        digest = hashlib.sha256(raw).hexdigest()
+        entry["lfs"] = {"oid": digest, "sha256": digest, "size": len(raw), "pointerSize": 134}
+    return entry
 
 
 def _git_hash(raw: bytes) -> str:

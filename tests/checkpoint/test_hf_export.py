@@ -16,12 +16,10 @@ from checkpoint.containers import (
     Arrays,
     arrays_of,
     write_export,
-    write_safetensors,
-    write_shards,
 )
 from golden_cases import golden_cases
 from make_checkpoint import Shape
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import GOLDEN, Cli, describe, error_of, golden_checkpoint
 from verify.random_shapes import random_dtype, random_shape
 
@@ -105,17 +103,6 @@ def test_converted_and_verified_and_recorded(tmp_path: Path, two_heads: Path, cl
     assert cli("verify", out).code == 0
 
 
-def test_quantized_from_the_export(tmp_path: Path, cli: Cli) -> None:
-    shape = Shape(dim=256, heads=4, layers=1, levels=2, langs=6, bias=False)
-    folder = write_export(tmp_path / "e", shape)
-    config = say(tmp_path / "c.yaml", size={"heads": 4})
-    result = cli("quantize", folder, tmp_path / "q", "--types", "Q8_0", "--config", config)
-    assert result.code == 0, result.err
-    assert (tmp_path / "q" / "e-Q8_0.gguf").is_file()
-    made = tmp_path / "q" / "e-Q8_0.gguf"
-    assert cli("verify", folder, made, "--config", config, "--level", "tensors").code == 0
-
-
 def test_the_published_width_needs_no_word(tmp_path: Path) -> None:
     folder = write_export(tmp_path / "e", Shape(dim=1024, heads=16, layers=1, levels=1, ffn=1))
     checkpoint = read_checkpoint(folder)
@@ -123,11 +110,6 @@ def test_the_published_width_needs_no_word(tmp_path: Path) -> None:
     assert "16 heads" in checkpoint.assumed
     (folder / "config.json").unlink()
     assert describe(read_checkpoint(folder)).model.config.n_head == 16
-
-
-def test_a_number_that_somebody_corrected_is_believed(export: Path) -> None:
-    change_json(export / "config.json", num_attention_heads=2)
-    assert describe(read_checkpoint(export)).model.config.n_head == 2
 
 
 def test_what_is_assumed_is_changed_by_the_user(export: Path, tmp_path: Path) -> None:
@@ -206,7 +188,7 @@ def test_names_are_surer_than_the_table(export: Path, two_heads: Path) -> None:
     arrays = load_file(export / "model.safetensors")
     order = [*range(264), *range(279, 290), *range(264, 279), *range(290, 1382)]
     moved = {name: arrays[name][order] for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    write_safetensors(export / "model.safetensors", arrays | moved)
+    save_file(arrays | moved, export / "model.safetensors")
     place = {old: new for new, old in enumerate(order)}
     change_vocabulary(
         export / "tokenizer.json", lambda v: v.update({name: place[i] for name, i in v.items()})
@@ -239,15 +221,6 @@ def test_without_names_the_sizes_have_to_be_said(
     assert cli("inspect", export, "--config", config).code == 0
 
 
-def test_shards_of_an_export_are_one(export: Path, two_heads: Path) -> None:
-    arrays = load_file(export / "model.safetensors")
-    write_shards(export, arrays)
-    (export / "model.safetensors").unlink()
-    right, found = (read_checkpoint(one, config=two_heads) for one in (EXPORT, export))
-    for name in right.tensors.specs:
-        np.testing.assert_array_equal(found.tensors.read(name), right.tensors.read(name))
-
-
 def config(**changes: object) -> Callable[[Path], None]:
     return lambda export: change_json(export / "config.json", **changes)
 
@@ -271,7 +244,7 @@ def tensors(change: Callable[[Arrays], object]) -> Callable[[Path], None]:
     def write(export: Path) -> None:
         arrays = load_file(export / "model.safetensors")
         change(arrays)
-        write_safetensors(export / "model.safetensors", arrays)
+        save_file(arrays, export / "model.safetensors")
 
     return write
 

@@ -17,13 +17,12 @@ from checkpoint.containers import (
     local_training,
     plain,
     sharded,
-    write_safetensors,
 )
 from checkpoint.small_hub import SmallHub, point_to, small_hub
 from huggingface_hub import constants
 from make_checkpoint import Shape, config_of
-from safetensors.numpy import load_file
-from support import PROJECT, Cli, Convert, contents, error_of, run_program
+from safetensors.numpy import load_file, save_file
+from support import PROJECT, Cli, contents, error_of, run_program
 from verify.old_files import make_old
 
 from valle_convert.checkpoint.hub import parse_location
@@ -43,7 +42,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     plain(folder / WEIGHTS, SHAPE, "f16")
     bare = folder / "models" / "ckpt" / OTHER / "fp32.sft"
     bare.parent.mkdir()
-    write_safetensors(bare, arrays_of(SHAPE, "bf16"))
+    save_file(arrays_of(SHAPE, "bf16"), bare)
     config = {"models": [config_of(SHAPE)]}
     (folder / "models" / f"config.{OTHER}.yaml").write_text(yaml.safe_dump(config))
     (folder / "README.md").write_text("a card")
@@ -101,27 +100,6 @@ def test_a_config_of_the_published_layout_is_found(hub: SmallHub, tmp_path: Path
     assert len({r.path for r in hub.requests if "/store/" in r.path}) == 1
 
 
-def test_a_revision_is_a_branch_or_a_commit(hub: SmallHub, tmp_path: Path, cli: Cli) -> None:
-    flat = plain(tmp_path / "flat.sft", Shape(dim=64, layers=1, levels=2, audio_tokens=64, seed=5))
-    first = commit_of(hub)
-    other = hub.add(REPO, {"fp32.sft": flat.read_bytes()}, "other")
-    second = hub.add(REPO, {"x/fp32.sft": flat.read_bytes()})
-    found = {}
-    for i, arguments in enumerate(
-        [
-            (f"hf:{REPO}@other",),
-            (f"hf:{REPO}@{first}:models/ckpt/{NAME}",),
-            (f"hf:{REPO}/{NAME}@{first}",),
-            (f"hf:{REPO}",),
-        ]
-    ):
-        out = tmp_path / f"{i}.gguf"
-        result = cli(*arguments, out, "--verify", "none")
-        assert result.code == 0, result.err
-        found[i] = GgufFile(out).keys["valle.source.revision"]
-    assert list(found.values()) == [other, first, first, second]
-
-
 @pytest.mark.parametrize("make", [local_training, deepspeed_training, sharded])
 def test_every_form_of_a_folder_is_read(
     make: object, hub: SmallHub, tmp_path: Path, cli: Cli
@@ -167,7 +145,7 @@ def test_a_header_longer_than_the_first_range_is_read_to_its_end(
 ) -> None:
     path = tmp_path / "long.sft"
     metadata = {"config": json.dumps(config_of(SHAPE)), "notes": "x" * 300_000}
-    write_safetensors(path, arrays_of(SHAPE), metadata)
+    save_file(arrays_of(SHAPE), path, metadata)
     hub.add("me/long", {"long.sft": path.read_bytes()})
     assert cli("inspect", "hf:me/long").code == 0
     assert len([r for r in hub.requests if "/store/" in r.path]) == 2
@@ -189,7 +167,7 @@ def test_where_a_header_does_not_tell_it_the_weights_do(
     arrays, config = load_file(EXPORT / "model.safetensors"), tmp_path / "heads.yaml"
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         arrays[name] = np.pad(arrays[name], ((0, 10), (0, 0)))
-    write_safetensors(tmp_path / "model.safetensors", arrays)
+    save_file(arrays, tmp_path / "model.safetensors")
     config.write_text("size: {heads: 2, audio_tokens: 64}")
     hub.add("me/unnamed", {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()})
     local, found = (
@@ -198,18 +176,6 @@ def test_where_a_header_does_not_tell_it_the_weights_do(
     )
     assert "10 rows of padding dropped" in found["notes"]
     assert found["rows"] == local["rows"]
-
-
-def test_a_gguf_file_on_the_hub_is_looked_into(hub: SmallHub, converted: Convert, cli: Cli) -> None:
-    path = converted("ar-nar-len", "f16")
-    hub.add("me/files", {"VALL-E-F16.gguf": path.read_bytes(), "README.md": b"hello"})
-    result = cli("inspect", "hf:me/files:VALL-E-F16.gguf", "--json")
-    assert result.code == 0, result.err
-    found, local = json.loads(result.out), json.loads(cli("inspect", path, "--json").out)
-    assert found.pop("path") == "hf:me/files:VALL-E-F16.gguf"
-    assert found == {name: value for name, value in local.items() if name != "path"}
-    message = error_of(cli("inspect", "hf:me/files:VALL-E-F32.gguf"), 2)
-    assert "did you mean VALL-E-F16.gguf?" in message
 
 
 @pytest.mark.parametrize("raw", [b"short", b"\xff" * 200, b"\x40\0\0\0\0\0\0\0{" + b" " * 90])

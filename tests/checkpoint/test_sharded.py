@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint.containers import arrays_of, same_weights, sharded, write_safetensors
+from checkpoint.containers import arrays_of, same_weights, sharded
 from make_checkpoint import Shape
+from safetensors.numpy import save_file
 from support import Cli, error_of
 from verify.random_shapes import random_dtype, random_shape
 
@@ -73,14 +74,14 @@ def hold_twice(folder: Path, _: dict[str, Any]) -> None:
         arrays = arrays_of(SHAPE)
         index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         mine = {name: arrays[name] for name in arrays if index[name] == path.name}
-        write_safetensors(path, mine | rest)
+        save_file(mine | rest, path)
 
 
 def contradict(folder: Path, index: dict[str, Any]) -> None:
     path = folder / "model-00001-of-00003.safetensors"
     arrays = arrays_of(SHAPE)
     mine = {n: a for n, a in arrays.items() if index["weight_map"][n] == path.name}
-    write_safetensors(path, mine, {"config": "{}"})
+    save_file(mine, path, {"config": "{}"})
 
 
 def cut(folder: Path, _: dict[str, Any]) -> None:

@@ -5,8 +5,6 @@ import io
 import json
 import pickle
 import pickletools
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 import zipfile
@@ -22,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from support import run_python
 
 from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.stand_ins import StandIn
@@ -142,7 +141,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
         "assert TorchTensors(p, load_torch_file(p)).read('a').tolist() == [0, 0, 0];"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code, check=True)
 
 
 def rewritten(path: Path, change: Callable[[bytes], bytes]) -> Path:
@@ -223,10 +222,6 @@ class AttributeDict(dict[str, Any]):
     """What trainers keep settings in."""
 
 
-def changed_size(config: dict[str, Any], heads: object) -> dict[str, Any]:
-    return {**config, "size": {**config["size"], "heads": heads}}
-
-
 def with_tuples(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "capabilities": tuple(config["capabilities"])}
 
@@ -234,9 +229,6 @@ def with_tuples(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "protocol"),
     [
-        (lambda c: {**c, "config": changed_size(c["config"], np.array(2))}, 5),
-        (lambda c: {**c, "config": changed_size(c["config"], np.int64(2))}, 2),
-        (lambda c: {**c, "config": changed_size(c["config"], torch.tensor(2))}, 2),
         (lambda c: {**c, "config": AttributeDict(with_tuples(c["config"]))}, 2),
         (lambda c: {**c, "module": AttributeDict(c["module"])}, 2),
         (lambda c: {"module": c["module"], "args": argparse.Namespace(**c["config"])}, 2),

@@ -11,18 +11,16 @@ from checkpoint.containers import (
     arrays_of,
     deepspeed_training,
     local_training,
-    plain,
     same_weights,
     torch_state,
     write_config,
-    write_safetensors,
 )
 from make_checkpoint import Shape
+from safetensors.numpy import save_file
 from support import Cli, describe, error_of
 from verify.random_shapes import random_dtype, random_shape
 
 from valle_convert import read_checkpoint
-from valle_convert.errors import InputError
 
 SHAPE = Shape(dim=32, layers=1, levels=2, audio_tokens=10)
 Make = Callable[..., Path]
@@ -96,14 +94,8 @@ def test_several_models_are_all_named(
 def test_a_lora_beside_is_no_second_model(make: Make, tmp_path: Path) -> None:
     folder = make(tmp_path / "ckpt" / "m", SHAPE)
     (folder.parent / "lora").mkdir()
-    write_safetensors(folder.parent / "lora" / "lora.sft", {"a.lora_A": np.zeros(2, np.float32)})
+    save_file({"a.lora_A": np.zeros(2, np.float32)}, folder.parent / "lora" / "lora.sft")
     same_weights(folder.parent, SHAPE)
-
-
-def test_a_folder_with_one_file_is_that_file(tmp_path: Path) -> None:
-    path = plain(tmp_path / "models" / "ckpt" / "ar+nar-len-llama-8" / "ckpt" / "fp32.sft", SHAPE)
-    found = read_checkpoint(tmp_path / "models" / "ckpt" / "ar+nar-len-llama-8")
-    assert (found.path, found.title) == (path, "ar+nar-len-llama-8")
 
 
 def test_a_file_of_the_folder_is_no_output(make: Make, tmp_path: Path, cli: Cli) -> None:
@@ -111,27 +103,6 @@ def test_a_file_of_the_folder_is_no_output(make: Make, tmp_path: Path, cli: Cli)
     message = error_of(cli(folder, folder / "latest", "--force"), 2)
     assert "a file of the input" in message
     assert (folder / "latest").read_text().strip() in [path.name for path in folder.iterdir()]
-
-
-@pytest.mark.parametrize("content", ["nothing", "a lora", "a readme"])
-def test_a_folder_without_weights_says_what_is_expected(
-    content: str, tmp_path: Path, cli: Cli
-) -> None:
-    folder = tmp_path / "m"
-    folder.mkdir()
-    if content == "a lora":
-        write_safetensors(folder / "lora.sft", {"a.lora_A": np.zeros(2, np.float32)})
-    elif content == "a readme":
-        (folder / "README.md").write_text("hello")
-    message = error_of(cli("inspect", folder), 2)
-    assert "holds no checkpoint" in message or "holds only a LoRA" in message
-    assert ("--lora" in message) == (content == "a lora")
-
-
-def test_a_folder_that_is_not_there_is_answered_with_one_that_is(tmp_path: Path) -> None:
-    local_training(tmp_path / "training", SHAPE)
-    with pytest.raises(InputError, match="did you mean"):
-        read_checkpoint(tmp_path / "trainig")
 
 
 def second_rank(folder: Path) -> None:

@@ -312,24 +312,6 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("[1]", "holds a JSON list"),
-        ("{", "is not valid JSON"),
-        ('{"colour": "red"}', "'colour' is not one of"),
-        ('{"author": 3}', "author is 3"),
-        ('{"tags": "speech"}', "tags is 'speech'"),
-    ],
-)
-def test_bad_metadata_is_refused(
-    source: Path, tmp_path: Path, cli: Cli, content: str, words: str
-) -> None:
-    path = tmp_path / "metadata.json"
-    path.write_text(content)
-    assert words in error_of(cli(source, tmp_path / "o.gguf", "--metadata", path), 2)
-
-
-@pytest.mark.parametrize(
     ("option", "content", "words"),
     [
         ("--config", "a: [", "neither YAML nor JSON"),
@@ -337,6 +319,11 @@ def test_bad_metadata_is_refused(
         ("--config", "", "holds nothing"),
         ("--config", "x" * (2 << 20), "is larger than 1,048,576 bytes"),
         ("--config", b"\xff\xfe\x00", "neither YAML nor JSON"),
+        ("--metadata", "[1]", "holds a JSON list"),
+        ("--metadata", "{", "is not valid JSON"),
+        ("--metadata", '{"colour": "red"}', "'colour' is not one of"),
+        ("--metadata", '{"author": 3}', "author is 3"),
+        ("--metadata", '{"tags": "speech"}', "tags is 'speech'"),
         ("--lora", "words", "is a text file"),
         ("--tokenizer", "words", "JSON"),
     ],

@@ -4,50 +4,34 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from make_checkpoint import Shape, config_of, make_checkpoint, tensor_shapes, userdata
+import soundfile
+from make_checkpoint import Shape, config_of, tensor_shapes, userdata
 from support import (
     GOLDEN_NAMES,
     GOLDEN_VERSION_7,
-    PROJECT,
     Cli,
     Convert,
     error_of,
     golden_checkpoint,
+    run_python,
     with_keys,
 )
 
 from valle_convert import __version__
+from valle_convert.audio import read_codes
+from valle_convert.families.vallex.symbols import symbol_ids
 from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 
-PROGRAM = [sys.executable, "-m", "valle_convert"]
 HEAVY = ("torch", "tokenizers", "llama_cpp", "transformers")
-
-
-def wait_until_writing(process: subprocess.Popen[str], folder: Path) -> None:
-    """Until the process has a file open in a folder, with or without a name."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with suppress(OSError):  # it closes files, and may end
-            for opened in Path(f"/proc/{process.pid}/fd").iterdir():
-                if str(opened.readlink()).startswith(str(folder)):
-                    return
-        time.sleep(0.001)
-    raise AssertionError(f"nothing was written into {folder}")
 
 
 def modules_after(code: str) -> set[str]:
     code += "\nimport sys; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines())
+    return set(run_python("-c", code, check=True).stdout.splitlines())
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -63,21 +47,6 @@ def test_converting_safetensors_imports_no_torch(tmp_path: Path) -> None:
         "try: main()\nexcept SystemExit as end: assert end.code == 0"
     )
     assert loaded.isdisjoint(HEAVY)
-
-
-def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
-    result = cli(golden_checkpoint("ar-nar-len"), tmp_path / "a.gguf")
-    assert result.out == ""
-    assert "tokenizer: built-in (no tokenizer.json lies beside the checkpoint" in result.err
-    assert "left out: dropout_token" in result.err
-    assert "PASSED: " in result.err
-
-
-def test_a_full_verification_can_be_asked_for(tmp_path: Path, cli: Cli) -> None:
-    path = golden_checkpoint("ar-nar-len")
-    result = cli(path, tmp_path / "a.gguf", "--verify", "full", "--json")
-    levels = json.loads(result.out)["verification"]["levels"]
-    assert [level["name"] for level in levels] == ["structure", "tensors", "tokenizer", "logits"]
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -181,55 +150,44 @@ def test_the_version_is_shown(cli: Cli) -> None:
     assert cli("--version").out.strip() == f"valle-convert {__version__}"
 
 
-def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
-    path, out = tmp_path / "a.sft", tmp_path / "out"
-    out.mkdir()
-    make_checkpoint(path, Shape(dim=1024, heads=16, layers=6))
-    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen(
-            [*PROGRAM, str(path), str(out / "o.gguf"), "--verify", "none"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        wait_until_writing(process, out)
-        process.send_signal(how)
-        _, err = process.communicate(timeout=60)
-        assert list(out.iterdir()) == []
-        if how != signal.SIGKILL:
-            assert process.returncode == 130, err
-            assert err.splitlines()[-1] == "error: Interrupted; no unfinished file was left behind."
+# VALL-E X
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    arguments = [*PROGRAM, str(golden_checkpoint("ar-nar-len")), "--dry-run"]
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert "Traceback" not in process.stderr.read()
-        assert process.wait(timeout=60) == 0
+def test_tokenize_knows_the_symbols_and_tells_what_is_none(vallex: Path, cli: Cli) -> None:
+    result = cli("tokenize", vallex, "ðɛɹ_c.", "--json")
+    assert result.code == 0
+    found = json.loads(result.out)
+    assert found["llama_cpp"]["ids"] == found["bpe"]["ids"] == symbol_ids("ðɛɹ_c.")
+    assert "the vocabulary lacks c (U+0063)" in result.err
 
 
-@pytest.mark.parametrize(
-    ("word", "advice"),
-    [
-        ("inspekt", "Did you mean"),
-        ("verfiy", "Did you mean"),
-        ("speek", "Did you mean"),
-        ("list", "--help lists the commands"),
-    ],
-)
-def test_an_unknown_command_is_answered_with_advice(word: str, advice: str, cli: Cli) -> None:
-    result = cli(word, "model.gguf")
-    assert result.code == 2
-    assert f"No command or checkpoint named {word!r}. " in result.err
-    assert advice in result.err
+QUICK = "--temperature 0 --set max_seconds=0.2 --threads 1".split()
 
 
-@pytest.mark.parametrize("path", ["folder/model", "folder\\model", "C:model", "model.sft"])
-def test_a_missing_path_is_no_typing_error(path: str, cli: Cli) -> None:
-    result = cli(path, "model.gguf")
-    assert result.code == 2
-    assert "No command" not in result.err
+def test_text_and_a_voice_file_become_sound_and_codes(
+    vallex: Path, codec: Path, voice_file: Path, tmp_path: Path, cli: Cli
+) -> None:
+    out, codes = tmp_path / "hello.wav", tmp_path / "hello.npz"
+    given = ["-o", out, "--save-codes", codes, "--voice", voice_file, "--codec", codec]
+    result = cli("speak", vallex, "[EN]Hello.[EN][ZH]你好。[ZH]", *given, "--json", *QUICK)
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert [one["phonemes"] for one in told["sentences"]] == ["hɛˈloʊ.", "ni↓↑xɑʊ↓↑."]
+    assert [one["language"] for one in told["sentences"]] == ["en", "zh"]
+    assert soundfile.info(out).frames == sum(one["frames"] for one in told["sentences"]) * 320
+    assert len(read_codes(codes).codes) == sum(one["frames"] for one in told["sentences"])
+
+
+def test_a_conversion_tells_what_it_chose_and_checks_itself(tmp_path: Path, cli: Cli) -> None:
+    result = cli(golden_checkpoint("ar-nar-len"), tmp_path / "a.gguf")
+    assert result.out == ""
+    assert "tokenizer: built-in (no tokenizer.json lies beside the checkpoint" in result.err
+    assert "left out: dropout_token" in result.err
+    assert "PASSED: " in result.err
+
+
+def test_a_full_verification_can_be_asked_for(tmp_path: Path, cli: Cli) -> None:
+    path = golden_checkpoint("ar-nar-len")
+    result = cli(path, tmp_path / "a.gguf", "--verify", "full", "--json")
+    levels = json.loads(result.out)["verification"]["levels"]
+    assert [level["name"] for level in levels] == ["structure", "tensors", "tokenizer", "logits"]

@@ -1,6 +1,7 @@
-"""Exit codes by cause, as the README has them: 0 done, 1 a check failed, 2 bad input, 3 machine."""
+"""Exit codes by cause, and what `--help` promises of every command."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from support import Cli, Convert, error_of, golden_checkpoint
 from typer.models import TyperPath
 
 from valle_convert.cli.app import every_command
+from valle_convert.cli.examples import EXAMPLES
+from valle_convert.cli.rules import EXCLUDES, NEEDS
 from valle_convert.llama.library import load_library
 
 CHECKPOINT = golden_checkpoint("ar-nar-len")
@@ -138,3 +141,37 @@ def test_layers_for_a_gpu_that_llama_cpp_was_not_built_for_end_with_3(
     ):
         assert "without a GPU backend" in error_of(cli(*command, "--gpu-layers", "all"), 3), command
     assert list(tmp_path.iterdir()) == [codes]
+
+
+# Help, and the rules of options
+
+COMMANDS = every_command()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_examples_that_parse(name: str, cli: Cli) -> None:
+    shown = cli(name, "--help").out
+    assert "\\b" not in shown
+    commands = set()
+    for line in EXAMPLES[name].splitlines():
+        assert f"{line}\n" in shown
+        program, *words = shlex.split(line.split(" | ")[0].split(" < ")[0], comments=True)
+        command = words.pop(0) if words[0] in COMMANDS else "convert"
+        assert program == "valle-convert"
+        commands.add(command)
+        COMMANDS[command].make_context(command, words)  # a usage error where it does not parse
+    assert name in commands
+
+
+def test_the_list_of_commands_has_whole_sentences(cli: Cli) -> None:
+    shown = cli("--help").out
+    for name, command in COMMANDS.items():
+        assert f"{name} " in shown
+        assert f"{command.help.splitlines()[0].split('. ')[0].rstrip('.')}.\n" in shown
+
+
+def test_every_rule_is_of_parameters_that_there_are() -> None:
+    for command, rules in (*NEEDS.items(), *EXCLUDES.items()):
+        known = {one.name for one in COMMANDS[command].params}
+        named = {word.partition("=")[0] for text in rules.values() for word in text.split()}
+        assert {*rules, *named} <= known, command

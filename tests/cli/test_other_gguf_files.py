@@ -51,15 +51,6 @@ def test_a_converted_file_is_no_checkpoint_and_one_part_no_model(
     assert f"{audio} has the parts audio, but" in error_of(cli("compare", audio, gguf), 2)
 
 
-def test_speak_and_tokenize_want_a_converted_file(
-    foreign: Path, empty: Path, tmp_path: Path, cli: Cli
-) -> None:
-    for path in (foreign, empty):
-        assert "not a converted checkpoint" in error_of(cli("tokenize", path, "a"), 2)
-        spoken = cli("speak", path, "Hi.", "-o", tmp_path / "o.wav")
-        assert "not a converted checkpoint" in error_of(spoken, 2)
-
-
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0, 0.3, 3000.0])
 def test_a_frame_rate_that_no_codec_has_is_refused(
     rate: float, converted: Convert, tmp_path: Path, cli: Cli

@@ -49,7 +49,30 @@ OPTIONS = [
         )
     ),
     ("utterances VOICE out --text Hello. --model absent.gguf", "absent.gguf"),
+    *((f"{word} GGUF", f"named {word!r}. Did you mean") for word in ("inspekt", "verfiy", "speek")),
+    ("list GGUF", "No command or checkpoint named 'list'. valle-convert --help lists"),
+    *((f"'{path}' o.gguf", "There is no file") for path in ("a/b", "a\\b", "C:model", "a.sft")),
     ("export GGUF ''", "the name is empty"),
+    *(
+        (f"{command} CHECKPOINT o", "is not a complete GGUF file")
+        for command in ("export", "repair")
+    ),
+    ("repair GGUF o.gguf", "needs no repair"),
+    *(
+        (command, "SiLU instead of GELU")
+        for command in (
+            "convert OLD o.gguf",
+            "OLD o.gguf",
+            "export OLD out",
+            "speak OLD Hi. -o spoken.wav",
+            "tokenize OLD a",
+            "quantize OLD out --types Q4_K_M",
+            "verify OLD",
+            "transcribe OLD VOICE",
+            "imatrix OLD -o out.imatrix",
+            "utterances VOICE out --model OLD --text a",
+        )
+    ),
     ("tokenize GGUF a\udcff", "The text is not valid Unicode"),
     ("convert CHECKPOINT -", "- is not a file name here"),
     ("CHECKPOINT", "--dry-run"),
@@ -89,6 +112,9 @@ OPTIONS = [
     ),
     ("quantize GGUF o.gguf Q4_0 --imatrix absent.gguf", "There is no"),
     ("quantize GGUF o.gguf Q4_0 --imatrix .", "give --checkpoint"),
+    ("quantize GGUF o.gguf Q4_0 --imatrix GGUF", "not an importance matrix"),
+    ("check-manifest GGUF", "Give its folder"),
+    ("check-manifest .", "There is no manifest"),
     ("quantize GGUF folder Q8_0", "For a folder, use --types Q8_0"),
     # ---- evaluate
     ("evaluate GGUF --no-worse-than x.json@0.9", "--no-worse-than"),
@@ -104,6 +130,8 @@ OPTIONS = [
         (f"evaluate GGUF --checkpoint CHECKPOINT {given}", words)
         for given, words in (
             ("--prune", "give folders"),
+            ("--data .", "has no .npz files"),
+            ("--data absent", "has no .npz files"),
             ("--report r.txt", "one of .json"),
             ("--report wide.sft", "one of .json"),
             ("--max-kl nan", "--max-kl is nan"),
@@ -120,6 +148,8 @@ OPTIONS = [
     ("speak GGUF --codes a.npz -o o.wav --seed 0", "--seed: it has no effect without TEXT or"),
     ("speak GGUF Hi --save-codes o.npz --set guidance_strength=inf", "a finite number"),
     ("speak SINGLE Hi. --save-codes o.npz --set mode=nar-len", "use the mode ar"),
+    ("speak GGUF Hi. --save-codes o.npz --parallel 2", "leave it out, or add --set mode=ar"),
+    ("speak SEVEN Hi. --save-codes o.npz --parallel 2", "--parallel does not apply; leave it out"),
     # Before the hub is asked for a codec.
     ("speak GGUF Hi. -o o.wav", "trained on 8 levels of 64 codes"),
     *(

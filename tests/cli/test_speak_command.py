@@ -162,12 +162,6 @@ def test_a_pipe_gets_each_sentence_as_soon_as_it_is_done(gguf: Path, codec: Path
     assert np.frombuffer(first, "<i2").any()
 
 
-def test_sentences_decoded_at_once_are_not_decoded_side_by_side(speak: Cli, tmp_path: Path) -> None:
-    given = ("One.", "--language", "en", "-o", tmp_path / "a.wav", "--parallel")
-    assert "leave it out, or add --set mode=ar" in error_of(speak(*given, 2), 2)
-    done(speak(*given, 0))
-
-
 @pytest.mark.parametrize("given", [(), ("--set", "mode=ar", "--parallel", 2)], ids=str)
 def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     speak: Cli, given: tuple[object, ...], tmp_path: Path

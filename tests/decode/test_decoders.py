@@ -1,8 +1,7 @@
 """What decoders do beyond the golden cases: ends, interruption, prefixes, guidance, tasks."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,13 +16,12 @@ from valle_convert.decode import masked
 from valle_convert.decode.ar import decode_ar
 from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
-from valle_convert.decode.options import GREEDY, Callbacks, DecodeOptions, SamplingOptions
+from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
 from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
 from valle_convert.network.protocol import Network
-from valle_convert.progress import Advance
 from valle_convert.speech.results import SpeakOptions
 
 FOLDER = "ar-nar-len"
@@ -41,61 +39,6 @@ def network(open_network: OpenNetwork) -> Network:
 @pytest.fixture(scope="module")
 def golden() -> Golden:
     return read_golden(FOLDER)
-
-
-class Watcher:
-    """A `Progress` that remembers how far each piece of work came."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, int, int]] = []
-
-    @contextmanager
-    def __call__(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        del unit
-        done = 0
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-
-        yield advance
-        self.seen.append((label, done, total))
-
-
-@pytest.mark.parametrize("folder", SPEAKING)
-def test_ar_continues_a_prefix_as_if_it_had_spoken_it(
-    open_network: OpenNetwork, folder: str
-) -> None:
-    golden = read_golden(folder)
-    spoken = golden["gen.ar"][:11]
-    result = decode_ar(
-        open_network(folder), golden.condition, GREEDY_ONES, rng(), max_frames=29, prefix=spoken
-    )
-    np.testing.assert_array_equal(result.codes, golden["gen.ar"][11:])
-
-
-def test_ar_guidance_counts_and_strength_0_is_off(network: Network, golden: Golden) -> None:
-    strong, off = (
-        decode_ar(
-            network,
-            golden.condition,
-            replace(GREEDY_ONES, guidance_strength=strength),
-            rng(),
-            max_frames=40,
-        )
-        for strength in (3.0, 0.0)
-    )
-    np.testing.assert_array_equal(off.codes, golden["gen.ar"])
-    assert not np.array_equal(strong.codes, golden["gen.ar"])
-
-
-def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
-    network: Network, golden: Golden
-) -> None:
-    assert len(np.unique(golden["gen.ar"][:20])) < 20
-    options = replace(GREEDY_ONES, repetition_penalty=1e6)
-    codes = decode_ar(network, golden.condition, options, rng(), max_frames=20).codes
-    assert len(np.unique(codes)) == len(codes)
 
 
 @given(n_frames=st.integers(1, 2000), n_steps=st.integers(1, 100))
@@ -122,18 +65,6 @@ def test_the_temperature_of_demasking_falls_to_argmax(network: Network, golden: 
     hot = DecodeOptions(max_steps=1, sampling=SamplingOptions(temperature=50.0))
     drawn = [decode_masked(network, golden.condition, 24, hot, rng(seed)).codes for seed in (1, 2)]
     assert not np.array_equal(*drawn)
-
-
-def test_guidance_of_demasking_is_never_weaker_than_its_minimum(
-    network: Network, golden: Golden
-) -> None:
-    weak, least = (
-        decode_masked(
-            network, golden.condition, 24, replace(MASKED, guidance_strength=strength), rng()
-        ).codes
-        for strength in (0.0, 2.5)
-    )
-    np.testing.assert_array_equal(weak, least)
 
 
 def test_demasking_hears_the_prefix(network: Network, golden: Golden) -> None:
@@ -173,30 +104,6 @@ def test_auto_takes_demasking_where_the_model_has_durations(open_network: OpenNe
     assert choose_mode(open_network("single-classifier").model) == "ar"
 
 
-def test_speech_in_the_mode_ar_is_ar_and_then_nar(network: Network, golden: Golden) -> None:
-    watcher = Watcher()
-    options = replace(QUICK, mode="ar", max_seconds=40 / FRAME_RATE)
-    speech = decode_speech(
-        network, golden.condition, options, rng(), FRAME_RATE, watch=Callbacks(watcher)
-    )
-    np.testing.assert_array_equal(speech.codes, golden["gen.ar_nar"])
-    assert (speech.mode, speech.end) == ("ar", "limit")
-    assert speech.seconds.levels > 0
-    assert watcher.seen == [("frames", 40, 40), ("levels", 7, 7)]
-
-
-def test_speech_by_demasking_is_as_long_as_the_model_says(network: Network, golden: Golden) -> None:
-    watcher = Watcher()
-    speech = decode_speech(
-        network, golden.condition, QUICK, rng(), FRAME_RATE, watch=Callbacks(watcher)
-    )
-    # The model says 1119 frames, and 12 is the limit.
-    assert speech.codes.shape == (12, 8)
-    assert (speech.mode, speech.end) == ("nar-len", "limit")
-    assert speech.seconds.length > 0
-    assert watcher.seen == [("steps", 4, 4), ("levels", 7, 7)]
-
-
 def test_noise_tasks_without_a_recording_are_refused(network: Network, golden: Golden) -> None:
     condition = replace(golden.condition, task="ns", prompt=None)
     with pytest.raises(InputError, match="ns works on a recording"):
@@ -218,21 +125,6 @@ def test_voice_conversion_follows_the_recording_it_starts_from(
     ]
     assert [len(one) for one in codes] == [len(one) for one in recordings]
     assert not np.array_equal(*codes)
-
-
-def test_voice_conversion_with_every_code_masked_is_plain_demasking(
-    network: Network, golden: Golden, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(masked, "VC_THRESHOLD", 2.0)
-    monkeypatch.setattr(masked, "VC_MASK_P", 1.0)
-    recording = golden["in.resp"][:, 0]
-    options = replace(QUICK, max_seconds=len(recording) / FRAME_RATE)
-    converted = decode_speech(
-        network, golden.condition, options, rng(), FRAME_RATE, recording=recording
-    )
-    plain = decode_speech(network, golden.condition, options, rng(), FRAME_RATE)
-    np.testing.assert_array_equal(converted.codes, plain.codes)
-    assert (converted.end, plain.end) == ("stop", "limit")
 
 
 def test_a_prefix_stands_in_front_of_text_and_speech(network: Network, golden: Golden) -> None:
@@ -315,3 +207,24 @@ def test_an_interrupted_transcript_keeps_the_phonemes_so_far(
 def test_options_out_of_range_are_refused_with_their_value(build: Callable[[], object]) -> None:
     with pytest.raises(InputError, match=r"is (-1|nan|1\.5|0|2|61|65), expected"):
         build()
+
+
+def test_a_huge_repetition_penalty_makes_greedy_codes_differ(
+    network: Network, golden: Golden
+) -> None:
+    assert len(np.unique(golden["gen.ar"][:20])) < 20
+    options = replace(GREEDY_ONES, repetition_penalty=1e6)
+    codes = decode_ar(network, golden.condition, options, rng(), max_frames=20).codes
+    assert len(np.unique(codes)) == len(codes)
+
+
+def test_guidance_of_demasking_is_never_weaker_than_its_minimum(
+    network: Network, golden: Golden
+) -> None:
+    weak, least = (
+        decode_masked(
+            network, golden.condition, 24, replace(MASKED, guidance_strength=strength), rng()
+        ).codes
+        for strength in (0.0, 2.5)
+    )
+    np.testing.assert_array_equal(weak, least)

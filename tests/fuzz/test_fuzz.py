@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,16 +9,14 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import PROJECT
+from support import run_python
 
 from fuzz.mutate import VALUES
 from fuzz.runner import Run, distinct, make_input, table
 from fuzz.targets import TARGETS, Files, Target
 
-#: In a process of its own: memory is limited there, and llama.cpp has no threads of other tests.
 #: As it is when nothing was made yet.
 KNOWN = json.dumps(VALUES)
-RUN = [sys.executable, "-m", "fuzz"]
 
 
 def one_file(_rng: Random) -> Files:
@@ -122,8 +118,8 @@ def test_what_was_made_before_changes_nothing() -> None:
 
 
 def test_every_reader_stands_a_short_run(tmp_path: Path) -> None:
-    run = [*RUN, "--inputs", "150", "--seed", "7", "--out", str(tmp_path)]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=PROJECT, check=False)
+    # In a process of its own: memory is limited there, and llama.cpp has no threads of other tests.
+    done = run_python("-m", "fuzz", "--inputs", 150, "--seed", 7, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "counts.jsonl").read_text().splitlines()
     counts = {line["target"]: line for line in map(json.loads, lines)}
@@ -140,8 +136,7 @@ def test_every_reader_stands_a_short_run(tmp_path: Path) -> None:
 
 def test_what_reaches_new_code_is_kept_and_led_on(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
-    command = [sys.executable, "-m", "fuzz.guided", "pickle", corpus, "-runs=400", "-seed=1"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    done = run_python("-m", "fuzz.guided", "pickle", corpus, "-runs=400", "-seed=1")
     assert done.returncode == 0, done.stderr
     assert "Done 400 runs" in done.stderr
     assert len(list(corpus.iterdir())) > 1  # more than the valid one

@@ -3,13 +3,12 @@
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Cli, Convert, error_of, golden_checkpoint
+from support import Cli, Convert, error_of, golden_checkpoint, run_python
 
 from valle_convert import plan_conversion
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
@@ -51,14 +50,7 @@ def made(
 
 
 def run_llama_cpp(path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"GGML_NO_BACKTRACE": "1"},
-    )
+    return run_python("-c", CHILD, path, timeout=120, env=os.environ | {"GGML_NO_BACKTRACE": "1"})
 
 
 def tokens(change: Callable[[list[str]], Sequence[str]]) -> Callable[[Path], dict[str, Any]]:

@@ -190,24 +190,6 @@ def test_a_split_into_one_is_whole() -> None:
         parse(whole([key("split.count", STRING, string("1"))]))
 
 
-@pytest.mark.parametrize("alignment", [8, 16, 32, 64, 4096])
-def test_another_alignment_is_read_and_kept(alignment: int) -> None:
-    first, second = bytes(range(1, 5)), bytes(range(5, 13))
-    data = first + bytes(-4 % alignment) + second + bytes(-8 % alignment)
-    raw = whole(
-        [key("general.alignment", U32, struct.pack("<I", alignment))],
-        [entry("a", [1], 0, 0), entry("b", [2], 0, alignment)],
-        data,
-        alignment=alignment,
-    )
-    file = parse(raw)
-    assert file.data_start % alignment == 0
-    assert [t.data.tobytes() for t in file.tensors.values()] == [first, second]
-    changed = parse(file.changed([Key("new", "x" * 100, "string")]) + raw[file.data_start :])
-    assert [t.data.tobytes() for t in changed.tensors.values()] == [first, second]
-    assert (changed.alignment, changed.data_start % alignment) == (alignment, 0)
-
-
 def test_the_last_padding_may_be_missing() -> None:
     assert parse((SMALL + DATA)[:-28]).tensors["t.weight"].data.nbytes == 68
     assert reason((SMALL + DATA)[:-29]).startswith("the data of 't.weight' ends at byte")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valle_convert.audio import Audio
+from valle_convert.errors import EnvironmentFault
+from valle_convert.listening.listen import Recogniser
 from valle_convert.listening.measures import (
     N_CEPSTRA,
     Tally,
@@ -121,3 +124,21 @@ def test_a_mean_is_of_all_codes_and_not_of_the_sentences_means() -> None:
     assert Tally.pooled([tally, tally]).mean == 2.5
     assert Tally.each([1.0, math.nan]).mean == 1.0
     assert math.isnan(Tally.each([math.nan]).mean)
+
+
+# Any program can hear words
+
+SOUND = Audio(np.full(2400, 0.25, np.float32), 24_000)
+MEASURES = "import sys, wave; w = wave.open(sys.argv[1]); print(w.getnframes(), w.getframerate())"
+
+
+def test_a_command_gets_a_wav_and_prints_words() -> None:
+    assert Recogniser(f'{sys.executable} -c "{MEASURES}"').hear(SOUND) == "2400 24000"
+    braces = f'{sys.executable} -c "{MEASURES}" {{}} more'
+    assert Recogniser(braces).hear(SOUND) == "2400 24000"
+
+
+def test_a_program_that_fails_is_quoted() -> None:
+    fails = Recogniser(f"{sys.executable} -c \"raise SystemExit('no model')\"")
+    with pytest.raises(EnvironmentFault, match="exit code 1: no model"):
+        fails.hear(SOUND)

@@ -1,16 +1,15 @@
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support import executable
+from support import PROJECT, executable, run_python
 
 from valle_convert.llama.cpu import cmake_args
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "build_llama_tools.py"
+SCRIPT = PROJECT / "scripts" / "build_llama_tools.py"
 
 OLD_XEON = {"sse4_2", "avx", "f16c"}
 HASWELL = OLD_XEON | {"avx2", "bmi2", "fma"}
@@ -64,12 +63,7 @@ def test_constraints_without_the_pin_are_an_error_in_one_line(
     path = tmp_path / "constraints.txt"
     if text is not None:
         path.write_text(text)
-    child = subprocess.run(
-        [sys.executable, SCRIPT, "--constraints", path, "--cache", tmp_path / "cache"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = run_python(SCRIPT, "--constraints", path, "--cache", tmp_path / "cache")
     assert child.returncode == 3
     assert child.stderr.count("\n") == 1
     assert "llama-cpp-python==VERSION" in child.stderr
@@ -119,8 +113,6 @@ def test_the_error_of_a_build_is_shown_though_much_was_said_after_it(script: Mod
 
 
 def test_the_arguments_for_the_binding_are_printed_alone() -> None:
-    child = subprocess.run(
-        [sys.executable, SCRIPT, "--print-cmake-args"], capture_output=True, text=True, check=True
-    )
+    child = run_python(SCRIPT, "--print-cmake-args", check=True)
     assert child.stdout.startswith("-DGGML_NATIVE=OFF")
     assert child.stdout.count("\n") == 1

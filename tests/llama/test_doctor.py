@@ -1,11 +1,9 @@
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from support import PROJECT
+from support import PROJECT, run_python
 
 from valle_convert.cli.app import COMMANDS
 from valle_convert.doctor import (
@@ -56,9 +54,7 @@ def test_a_library_that_kills_its_probe_is_reported_and_never_loaded() -> None:
         "assert not report.ok\n"
         "assert not {'llama_cpp', 'torch'} & set(sys.modules), 'loaded'\n"
     )
-    child = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    child = run_python("-c", program)
     assert (child.returncode, child.stderr) == (0, "")
 
 

@@ -1,8 +1,6 @@
 """What a session finds out about llama.cpp, and how it says that something is wrong."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sessions import open_session
+from support import PROJECT, run_python
 
 from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.read import GgufFile
@@ -160,25 +159,6 @@ def test_a_token_table_of_zeros_is_refused(tmp_path: Path) -> None:
         open_session(tmp_path / "zeros.gguf")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.gguf is not a file"):
-        GemmaSession(tmp_path / "absent.gguf", probe_rows={})
-
-
-def test_a_broken_file_is_refused_in_llama_cpps_own_words(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # its words are cut where a path is long
-    short, data = Path("short.gguf"), (models / "f32.gguf").read_bytes()
-    for part, words in (
-        (data[: len(data) // 2], "not within the file bounds"),
-        (b"no", "failed to load"),
-    ):
-        short.write_bytes(part)
-        with pytest.raises(InputError, match=f"llama.cpp says: .*{words}"):
-            GemmaSession(short, probe_rows={})
-
-
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gemma(path, replace(SHAPE, n_layer=1), WEIGHTS)
@@ -207,13 +187,12 @@ def test_nothing_is_printed_by_a_session(models: Path) -> None:
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=False)\n"
         "    session.step(np.ones((4, 256)), [0, 1, 0, 1], causal=True)\n"
     )
-    here = Path(__file__).parent
-    folders = [here, here.parents[1]]  # of `sessions`, and of the package
-    child = subprocess.run(
-        [sys.executable, "-c", program, models / "q8_0.gguf"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))},
-    )
+    folders = os.pathsep.join(map(str, [Path(__file__).parent, PROJECT]))  # of `sessions`
+    where = os.environ | {"PYTHONPATH": folders}
+    child = run_python("-c", program, models / "q8_0.gguf", env=where)
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent.gguf is not a file"):
+        GemmaSession(tmp_path / "absent.gguf", probe_rows={})

@@ -1,3 +1,5 @@
+"""Sessions on stock llama.cpp compute what their oracle does, in any number of sequences."""
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,19 @@ from gemma_oracle import gemma_logits, gemma_states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sessions import open_session
+from support import ONE_THREAD
 
 from valle_convert.llama.context import Settings
 from valle_convert.llama.gemma import GemmaSession
-from valle_convert.llama.tiny import GemmaShape, random_gemma, write_gemma
+from valle_convert.llama.mpt import MptSession
+from valle_convert.llama.tiny import (
+    MPT_WIDTH,
+    GemmaShape,
+    random_gemma,
+    random_mpt,
+    write_gemma,
+    write_mpt,
+)
 from valle_convert.metrics import nmse
 
 # What is left between llama.cpp and float64 is its GELU, read from a table of f16 numbers:
@@ -75,17 +86,6 @@ def test_any_segments_match_the_oracle(
     ]
     expected = gemma_logits(shape, WEIGHTS[shape], x, positions, causal=causal)
     assert nmse(expected, np.concatenate(got)) < 10 * SAME_AS_ORACLE  # the worst of many inputs
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_batch_may_be_longer_than_a_ubatch(
-    session: GemmaSession, shape: GemmaShape, causal: bool
-) -> None:
-    x, outputs = tokens(700), slice(0, None, 233)
-    positions = np.concatenate([np.arange(300), np.arange(400)])
-    got = session.step(x, positions, causal=causal, outputs=outputs)
-    expected = gemma_logits(shape, WEIGHTS[shape], x, positions, causal=causal)[outputs]
-    assert nmse(expected, got) < 10 * SAME_AS_ORACLE
 
 
 def test_the_context_grows_and_keeps_its_sequences(tmp_path: Path) -> None:
@@ -246,3 +246,36 @@ def test_states_of_a_causal_batch_longer_than_what_is_computed_at_once(tmp_path:
     with open_session(tmp_path / "tiny.gguf", last_norm=norm) as session:
         states = session.step(x, np.arange(1200), causal=True, outputs=outputs)
     assert nmse(expected[outputs], states) < SAME_AS_ORACLE
+
+
+# Sequences of an mpt model
+
+FACTOR = 256
+#: Causal batches of another size run through other kernels.
+TOLERANCE = 1e-4
+
+
+def drawn(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, MPT_WIDTH), dtype=np.float32)
+
+
+def test_a_block_that_sees_itself_stays_and_sees_what_was_before_it(tmp_path: Path) -> None:
+    weights, path = random_mpt(attention=True), tmp_path / "mpt.gguf"
+    write_mpt(path, weights, FACTOR)
+    rows = dict(enumerate(weights["token_embd.weight"][:4]))
+    before, block, everything = drawn(5, 0), drawn(4, 1), np.ones(4, np.bool_)
+    with MptSession(
+        path, probe_rows=rows, activation_factor=FACTOR, settings=ONE_THREAD
+    ) as session:
+        places = np.arange(9, dtype=np.int32)
+        session.read(0, before)
+        found = session.decode(block, places[5:], 0, everything, causal=False)
+        assert session.length() == 9
+        session.forget(0)
+        session.read(0, before[::-1])  # without positions, the order is nothing
+        same = session.decode(block, places[5:], 0, everything, causal=False)
+        session.forget(0)
+        session.read(0, before[:4])
+        other = session.decode(block, places[4:8], 0, everything, causal=False)
+    np.testing.assert_allclose(found, same, atol=TOLERANCE)
+    assert np.abs(found - other).max() > 100 * TOLERANCE

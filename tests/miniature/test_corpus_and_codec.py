@@ -1,12 +1,10 @@
 """The miniature's corpus is the same every time, and its codec keeps what was said."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import PROJECT, model_of
+from support import PROJECT, model_of, run_python
 
 from miniature import corpus
 from miniature.words import UNSEEN
@@ -29,10 +27,7 @@ def digest_of_a_new_process(seed: int) -> str:
         "from miniature import corpus\n"
         f"for one in corpus.training_set({seed}, 6): print(corpus.digest(one).hex())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+    return run_python("-c", program, check=True).stdout.strip()
 
 
 def test_the_corpus_is_the_same_every_time() -> None:

@@ -1,15 +1,13 @@
 """The converted, quantized miniature says what the PyTorch reference says, on stock llama.cpp."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ONE_THREAD, PROJECT
+from support import ONE_THREAD, PROJECT, run_python
 
 from miniature import corpus
 from miniature.evaluate import held_out, opened
@@ -45,19 +43,19 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     """`quantized(type)`: the miniature, converted and quantized once."""
     folder = tmp_path_factory.mktemp("miniature")
     full = folder / "miniature-F16.gguf"
-    run([str(FOLDER / "miniature.sft"), str(full), "--verify", "none"])
+    run(FOLDER / "miniature.sft", full, "--verify", "none")
 
     def make(kind: str) -> Path:
         path = folder / f"miniature-{kind}.gguf"
         if not path.exists():
-            run(["quantize", str(full), str(path), kind])
+            run("quantize", full, path, kind)
         return path
 
     return make
 
 
-def run(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "miniature", *arguments], cwd=PROJECT, check=True)
+def run(*arguments: object) -> None:
+    run_python("-m", "miniature", *arguments, check=True)
 
 
 @cache
@@ -119,16 +117,9 @@ def test_the_voice_is_that_of_the_prompt(quantized: Callable[[str], Path], tmp_p
     for voice in corpus.VOICES:
         prompt = FOLDER / f"voice-{voice}.flac"
         out = tmp_path / f"{voice}.wav"
-        run(
-            [
-                "speak",
-                str(quantized("Q4_K_M")),
-                "The old man sees the river.",
-                *("--set", "mode=ar,max_seconds=4,prompt_seconds=0.8", "--temperature", "0.6"),
-                *("--seed", "0", "--voice", str(prompt), "--codec", str(CODEC)),
-                *("-o", str(out)),
-            ]
-        )
+        said = ("speak", quantized("Q4_K_M"), "The old man sees the river.", "-o", out)
+        how = ("--set", "mode=ar,max_seconds=4,prompt_seconds=0.8", "--temperature", 0.6)
+        run(*said, *how, "--seed", 0, "--voice", prompt, "--codec", CODEC)
         sounds = [read_audio(path, corpus.SAMPLE_RATE).samples for path in (prompt, out)]
         frames = [analyse(one, settings) for one in sounds]
         asked, got = (float(np.median(one[one[:, 0] > 0, 1])) for one in frames)

@@ -7,6 +7,7 @@ import numpy as np
 from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from support import executable
+from vallex_golden import write_voice
 
 from valle_convert.families.bundle import Bundle
 from valle_convert.families.family import Unit
@@ -80,10 +81,5 @@ def write_utterance(folder: Path, name: str = "a", n_levels: int = 3) -> Path:
 def voice_file(path: Path, n_frames: int, seed: int = 0, *, levels: int = 8) -> Path:
     """As VALL-E X's own project writes them."""
     draw = np.random.default_rng(seed)
-    np.savez(
-        path,
-        audio_tokens=draw.integers(0, 64, (1, n_frames, levels)),
-        text_tokens=draw.integers(5, 70, (1, 12)),
-        lang_code=np.array(0),
-    )
-    return path
+    codes, text = draw.integers(0, 64, (1, n_frames, levels)), draw.integers(5, 70, (1, 12))
+    return write_voice(path, audio_tokens=codes, text_tokens=text, lang_code=0)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 from quantize.pages import WIDTHS, cut
-from support import PROJECT, Cli, error_of
+from support import PROJECT, Cli, error_of, run_python
 
 from miniature.evaluate import held_out, write_data
 from valle_convert.listening.listen import (
@@ -68,13 +67,7 @@ def heard(made: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         *("--max-wer", "Q8_0=0.1", "--utterances", 2, *CODEC, *QUICK),
         *(word for suffix in FORMS for word in ("--report", folder / f"report{suffix}")),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "miniature", *map(str, arguments)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "miniature", *arguments)
     assert done.returncode == 1, done.stderr
     assert "FAILED" in done.stdout
     return folder

@@ -1,13 +1,20 @@
+"""One file by llama-quantize: its plan, its bytes, its types, and tools that fail."""
+
 import hashlib
-from contextlib import contextmanager
+import re
+import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from quantize.making import make_one, script
+from hypothesis import given
+from hypothesis import strategies as st
+from quantize.making import make_one, script, source_of
+from support import Convert
 
-from valle_convert.errors import EnvironmentFault
+from valle_convert.errors import EnvironmentFault, InputError
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.imatrix import (
     Entry,
@@ -16,11 +23,17 @@ from valle_convert.quantize.imatrix import (
     encode_imatrix,
     read_imatrix,
 )
-from valle_convert.quantize.options import MakeOptions, RunLog
+from valle_convert.quantize.options import MakeOptions
 from valle_convert.quantize.plan import arguments_of, plan_file
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
-from valle_convert.quantize.types import FILE_TYPES
+from valle_convert.quantize.types import (
+    FILE_TYPES,
+    check_tensor_type,
+    parse_types,
+    read_tensor_types,
+    weights_of,
+)
 
 OPTIONS = MakeOptions(threads=1)
 SHA = "ab" * 32
@@ -95,37 +108,6 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     assert not any(folder.encode() in text for folder in folders)
 
 
-def test_progress_ends_at_the_whole_source(
-    program: Quantizer, source_256: Source, tmp_path: Path
-) -> None:
-    totals, steps = [], []
-
-    @contextmanager
-    def progress(_label: str, total: int, unit: str):  # type: ignore[no-untyped-def] # noqa: ANN202
-        assert unit == "B"
-        totals.append(total)
-        yield steps.append
-
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
-    make_one(plan, tmp_path / "o.gguf", RunLog(progress))
-    assert [sum(steps)] == totals
-    assert len(steps) == len(source_256.header.tensors)
-
-
-def test_a_failure_shows_the_last_lines_and_leaves_nothing(
-    program: Quantizer, source_256: Source, tmp_path: Path
-) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
-    tool = script(tmp_path / "broken", 'echo "the model is upside down" >&2; exit 7')
-    folder = tmp_path / "out"
-    folder.mkdir()
-    logs: list[str] = []
-    with pytest.raises(EnvironmentFault, match=r"exit code 7(.|\n)*upside down"):
-        make_one(replace(plan, quantizer=tool), folder / "out.gguf", RunLog(keep_log=logs.extend))
-    assert list(folder.iterdir()) == []
-    assert logs == ["the model is upside down"]
-
-
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -192,3 +174,96 @@ def test_without_a_program_the_library_is_taken(
     found = find_quantizer()
     assert found.kind == "llama_model_quantize"
     assert "no llama-quantize was found" in found.how
+
+
+# Plans
+
+NARROW = "ar-nar-len"  # a golden checkpoint whose rows are 64
+
+
+def test_what_the_user_chose_for_a_tensor_is_no_fallback(
+    program: Quantizer, converted: Convert
+) -> None:
+    settings = MakeOptions(tensor_types=("token_embd=q8_0",), threads=1)
+    narrow = source_of(converted(NARROW, "f16"))
+    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
+    fallbacks = plan.fallbacks(plan.tensors or ())
+    assert "token_embd.weight" not in {one.tensor for one in fallbacks}
+
+
+def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
+    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
+    assert set(weights_of(plan.tensors)["weights"]) == {"Q4_K", "F32"}
+
+
+def test_a_quantized_input_is_refused_unless_it_is_allowed(
+    program: Quantizer, converted: Convert
+) -> None:
+    source = source_of(converted(NARROW, "q8_0"))
+    with pytest.raises(InputError, match=r"already quantized .* --allow-requantize"):
+        plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
+    allowed = MakeOptions(allow_requantize=True, threads=1)
+    assert plan_file(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0
+
+
+# Types
+
+
+def test_the_table_of_types_is_the_list_that_the_stock_program_prints(program: Quantizer) -> None:
+    said = subprocess.run([*program.command, "--help"], capture_output=True, text=True, check=False)
+    text = (said.stdout + said.stderr).partition("allowed quantization types")[2]
+    listed = {name: int(n) for n, name in re.findall(r"^ +(\d+) +or +(\w+) +:", text, re.MULTILINE)}
+    assert "COPY" in text
+    assert {one.name: one.number for one in FILE_TYPES.values() if one.base} == listed
+
+
+def test_a_list_of_types_is_read_in_any_case_and_without_repetitions() -> None:
+    assert [one.name for one in parse_types("q8_0, Q4_K_M,Q8_0")] == ["Q8_0", "Q4_K_M"]
+
+
+@pytest.mark.parametrize("text", ["attn_v", "=q8_0", "attn_v=", "(=q8_0"])
+def test_a_tensor_type_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        check_tensor_type(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("F64", r"did you mean F16\?"),
+        ("I32", r"did you mean F32\?"),
+        ("Q8_1", r"did you mean Q8_0\?"),
+        ("Q8_K", r"did you mean Q8_0\?"),
+        ("Q4_K_M", r"did you mean Q4_K\?"),
+        ("I8", "expected one of .*Q4_0 .* IQ4_XS"),
+        ("x" * 99, "expected one of .*Q4_0 .* IQ4_XS"),
+    ],
+)
+def test_a_type_that_llama_quantize_does_not_make_is_refused_with_advice(
+    name: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        check_tensor_type(f"ffn_down={name}")
+    assert len(str(caught.value)) <= 200
+
+
+def test_a_list_of_tensor_types_is_in_the_form_of_llama_quantize(tmp_path: Path) -> None:
+    """Words with any white space between them; its reader is `while (file >> word)`."""
+    path = tmp_path / "x.txt"
+    path.write_bytes(b" token_embd=Q8_0\tATTN_V=q6_K\r\n\n\x0bblk\\.(0|1)\\.ffn=f16\x0c")
+    found = read_tensor_types(path)
+    assert found == ("token_embd=q8_0", "attn_v=q6_k", "blk\\.(0|1)\\.ffn=f16")
+
+
+@given(st.binary(max_size=40) | st.text(alphabet=" =\n\0qQ8_0a(é", max_size=40).map(str.encode))
+def test_what_a_list_of_tensor_types_gives_can_be_given_to_the_tool(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.txt"
+        path.write_bytes(data)
+        try:
+            found = read_tensor_types(path)
+        except InputError:
+            return
+    assert found
+    assert all(check_tensor_type(one) == one and one.isprintable() for one in found)
+    assert not any(set(one) & set(" \t\n") for one in found)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from quantize.conftest import Family
 from quantize.making import flip, planner, script, voice_file, write_utterance
 from support import Cli, Convert, Result, contents, error_of, with_keys
 from vallex_golden import CHECKPOINT as VALLEX
 
+from valle_convert import plan_conversion
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle, plan
@@ -197,18 +197,6 @@ def test_resume_with_force_makes_a_model_again_that_would_be_another_one_and_say
     assert check_manifest(folder).passed
 
 
-def test_resume_compares_the_checkpoint_that_is_converted_first(cli: Cli, tmp_path: Path) -> None:
-    """Two checkpoints under one file name: nothing of the first is taken for the second."""
-    out = tmp_path / "out"
-    for seed, code in ((1, 0), (1, 0), (2, 2)):
-        checkpoint = tmp_path / str(seed) / "model.sft"
-        checkpoint.parent.mkdir(exist_ok=True)
-        make_checkpoint(checkpoint, Shape(dim=32, heads=2, layers=1, levels=2, seed=seed))
-        result = cli("quantize", checkpoint, out, "--types", "Q8_0", "--resume", *QUICK)
-        assert result.code == code, result.err
-    assert "made from another source" in error_of(result, 2)
-
-
 def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
     cli: Cli, family: Family, tmp_path: Path
 ) -> None:
@@ -361,7 +349,53 @@ def test_a_full_disk_is_known_before_and_files_that_are_kept_need_no_room(
     assert contents(made) == before
 
 
-def test_types_given_one_by_one_are_all_made(cli: Cli, gguf_256: Path, tmp_path: Path) -> None:
-    run = ("quantize", gguf_256, tmp_path / "out", "--types", "Q4_0", "--types", "Q8_0,F16", *QUICK)
-    files = files_of(cli(*run, "--dry-run", "--json"))
-    assert [one["type"] for one in files] == ["Q4_0", "Q8_0", "F16"]
+# For a model of one file as for one of several
+
+MEASURED = ("--utterances", 1, "--threads", 1)
+
+
+def test_a_tensor_type_for_nothing_is_told(family: Family, tmp_path: Path, cli: Cli) -> None:
+    run = ("quantize", family.source, tmp_path / "o.gguf", "Q8_0")
+    patterns = "--tensor-type zzz=Q8_0 --tensor-type ffn_up=Q5_0 --tensor-type norm=Q8_0"
+    result = cli(*run, *patterns.split())
+    assert result.code == 0, result
+    assert "the tensor type zzz=q8_0 matches no tensor" in result.err
+    assert "the tensor type norm=q8_0 changes no tensor" in result.err
+    assert "ffn_up=q5_0 " not in result.err
+
+
+def test_another_checkpoint_is_refused(
+    family: Family, folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    family.another(tmp_path / "other")
+    other = ("--checkpoint", tmp_path / "other" / family.checkpoint.name)
+    before = contents(folder)
+    for run in (
+        ("evaluate", folder, *other, *MEASURED),
+        ("quantize", family.source, tmp_path / "o", "--types", "IQ2_XXS", *other),
+        ("scan", family.source, "--types", "Q8_0", *other, *MEASURED),
+    ):
+        assert "another checkpoint" in error_of(cli(*run), 2)
+    assert contents(folder) == before
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+def test_the_baseline_is_f16_where_the_source_is_not(
+    family: Family, kind: str, tmp_path: Path, cli: Cli
+) -> None:
+    source, made, report = (tmp_path / name for name in ("s.gguf", "made", "r.json"))
+    convert = (family.checkpoint, source, "--outtype", kind, "--verify", "none")
+    assert cli(*convert).code == 0
+    assert cli("quantize", source, made, "--types", "Q8_0", "--threads", 1).code == 0
+    run = ("evaluate", made, "--checkpoint", family.checkpoint, *MEASURED, "--report", report)
+    assert cli(*run).code == 0
+    assert json.loads(report.read_text())["baseline"]["type"] == "F16"
+
+
+def test_a_conversion_tells_what_it_leaves_out(family: Family, tmp_path: Path, cli: Cli) -> None:
+    result = cli(family.checkpoint, tmp_path / "a.gguf", "--verify", "none")
+    assert result.code == 0
+    dropped = plan_conversion(family.checkpoint).description.dropped
+    assert result.err.count("left out: ") == len(dropped)
+    assert all(one.source in result.err for one in dropped)

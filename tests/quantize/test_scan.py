@@ -78,15 +78,6 @@ def bits(kinds: dict[str, str], weights: dict[str, int]) -> float:
     return 8 * total / sum(weights.values())
 
 
-def test_the_smallest_mixture_of_a_divergence_is_no_larger_than_it_has_to_be() -> None:
-    weights = {"a": 1000, "b": 1000}
-    losses = {"a": [0.5, 0.1, 0.01], "b": [0.02, 0.01, 0.001]}
-    found = sensitivities(losses, weights)
-    assert choose_mixture(found, max_kl=0.53).kinds == {"a": "Q2_K", "b": "Q2_K"}
-    assert choose_mixture(found, max_kl=0.2).kinds == {"a": "Q4_K", "b": "Q2_K"}
-    assert choose_mixture(found, max_kl=0.0).kinds == {"a": "F16", "b": "F16"}
-
-
 def test_too_few_bits_are_refused() -> None:
     weights = {"a": 1000}
     found = sensitivities({"a": [0.5, 0.1, 0.01]}, weights)

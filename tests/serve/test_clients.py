@@ -1,15 +1,22 @@
 """Programs that people have: OpenAI's client, and requests in the form that others send."""
 
 import base64
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import openai
 import pytest
-from serve.servers import SPEECH, samples_of, serving
+from audio.small_codec import save_codec
+from serve.servers import MINIATURE, SPEECH, samples_of, serving
+from vallex_golden import CHECKPOINT
 
-from valle_convert.families.bundle import Bundle
+from valle_convert import plan_conversion, write_gguf
+from valle_convert.audio import EncodecCodec
+from valle_convert.families.bundle import Bundle, open_bundle
 from valle_convert.serve.gate import Access
+from valle_convert.speech.results import SpeakOptions
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +97,32 @@ def test_others_get_mp3(client: httpx2.Client, name: str) -> None:
     assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
     samples, rate = samples_of(answer.content)
     assert len(samples) > 0.2 * rate
+
+
+# Another family
+
+
+def test_vall_e_x_is_served(tmp_path: Path) -> None:
+    write_gguf(plan_conversion(CHECKPOINT), tmp_path / "x.gguf")
+    bundle = open_bundle(tmp_path / "x.gguf")
+    codec = EncodecCodec(save_codec(tmp_path / "codec", codebook_size=bundle.model.codebook_size))
+    folder = tmp_path / "voices"
+    folder.mkdir()
+    for name in ("mute", "told"):
+        shutil.copy(MINIATURE / "voice-plain.flac", folder / f"{name}.flac")
+    (folder / "told.txt").write_text("Good morning everybody.")
+    defaults = SpeakOptions(max_seconds=0.2)
+    with serving(bundle, folder, codec=codec, defaults=defaults) as client:
+        wanted = {"input": "Hello. Good morning.", "language": "en", "seed": 1, "voice": "mute"}
+        refused = client.post(SPEECH, json=wanted)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+        heard = []
+        for change in ({"voice": "told"}, {"voice_text": "Good morning everybody."}):
+            answer = client.post(SPEECH, json={**wanted, "response_format": "wav", **change})
+            assert answer.status_code == 200, answer.text
+            heard.append(answer.content)
+        assert heard[0] == heard[1]
+        samples, rate = samples_of(heard[0])
+        assert len(samples) / rate == pytest.approx(0.4, abs=0.05)
+        foreign = client.post(SPEECH, json={**wanted, "guidance": 2})
+        assert foreign.json()["error"]["param"] == "guidance"

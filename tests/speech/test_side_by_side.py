@@ -189,19 +189,6 @@ def test_a_sentence_decoded_at_once_is_heard_before_the_next_begins(converted: C
     assert [sum(one) for one in heard] == [0, 1, 1, 1]
 
 
-def test_models_that_decode_all_frames_at_once_refuse_it(converted: Convert) -> None:
-    for folder, options in (
-        ("v7-nemo", SpeakOptions()),
-        ("ar-nar-len", SpeakOptions(mode="nar-len")),
-    ):
-        bundle = open_bundle(converted(folder, "auto"))
-        with (
-            bundle.family.speaker(bundle, settings=ONE_THREAD) as speaker,
-            pytest.raises(InputError, match="--parallel does not apply; leave it out"),
-        ):
-            speaker.check_options(options, 2)
-
-
 @pytest.mark.parametrize("folder", ["ar-nar-len", GOLDEN_VALLEX])
 def test_the_number_is_that_of_the_search(
     converted: Convert, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

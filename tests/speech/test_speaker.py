@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from speech.conftest import Talking
 from support import ONE_THREAD
 
-from valle_convert.audio import EncodecCodec, read_codes, write_codes
+from valle_convert.audio import read_codes, write_codes
 from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.speech import Timings
 from valle_convert.errors import InputError
 from valle_convert.families import families
 from valle_convert.speech.results import SpeakOptions
+from valle_convert.speech.settings import parse_settings, settings, with_settings
 from valle_convert.speech.speaker import Watch
 
 RATE = 24_000
@@ -59,13 +59,6 @@ def test_every_sentence_is_told_when_it_is_done(talking: Talking) -> None:
     assert all(piece.audio is None for piece in spoken.pieces)
 
 
-def test_phonemes_of_all_sentences_are_told_before_the_first_is_spoken(talking: Talking) -> None:
-    told: list[list[str]] = []
-    watch = Watch(on_sentences=lambda all_: told.append(list(all_)))
-    next(talking.speaker.pieces("Hello. Hello.", None, talking.quick, watch=watch))
-    assert told == [[talking.hello, talking.hello]]
-
-
 def test_what_cannot_be_said_is_named(talking: Talking) -> None:
     spoken = talking.speaker.speak("Hello 你.", None, talking.quick)
     assert any("in English and are skipped: 你 (U+4F60)" in notice for notice in spoken.notices)
@@ -97,9 +90,10 @@ def test_a_seed_gives_the_same_speech_and_no_seed_tells_the_one_it_took(
     talking: Talking, voice: Path
 ) -> None:
     drawn = replace(talking.heard, sampling=SamplingOptions(), seed=None)
-    first = talking.speaker.speak("Hello.", voice, drawn)
-    again = talking.speaker.speak("Hello.", voice, replace(drawn, seed=first.seed))
-    other = talking.speaker.speak("Hello.", voice, replace(drawn, seed=first.seed + 1))
+    # Three sentences, since a seed may stop before the first code of one.
+    first = talking.speaker.speak(TEXT, voice, drawn)
+    again = talking.speaker.speak(TEXT, voice, replace(drawn, seed=first.seed))
+    other = talking.speaker.speak(TEXT, voice, replace(drawn, seed=first.seed + 1))
     np.testing.assert_array_equal(first.codes, again.codes)
     assert not np.array_equal(first.codes, other.codes)
 
@@ -216,30 +210,6 @@ def test_without_a_codec_codes_speak_and_audio_is_refused(talking: Talking, voic
             mute.decode(spoken.codes)
 
 
-@pytest.mark.parametrize("text", ["", "...", "\n\n"])
-def test_text_with_nothing_to_say_is_refused(talking: Talking, text: str) -> None:
-    with pytest.raises(InputError, match="nothing to say"):
-        talking.speaker.speak(text, None, talking.quick)
-
-
-def test_a_silent_voice_is_refused_by_name(talking: Talking, tmp_path: Path) -> None:
-    silence = tmp_path / "silence.wav"
-    soundfile.write(silence, np.zeros(RATE), RATE)
-    with pytest.raises(InputError, match=r"no speech in .*silence\.wav"):
-        talking.speaker.speak("Hello.", silence, talking.heard)
-
-
-def test_a_language_that_the_model_does_not_know_is_refused(talking: Talking) -> None:
-    with pytest.raises(InputError, match=r"language 'nl'; its languages are en, "):
-        talking.speaker.speak("Hallo.", None, replace(talking.quick, language="nl"))
-
-
-def test_a_codec_that_is_not_the_models_is_refused(talking: Talking, encodec: EncodecCodec) -> None:
-    four_levels = EncodecCodec(encodec.weights, n_levels=4)
-    with pytest.raises(InputError, match=r"4 levels of 64 codes, and the model.*8 levels of 64"):
-        talking.bundle.family.speaker(talking.bundle, codec=four_levels)
-
-
 #: Another value than the default for each of them.
 OTHER: dict[str, Any] = {
     "mode": "nar-len",
@@ -290,3 +260,43 @@ def test_options_that_a_family_does_not_name_change_nothing(
         for one in (options, replace(options, **{name: OTHER[name]}))
     ]
     np.testing.assert_array_equal(*codes)
+
+
+# Settings by flat names are the fields of SpeakOptions, each once
+
+#: A value that is not the default.
+WORDS_OF = {int: "7", float: "0.5", str: "en"}
+
+
+def test_every_field_is_a_setting_with_help() -> None:
+    assert all(one.help for one in settings().values())
+    own = {"language", "voice_text", "seed"}  # options of their own
+    assert {one.field for one in settings().values()} | own == {
+        field.name for field in fields(SpeakOptions)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(settings()))
+def test_a_setting_changes_its_field_alone(name: str) -> None:
+    setting, before = settings()[name], SpeakOptions(seed=1)
+    text = setting.choices[-1] if setting.choices else WORDS_OF[setting.kind]
+    values = parse_settings([f"{name.replace('_', '-')}={text}"])
+    after = with_settings(before, values)
+    changed = [
+        field.name
+        for field in fields(after)
+        if getattr(after, field.name) != getattr(before, field.name)
+    ]
+    assert changed == [setting.field]
+    assert str(next(iter(values.values()))) == text
+    assert any(setting.field in family.speaks_with for family in families())
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "top_k", "=3", "tempo=1", "top_k=x", "top_p=nan", "mode=best", "seed=3", "top_k=1,"],
+)
+def test_what_is_no_setting_is_refused(given: str) -> None:
+    with pytest.raises(InputError, match="--set") as refused:
+        parse_settings([given])
+    assert len(str(refused.value)) <= 200

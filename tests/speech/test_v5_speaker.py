@@ -1,22 +1,23 @@
-"""What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp."""
+"""What versions 5 and 6 speak, answer and hear, on a quantized file and stock llama.cpp; what only
+version 7 does."""
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import soundfile
+from make_checkpoint import Shape, make_checkpoint
+from speech.conftest import Talking
+from support import Cli, error_of
 
-from valle_convert.audio import Audio, EncodecCodec, SavedCodes, read_audio, write_codes
+from valle_convert import plan_conversion, write_gguf
 from valle_convert.decode.options import GREEDY
 from valle_convert.errors import InputError
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
-from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
-from valle_convert.tokenizer.oracle import Setting
 
 RATE = 24_000
 QUICK = SpeakOptions(
@@ -55,19 +56,6 @@ def test_context_of_earlier_sentences_changes_the_later_ones_only(
         np.array_equal(a.codes, b.codes) for a, b in zip(alone.pieces, together.pieces, strict=True)
     ]
     assert same == [True, False, False]
-
-
-def test_a_voice_is_a_file_audio_or_codes_alike(
-    speaker: VersionFiveSpeaker, encodec: EncodecCodec, voice: Path, tmp_path: Path
-) -> None:
-    audio = read_audio(voice, RATE)
-    trimmed = Audio(audio.samples[: round(0.4 * RATE)], RATE)
-    saved = SavedCodes(encodec.encode(trimmed), encodec.description, encodec.codebook_size)
-    file = tmp_path / "voice.npz"
-    write_codes(file, saved)
-    codes = [speaker.speak("Hello.", one, AR).codes for one in (voice, str(voice), saved, file)]
-    for one, other in pairwise(codes):
-        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("seconds", [0.4, 0.41, 0.43])  # 30.0, 30.75 and 32.25 frames
@@ -116,8 +104,29 @@ def test_an_answer_is_told_when_it_is_done_and_may_be_interrupted(
     assert not speaker.answer("ns", voice, "", None, QUICK, watch=watch).is_whole
 
 
-def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:
-    oracle = open_tokenizer(BUILT_IN).oracle()
-    setting = Setting(add_special=True, parse_special=False)
-    for phonemes in ("həlˈoʊ wˈɜːld.", "ʁøœ €", "<bos>a"):
-        assert speaker._tokenize(phonemes) == oracle.encode_batch([phonemes], setting)[0]
+# Version 7
+
+SHORT = SpeakOptions(max_seconds=0.5, max_steps=3, language="en", seed=1)
+
+
+def test_random_codes_have_no_stops_and_levels_are_made_anew(version_seven: Talking) -> None:
+    speaker = version_seven.speaker
+    spoken = speaker.speak("Hello. Yes.", None, SHORT)
+    # No stop code, of which random weights draw many: half a second, twice.
+    assert spoken.codes.shape == (2 * round(0.5 * speaker.frame_rate), 8)
+    assert 0 <= spoken.codes.min() <= spoken.codes.max() < 64
+    raised = speaker.regenerate_levels(spoken.saved_codes, "Hello.", None, SHORT)
+    np.testing.assert_array_equal(raised.codes[:, 0], spoken.codes[:, 0])
+
+
+def test_a_model_without_durations_says_that_it_cannot_speak(
+    tmp_path: Path, codec: Path, cli: Cli
+) -> None:
+    make_checkpoint(tmp_path / "m.sft", Shape(version=7, capabilities=("nar",)))
+    write_gguf(plan_conversion(tmp_path / "m.sft"), tmp_path / "m.gguf")
+    gguf, message = tmp_path / "m.gguf", "it has the capabilities nar, expected len"
+    for command in (
+        ("speak", gguf, "Hi.", "--save-codes", tmp_path / "c.npz"),
+        ("serve", gguf, "--codec", codec, "--port", 0),
+    ):
+        assert message in error_of(cli(*command), 2)

@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 import tokenizers
+from support import PROJECT, run_python
 
 from valle_convert.errors import InputError
 from valle_convert.tokenizer.bpe import PhonemeBpe
-from valle_convert.tokenizer.choose import BUILT_IN, choose_tokenizer, open_tokenizer
+from valle_convert.tokenizer.choose import BUILT_IN, choose_tokenizer
 from valle_convert.tokenizer.oracle import HuggingFaceOracle, Setting
 
 
@@ -78,12 +78,6 @@ def test_a_named_file_comes_before_the_one_beside(checkpoint: Path, tmp_path: Pa
     assert (choice.source, choice.reason) == (named.name, "given by --tokenizer")
 
 
-def test_a_broken_file_beside_is_an_error_and_not_passed_over(checkpoint: Path) -> None:
-    checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
-    with pytest.raises(InputError, match="is not JSON"):
-        choose_tokenizer(None, checkpoint, None, 256)
-
-
 @pytest.mark.parametrize(
     ("change", "n_rows", "words"),
     [
@@ -109,13 +103,6 @@ def test_a_disagreement_with_the_checkpoint_is_named(
     assert words in message
 
 
-def test_a_file_called_model_is_read_as_sentencepiece(tmp_path: Path) -> None:
-    path = tmp_path / "x.model"
-    path.write_bytes(BUILT_IN.read_bytes())
-    with pytest.raises(InputError, match="is not a SentencePiece model"):
-        open_tokenizer(path)
-
-
 def test_choosing_and_compiling_load_no_library() -> None:
     code = (
         "import json, sys; from pathlib import Path;"
@@ -124,6 +111,15 @@ def test_choosing_and_compiling_load_no_library() -> None:
         "choice.file.compile([f'<row:{i}>' for i in range(27000)]);"
         "print(json.dumps([*sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    loaded = set(json.loads(done.stdout))
+    loaded = set(json.loads(run_python("-c", code, check=True).stdout))
     assert not loaded & {"numpy", "torch", "gguf", "tokenizers", "sentencepiece", "llama_cpp"}
+
+
+# The vocabulary that is built in
+
+
+def test_the_packaged_file_is_what_the_script_makes_byte_for_byte() -> None:
+    script = runpy.run_path(str(PROJECT / "tokenizer" / "build.py"))
+    made = script["build"](script["SOURCE"].read_text(encoding="utf-8"))
+    assert BUILT_IN.read_bytes() == made.encode("utf-8")
+    assert script["TARGET"] == BUILT_IN

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_cases import golden_cases
+from golden_cases import golden_cases, golden_tensors
 from make_checkpoint import PRODUCTION, PUBLISHED_SIZES, Shape, make_checkpoint
 from make_vallex import PUBLISHED, make_vallex
 from numpy.typing import NDArray
 from random_shapes import random_dtype, random_shape, random_vallex, random_version_7
-from safetensors.numpy import load_file
-from support import GOLDEN, GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, with_keys
+from support import GOLDEN_NAMES, GOLDEN_VALLEX, GOLDEN_VERSION_7, with_keys
 from vallex_golden import all_logits, golden
 
 from valle_convert.families.bundle import Bundle, open_files
@@ -51,7 +50,6 @@ class Row:
         names: some of their names.
         max_nmse: set for this project, by output type.
         cases: what the logits' level compares on any of the golden checkpoints.
-        n_texts: that the tokenizer's level compares.
         main: the part that the others are named after, as checks call it.
         random: `random(seed, folder)` makes a checkpoint that nobody chose by hand.
         published: makes one of the size of the published models.
@@ -62,7 +60,6 @@ class Row:
     names: frozenset[str]
     max_nmse: Mapping[str, float]
     cases: frozenset[str]
-    n_texts: int
     main: str
     random: Callable[[int, Path], Random]
     published: Callable[[Path], object]
@@ -83,7 +80,7 @@ def _golden_vallex_logits(folder: str, network: Any) -> Logits:
 
 
 def _golden_version_7_logits(folder: str, network: Any) -> Logits:
-    given = load_file(GOLDEN / folder / "golden.safetensors")
+    given, _ = golden_tensors(folder)
     condition = Condition(given["in.phn"], language=2, prompt=given["in.prom"])
     for name, one in (("mask", condition), ("mask_null", condition.null())):
         logits = network.levels(one, given["in.masked"])
@@ -118,7 +115,6 @@ FAMILIES = {
         cases=frozenset(
             {*_NAR, "ar", "ar ns", "ar sr", "mask", "mask null", "stt", "ar one code a step"}
         ),
-        n_texts=100_000,
         main="",
         random=partial(_random, choose=random_shape),
         published=partial(make_checkpoint, shape=PRODUCTION),
@@ -136,7 +132,6 @@ FAMILIES = {
             {*_NAR, "ar", "ar one code a step"}
             | {f"{name} without prompt" for name in ("ar", "nar.1", "nar.7")}
         ),
-        n_texts=10_000,
         main="ar: ",
         random=_random_vallex,
         published=partial(make_vallex, shape=PUBLISHED),
@@ -151,7 +146,6 @@ FAMILIES = {
             {*_LEVELS, *(f"{level} null" for level in _LEVELS), "level.0 ns", "level.0 sr"}
             | {"level.0 without prompt", "length", "phonemes", "text"}
         ),
-        n_texts=100_000,
         main="model: ",
         random=partial(_random, choose=random_version_7),
         published=partial(make_checkpoint, shape=PUBLISHED_SIZES["nemo-smaller"]),

@@ -21,7 +21,6 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.mpt import MptSession
 from valle_convert.metrics import nmse
 from valle_convert.network.tuned import read_probe_rows
-from valle_convert.tokenizer.oracle import LlamaTokenizer
 
 MAX_NMSE = FAMILIES["VALL-E X"].max_nmse
 
@@ -51,27 +50,6 @@ def test_copies_of_a_sequence_go_on_by_themselves_and_make_room(golden_set: Conv
             ]
             logits = [one.append_codes(elements) for one in (reference, network)]
             assert nmse(*logits) <= MAX_NMSE["f32"], i
-
-
-def test_symbols_are_tokens_of_stock_llama_cpp(golden_set: Converted) -> None:
-    """Held against the library that the project's `bpe_69.json` is of."""
-    from tokenizers import Tokenizer, models
-
-    from valle_convert.families.vallex.symbols import N_SPECIAL_SYMBOLS, VALLEX_SYMBOLS
-
-    vocab = {symbol: i for i, symbol in enumerate(VALLEX_SYMBOLS)}
-    theirs = Tokenizer(models.BPE(vocab, [], unk_token="[UNK]"))  # noqa: S106 - a token
-    theirs.add_special_tokens(list(VALLEX_SYMBOLS[:N_SPECIAL_SYMBOLS]))
-    draw = np.random.default_rng(0)
-    letters = [*VALLEX_SYMBOLS[N_SPECIAL_SYMBOLS:], *"crABC 0129'\"éя中あ\U0001f600\n"]
-    path = golden_set("f16")
-    true_ids = GgufFile(path).keys["valle.tokenizer.true_ids"]
-    with LlamaTokenizer(path) as llama:
-        texts = ["".join(draw.choice(letters, draw.integers(1, 60))) for _ in range(500)]
-        texts += ["[SEP]ðɛɹ[UNK]", "wo↓↑..._ʃiɑŋ↓↑"]
-        for text in texts:
-            found = llama.encode(text, add_special=False, parse_special=True)
-            assert [true_ids[i] for i in found] == theirs.encode(text).ids, text
 
 
 def test_parts_of_two_sets_are_not_run_together(golden_set: Converted, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from make_vallex import VallexShape, vallex_state
-from support import GOLDEN_VALLEX, Cli, Convert, error_of, golden_checkpoint
+from support import GOLDEN_VALLEX, Convert, golden_checkpoint
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
-from valle_convert.families.bundle import open_bundle, paths_of
+from valle_convert.families.bundle import open_bundle
 from valle_convert.families.family import Choices
 from valle_convert.families.vallex import facts
 from valle_convert.families.vallex.composed import Rows, VallexText
@@ -22,7 +22,6 @@ from valle_convert.verify.logits import Yardstick, check_logits
 from valle_convert.verify.run import verify, verify_path
 
 CHECKPOINT = golden_checkpoint(GOLDEN_VALLEX)
-PARTS = ("ar", "nar", *(f"nar-{level}" for level in range(1, 8)))
 
 
 @pytest.mark.parametrize("largest", [20.0, 300.0, 700.0])
@@ -156,22 +155,3 @@ def test_norms_that_are_folded_wrongly_are_noticed(
     failed = {check.name.removeprefix("logits ") for check in report.failures}
     assert failed >= {f"nar.{level}" for level in range(2, 8)}
     assert not failed & {"ar", "nar.1"}
-
-
-def test_a_set_is_written_whole_or_not_at_all(cli: Cli, tmp_path: Path) -> None:
-    paths = list(paths_of(tmp_path / "x.gguf", PARTS).values())
-    assert cli(CHECKPOINT, paths[0], "--dry-run").code == 0
-    assert list(tmp_path.iterdir()) == []
-    paths[5].write_bytes(b"mine")
-    assert f"{paths[5]} exists" in error_of(cli(CHECKPOINT, paths[0]), 2)
-    assert list(tmp_path.iterdir()) == [paths[5]]
-    assert cli(CHECKPOINT, paths[0], "--force").code == 0
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-    assert cli("verify", paths[0]).code == 0
-    before = {path: path.read_bytes() for path in paths}
-    state = torch.load(CHECKPOINT, weights_only=False)  # made here; it holds a path
-    state["model"]["nar_decoder.layers.1.linear2.weight"][0, 0] = torch.nan
-    torch.save(state, tmp_path / "bad.pt")
-    words = error_of(cli(tmp_path / "bad.pt", paths[0], "--force"), 2)
-    assert "nar_decoder.layers.1.linear2.weight holds nan" in words
-    assert {path: path.read_bytes() for path in paths} == before
