@@ -204,9 +204,10 @@ def test_the_json_form_has_what_was_recommended() -> None:
         assert {one["type"] for one in value["files"]} == set(TYPES)
 
 
-def test_a_limit_on_what_was_not_measured_is_not_kept() -> None:
-    limits = Limits("given", {"max_kl": 1.0, "max_nll": 1.0})
-    assert limits.failures(measured(0.1, ["ar"]), None, None) == ("--max-nll: not measured",)
-    assert limits.failures(None, None, None) == tuple(
-        f"--{name}: not measured" for name in ("max-kl", "max-nll")
-    )
+def test_a_limit_on_what_was_not_measured_is_neither_kept_nor_exceeded() -> None:
+    report = make_report(FEW)
+    limits = Limits("given", {"max_nll": 1.0})
+    for one, code in ((report.files[0], 3), (replace(report.files[0], failures=("KL 1",)), 1)):
+        run = replace(report, files=(replace(one, limits=limits), *report.files[1:]))
+        assert (run.passed, run.exit_code) == (False, code)
+        assert run.verdict().startswith({1: "FAILED: ", 3: "NOT MEASURED: "}[code])

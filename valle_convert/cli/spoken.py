@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from valle_convert.cli import console, interrupt
 from valle_convert.progress import Advance
-from valle_convert.wording import plural
+from valle_convert.wording import duration, plural
 
 if TYPE_CHECKING:
     from valle_convert.audio import AudioWriter, WrittenAudio
@@ -140,11 +141,13 @@ class SpeechProgress:
 
     def __init__(self, frame_rate: float, sink: AudioWriter | None) -> None:
         self._frame_rate, self._sink = frame_rate, sink
-        self._n_done, self._n_sentences = 0, 1
+        self._n_done, self._lengths = 0, [1]
+        self._began = time.perf_counter()
 
     def begins(self, phonemes: Sequence[str]) -> None:
         """Log the number of sentences, after all of the text became phonemes."""
-        self._n_sentences = len(phonemes)
+        self._lengths = [max(1, len(one)) for one in phonemes]
+        self._began = time.perf_counter()
         if len(phonemes) > 1:
             console.log(f"speaking {len(phonemes)} sentences, {sum(map(len, phonemes))} phonemes")
 
@@ -153,7 +156,7 @@ class SpeechProgress:
 
     @property
     def _name(self) -> str:
-        n = self._n_sentences
+        n = len(self._lengths)
         return f"sentence {self._n_done + 1}" + (f" of {n}" if n > 1 else "")
 
     def finished(self, piece: Piece) -> None:
@@ -164,8 +167,16 @@ class SpeechProgress:
         frames, levels = piece.codes.shape
         seconds = frames / self._frame_rate
         factor = piece.seconds.total / seconds if seconds else math.inf
-        said = f": {piece.text[:60]}" if piece.text else ""
+        rest = self._left() + (f": {piece.text[:60]}" if piece.text else "")
         console.log(
             f"{name}: {plural(frames, 'frame')}, {plural(levels, 'level')}, {seconds:.1f} s of "
-            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){said}"
+            f"audio, {factor:.2f} x real time ({piece.mode}, {piece.language}){rest}"
         )
+
+    def _left(self) -> str:
+        """Estimate of the time left, by phonemes."""
+        rest = sum(self._lengths[self._n_done :])
+        if not rest:
+            return ""
+        took = time.perf_counter() - self._began
+        return f", {duration(took * rest / sum(self._lengths[: self._n_done]))} left"

@@ -48,10 +48,14 @@ class Limits:
         said = [_WORDS[name][0].format(value) for name, value in self.given.items()]
         return f"{', '.join(said)} ({self.why})"
 
+    def is_open(self, measured: Measured | None, listened: Listened | None) -> bool:
+        """Whether a limit is on something that was not measured."""
+        return any(not (measured if one in _ON_PREDICTIONS else listened) for one in self.given)
+
     def failures(
         self, measured: Measured | None, listened: Listened | None, base: Listened | None
     ) -> tuple[str, ...]:
-        """Which limits a file exceeds; not-a-number, and what was not measured, exceeds all.
+        """Which limits a file exceeds; not-a-number exceeds every limit.
 
         The speech of the F16 file is `base`.
         """
@@ -63,17 +67,14 @@ class Limits:
             found["max_nll"] = _mean(listened, NLL) - _mean(base, NLL)
             found["min_retrieval"] = _mean(listened, RETRIEVAL)
             found["max_wer"] = _mean(listened, WORDS)
-        given = dict(self.given)
+        given = {name: limit for name, limit in self.given.items() if name in found}
         if math.isnan(found.get("max_kl", 0)):
             given.setdefault("max_kl", math.inf)
-        faults = []
-        for name, limit in given.items():
-            value = found.get(name)
-            if value is None:
-                faults.append(f"{_option(name)}: not measured")
-            elif not (value <= limit if name.startswith("max") else value >= limit):
-                faults.append(_WORDS[name][1].format(value, limit) + _worst_head(measured, name))
-        return tuple(faults)
+        return tuple(
+            _WORDS[name][1].format(found[name], limit) + _worst_head(measured, name)
+            for name, limit in given.items()
+            if not (found[name] <= limit if name.startswith("max") else found[name] >= limit)
+        )
 
 
 def _worst_head(measured: Measured | None, name: str) -> str:

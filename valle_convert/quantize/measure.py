@@ -10,7 +10,7 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,7 @@ class Measurer:
     scratch: Scratch
     log: RunLog
     n_files: int = 1
+    _n_measured: int = field(default=0, init=False)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -90,7 +91,7 @@ class Measurer:
         return key_of(self.inputs, *(self.audience.key if self.audience else ()))
 
     def predictions(self, bundle: Bundle, name: str) -> Predictions:
-        expected, compared = self.reference
+        (expected, compared), start = self.reference, time.perf_counter()
         report = self._verify(bundle)
         verified = measured = None
         if report is not None:
@@ -104,6 +105,11 @@ class Measurer:
                 f"measured {name}: KL mean {total.kl_mean:.2e}, top-1 agreement "
                 f"{total.best_code:.2%}"
             )
+        self._n_measured += 1
+        left = self.n_files - 1
+        if self._n_measured == 1 and left:
+            needed = duration((time.perf_counter() - start) * left)
+            self.log.message(f"{plural(left, 'file')} to go: about {needed}")
         return Predictions(
             compared=compared,
             measured=measured,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from valle_convert import __version__
-from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK
+from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_FAILED_CHECK, EXIT_OK
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import Listened
@@ -99,7 +99,14 @@ class FileReport:
     def outcome(self) -> Outcome:
         if self.faults:
             return "failed"
-        return "passed" if self.verified or self.limits else "not judged"
+        is_open = self.open_question or not (self.verified or self.limits)
+        return "not judged" if is_open else "passed"
+
+    @property
+    def open_question(self) -> str:
+        """A limit on what was not measured; empty if there is none."""
+        is_open = self.limits and self.limits.is_open(self.measured, self.listened)
+        return f"limits were given ({self.limits.why})" if self.limits and is_open else ""
 
     def to_json(self, base: Listened | None = None) -> dict[str, Any]:
         """The entry as plain values; its speech is compared with that of `base`."""
@@ -203,12 +210,17 @@ class EvaluationReport:
         return tuple(f"{file.name}: {fault}" for file in self.files for fault in file.faults)
 
     @property
+    def open_questions(self) -> tuple[str, ...]:
+        return tuple(f"{one.name}: {one.open_question}" for one in self.files if one.open_question)
+
+    @property
     def passed(self) -> bool:
-        return not self.faults
+        return not self.faults and not self.open_questions
 
     @property
     def exit_code(self) -> int:
-        return EXIT_OK if self.passed else EXIT_FAILED_CHECK
+        """0 passed, 1 failed, 3 not measured."""
+        return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
 
     def advice(self) -> Advice:
         return advise(self.files, self.n_texts)
@@ -220,6 +232,8 @@ class EvaluationReport:
         """Whether the files are right, and how near they are to the reference."""
         if self.faults:
             return f"FAILED: {'; '.join(self.faults)}."
+        if self.open_questions:
+            return f"NOT MEASURED: {'; '.join(self.open_questions)}."
         right = sum(file.verified is not None for file in self.files)
         limited = sum(file.limits is not None for file in self.files)
         near = ", ".join(

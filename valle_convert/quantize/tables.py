@@ -92,6 +92,8 @@ def _verdict(row: FileReport) -> str:
         return WRONG
     if row.failures:
         return BEYOND
+    if row.open_question:
+        return "not measured"
     words = ["right"] if row.verified else []
     words += ["within limits"] if row.limits else []
     return ", ".join(words) or "not judged"
