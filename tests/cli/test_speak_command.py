@@ -171,7 +171,7 @@ def test_a_long_text_tells_how_many_sentences_and_how_long_it_takes(
     told = result.err.splitlines()
     assert told[0].startswith("loading ")
     assert re.fullmatch(r"speaking 3 sentences, \d+ phonemes", told[1])
-    assert re.match(r"sentence 1 of 3: .* \(.*\): This is one\.", told[2])
+    assert re.match(r"sentence 1 of 3: .* \(.*\), \d+ s left: This is one\.", told[2])
     assert re.match(r"sentence 3 of 3: .* \(.*\): And this\.", told[4])
 
 
