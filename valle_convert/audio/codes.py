@@ -51,7 +51,7 @@ def check_codes_target(path: Path) -> None:
 
 
 def write_codes(
-    path: Path, saved: SavedCodes, *, force: bool = False, sources: Iterable[Path] = ()
+    path: Path, saved: SavedCodes, *, force: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
     """Write a `.npz` file, or nothing; arguments and errors as `files.atomic_output`."""
     check_codes_target(path)
@@ -60,7 +60,7 @@ def write_codes(
         said["phonemes"] = np.array(saved.phonemes, np.int32)
         if saved.language is not None:
             said["language"] = np.array(saved.language, np.int32)
-    with atomic_output(path, force=force, sources=sources) as file:
+    with atomic_output(path, force=force, inputs=inputs) as file:
         np.savez_compressed(
             file,
             **said,  # type: ignore[arg-type]

@@ -217,11 +217,11 @@ class AudioWriter:
     above full scale lowers the volume from then on. Nothing is clipped, and the result has the
     `gain`. Samples of wav and flac have 16 bits.
 
-    The path is not touched before the first piece; `sources` are never overwritten.
+    The path is not touched before the first piece; `inputs` are never overwritten.
     """
 
-    def __init__(self, path: Path, *, force: bool = False, sources: Iterable[Path] = ()) -> None:
-        self._path, self._force, self._sources = path, force, tuple(sources)
+    def __init__(self, path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+        self._path, self._force, self._inputs = path, force, tuple(inputs)
         self._kind, self._subtype = audio_format(path)
         self._open = ExitStack()
         self._out: BinaryIO | None = None  # once something was added
@@ -274,7 +274,7 @@ class AudioWriter:
         if not is_stream(self._path):
             require("soundfile", "Writing audio files")
             out = self._open.enter_context(
-                atomic_output(self._path, force=self._force, sources=self._sources)
+                atomic_output(self._path, force=self._force, inputs=self._inputs)
             )
             self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - of `_open`
             self._open.enter_context(self._spool)

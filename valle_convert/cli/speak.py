@@ -121,7 +121,7 @@ class TargetOptions:
 
         if self.sound is None:
             return None
-        return AudioWriter(self.sound, force=self.force, sources=inputs)
+        return AudioWriter(self.sound, force=self.force, inputs=inputs)
 
 
 def speak(
@@ -226,7 +226,7 @@ def _carry_out(
             spoken = _speak(speaker, bundle, request, text, options, watch)
     codes = target.save_codes if len(spoken.codes) else None
     if codes is not None:
-        write_codes(codes, spoken.saved_codes, force=target.force, sources=inputs)
+        write_codes(codes, spoken.saved_codes, force=target.force, inputs=inputs)
     return Report(None if sink is None else sink.written, loaded, spoken=spoken, codes=codes)
 
 

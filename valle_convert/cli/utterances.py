@@ -132,7 +132,7 @@ def voice(
     heard = read_audio(recording, rate, max_seconds=MAX_RECORDING_SECONDS)
     audio, notices = prompt_audio(heard, seconds, str(recording))
     codes = SavedCodes(opened.encode(audio), opened.description, opened.codebook_size)
-    write_codes(out, codes, force=force, sources=[recording])
+    write_codes(out, codes, force=force, inputs=[recording])
     console.notes(notices)
     frames, levels = codes.codes.shape
     console.log(f"wrote {out}: {plural(frames, 'frame')} of {plural(levels, 'level')}")

@@ -161,7 +161,7 @@ def write_cpp_file(
     header, tensors = plan_cpp_file(codec, out_type)
     size = tensors[-1].offset + tensors[-1].n_bytes
     with (
-        atomic_output(path, force=force, sources=codec.files) as file,
+        atomic_output(path, force=force, inputs=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
         check_free_space(path, size)

@@ -114,7 +114,7 @@ def write_gguf_codec(
         return encode(values, tensor.ggml_type, tensor.name)
 
     with (
-        atomic_output(path, force=force, sources=codec.files) as file,
+        atomic_output(path, force=force, inputs=codec.files) as file,
         progress("writing", size, "B") as advance,
     ):
         check_free_space(path, size)

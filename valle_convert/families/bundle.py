@@ -117,7 +117,7 @@ def write_bundle(
     plan: Plan, target: Path, *, force: bool = False, progress: Progress = silent
 ) -> dict[Path, int]:
     """Write all files of a plan, or leave nothing; see `write_files`."""
-    return write_files(plan.at(target), force=force, sources=plan.inputs, progress=progress)
+    return write_files(plan.at(target), force=force, inputs=plan.inputs, progress=progress)
 
 
 @dataclass(frozen=True)

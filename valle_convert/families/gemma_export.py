@@ -146,7 +146,7 @@ def export_file(
         check_outputs([target], force=force, inputs=bundle.paths)
         check_free_space(target, size)
         with (
-            atomic_output(target, force=force, sources=bundle.paths) as stream,
+            atomic_output(target, force=force, inputs=bundle.paths) as stream,
             progress("writing", size, "B") as advance,
         ):
             advance(stream.write(len(text).to_bytes(8, "little") + text))

@@ -35,19 +35,19 @@ _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL,
 
 
 @contextmanager
-def atomic_output(target: Path, *, force: bool, sources: Iterable[Path] = ()) -> Iterator[BinaryIO]:
+def atomic_output(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Iterator[BinaryIO]:
     """Open a file that appears under its name once it is complete.
 
     Yields a binary file, readable and seekable.
     """
-    check_outputs([target], force=force, inputs=sources)
+    check_outputs([target], force=force, inputs=inputs)
     with explained_writes(target), _named_at_the_end(resolve(target), force) as file:
         yield file
 
 
 @contextmanager
 def atomic_outputs(
-    targets: Sequence[Path], *, force: bool, sources: Iterable[Path] = ()
+    targets: Sequence[Path], *, force: bool, inputs: Iterable[Path] = ()
 ) -> Iterator[list[BinaryIO]]:
     """Open files that belong together: all of them appear once all are complete, or none.
 
@@ -55,7 +55,7 @@ def atomic_outputs(
     finds the others. If one cannot be named, those already named are removed; files that `force`
     has replaced by then stay replaced.
     """
-    check_outputs(targets, force=force, inputs=sources)
+    check_outputs(targets, force=force, inputs=inputs)
     named: list[Path] = []
 
     def note(target: Path, kind: type[BaseException] | None, *_: object) -> None:

@@ -54,12 +54,12 @@ def write_files(
     files: Mapping[Path, PlannedFile],
     *,
     force: bool = False,
-    sources: Sequence[Path] = (),
+    inputs: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> dict[Path, int]:
     """Write all of the files, or leave nothing; returns their sizes in bytes."""
     n_bytes = sum(len(header_of(one)) + one.data_bytes for one in files.values())
-    with atomic_outputs(list(files), force=force, sources=sources) as opened:
+    with atomic_outputs(list(files), force=force, inputs=inputs) as opened:
         check_free_space(next(iter(files)), n_bytes)
         return {
             path: write_plan_to(plan, file, progress=progress)

@@ -217,11 +217,11 @@ def make_imatrices(
     progress: Progress = silent,
 ) -> dict[Path, ImatrixFile]:
     """Collect and write the importance matrices of a checkpoint, one a unit of its family."""
-    sources = (*conversion.checkpoint.inputs, *examples.files)
+    inputs = (*conversion.checkpoint.inputs, *examples.files)
     paths = imatrix_paths(conversion.family, conversion.description.contents, target)
-    check_outputs(list(paths.values()), force=force, inputs=sources)
+    check_outputs(list(paths.values()), force=force, inputs=inputs)
     made = collect_imatrices(conversion, examples, progress=progress)
-    with atomic_outputs(list(paths.values()), force=force, sources=sources) as files:
+    with atomic_outputs(list(paths.values()), force=force, inputs=inputs) as files:
         for file, part in zip(files, paths, strict=True):
             file.write(encode_imatrix(made[part]))
     return {path: made[part] for part, path in paths.items()}

@@ -63,7 +63,7 @@ def make_bundle(
 ) -> Made:
     """Make all planned files and compare them with their source, or leave nothing."""
     log = log or RunLog()
-    with atomic_outputs([*plan.paths.values()], force=force, sources=source.paths) as opened:
+    with atomic_outputs([*plan.paths.values()], force=force, inputs=source.paths) as opened:
         targets = dict(zip(plan.paths, opened, strict=True))
         for unit, one in plan.units.items():
             work, place = scratch.new()

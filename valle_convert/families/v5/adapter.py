@@ -194,7 +194,7 @@ def write_lora(
             data[target_name(name) + side] = encode(values, kind, tensor)
     entries = tensor_entries((name, values.shape, kind) for name, values in data.items())
     keys = _keys(fits, pairs, source, kind)
-    with atomic_output(target, force=force, sources=inputs) as file:
+    with atomic_output(target, force=force, inputs=inputs) as file:
         write_entries(file, pack_header(keys, entries), entries, data.values())
     written = Adapter(LoraFile(target), fits)
     written.notes = pairs.notes

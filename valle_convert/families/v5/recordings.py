@@ -89,7 +89,7 @@ def fill_folder(
                 notices = ()
                 advance(1)
         for utterance in made:
-            with atomic_output(folder / utterance.name, force=force, sources=inputs) as file:
+            with atomic_output(folder / utterance.name, force=force, inputs=inputs) as file:
                 np.savez(file, **utterance.arrays)  # type: ignore[arg-type]
     return made
 
