@@ -26,6 +26,7 @@ from valle_convert.files import (
     check_outputs,
     is_stream,
     locked_folder,
+    read_json_object,
     read_small_file,
     remove_stale,
     sha256_of,
@@ -281,3 +282,31 @@ def test_a_file_is_hashed_once_and_again_when_it_has_changed(
     assert [digest(), read] == [expected(), []]
     path.write_bytes(b"third")
     assert [digest(), read] == [expected(), ["sha256"]]
+
+
+def test_an_interrupt_while_the_flushing_begins_ends_the_program(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from threading import Thread
+from valle_convert.files import atomic_output
+
+begin = Thread.start
+
+def interrupted(thread):
+    begin(thread)
+    raise KeyboardInterrupt
+
+Thread.start = interrupted
+with atomic_output(Path({str(tmp_path / "a")!r}), force=False):
+    pass
+"""
+    done = run_python("-c", code, timeout=30)
+    assert "KeyboardInterrupt" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_is_read_in_the_encodings_that_editors_write(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"é": 1}', encoding=encoding)
+    assert read_json_object(path, "list", 100) == {"é": 1}

@@ -154,7 +154,8 @@ def test_added_tokens_that_can_overlap_are_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\x80{}", "not valid JSON"),
+        (b"\x80{}", "rename a SentencePiece file"),
+        (GOOD.decode().encode("utf-16"), "not UTF-8 text"),
         (b"{", "line 1 column 2"),
         (b"[]", "holds a JSON list"),
         (b"null", "holds a JSON NoneType"),

@@ -50,6 +50,8 @@ _INT16_FULL_SCALE = 32767
 #: Length in a wav header if unknown; other programs write smaller ones, from about 2^31 on.
 _UNKNOWN = 0xFFFFFFFF
 _MAX_KNOWN = 0x7FFF_0000
+#: Bytes around the samples, which sloppy headers count too.
+_SLACK = 100
 #: What libsndfile logs of a wav file whose header claims more than the file has.
 _CLAIMED = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
@@ -112,8 +114,7 @@ def decode_audio(
                 )
             if claim := _CLAIMED.search(file.extra_info):
                 claimed, found = map(int, claim.groups())
-                # Sloppy headers also count what surrounds the samples.
-                if claimed < _MAX_KNOWN and found < 0.99 * claimed:
+                if claimed < _MAX_KNOWN and found < 0.99 * claimed - _SLACK:
                     raise InputError(
                         f"{name} is truncated: {found:,} of {claimed:,} bytes of sound are there; "
                         f"copy it again, or keep the rest with `ffmpeg -i {shell_name} voice.wav`."

@@ -129,7 +129,9 @@ def stop_on_interrupt(keep: bool) -> Iterator[Callable[[], bool]]:
         os.write(2, b"stopping; press Ctrl-C again to abort\n")
 
     signals = (signal.SIGINT, signal.SIGTERM) if keep else ()
-    before = {one: signal.signal(one, stop) for one in signals}
+    before = {one: signal.getsignal(one) for one in signals}
+    for one in signals:
+        signal.signal(one, stop)
     try:
         yield lambda: stopped
     finally:

@@ -153,8 +153,8 @@ def _written_to_disk_meanwhile(file: BinaryIO) -> Iterator[None]:
                 flushed = size
 
     with ThreadPoolExecutor(1) as pool:
-        flushing = pool.submit(flush)
-        try:
+        try:  # Ctrl-C may arrive while the thread starts
+            flushing = pool.submit(flush)
             yield
         finally:
             done.set()

@@ -82,7 +82,7 @@ def read_json_object(
 
 def json_object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        loaded = unique_json(data.decode("utf-8-sig"))
+        loaded = unique_json(data)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{where} is not valid JSON ({error}); copy it again or give another."

@@ -91,7 +91,7 @@ _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
 #: The voices group digits in their own ways, or none; a plain space does so in German and French.
 _GROUPING_SPACE = re.compile(r"(?<=\d)(?<!\d{4})['’\u00a0\u2009\u202f](?=\d{3}(?!\d))")
-_GROUPED_BY_SPACE = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
+_GROUPED_BY_SPACE = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
 #: The German and the French voice would read 2024 100 as one number; they do not say a bar.
 _UNGROUPED = re.compile(r"(?<=\d{4}) (?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")

@@ -83,6 +83,13 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_bpe(data: bytes, where: str) -> PhonemeBpe:
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The tokenizer {where} is not UTF-8 text (byte {error.start:,}), as a "
+            "tokenizer.json must be; rename a SentencePiece file to *.model."
+        ) from None
     document = json_object(data, f"The tokenizer {where}")
     problems: list[str] = []
     bpe = _read_bpe(document, problems)
