@@ -339,8 +339,11 @@ def test_verify_and_evaluate_measure_with_it(kept: Kept, tmp_path: Path, cli: Cl
     shown = cli("inspect", base)
     assert "valle.source.sha256" in shown.out
     assert "valle.source.symmap" not in shown.out
-    verified = cli("verify", checkpoint, base, "--level", "logits", "--trace", "--lora", adapter)
+    run = ("verify", checkpoint, base, "--level", "logits", "--trace", "--json")
+    verified, plain = cli(*run, "--lora", adapter), cli(*run)
     assert verified.code == 0, verified.out
+    first, second = (json.loads(one.out)["levels"][0]["checks"][0] for one in (verified, plain))
+    assert first["values"] != second["values"]
     out = tmp_path / "q8.gguf"
     assert cli("quantize", base, out, "Q8_0").code == 0
     command = ["evaluate", out, "--checkpoint", checkpoint, "--lora", adapter, "--utterances", 1]
