@@ -294,6 +294,17 @@ def test_several_adapters_with_scales_are_merged_or_applied_alike(
     assert max(errors(logits(kept.base, apart), logits(merged)).values()) < MAX_NMSE
 
 
+def test_a_lora_inside_a_checkpoint_and_one_beside_add_up(kept: Kept, tmp_path: Path) -> None:
+    loaded, inside = load_file(kept.checkpoint), tmp_path / "inside.pth"
+    config = {**read_checkpoint(kept.checkpoint).config, "lora": {"rank": 4, "alpha": 6.0}}
+    lora = torch_state(load_file(kept.lora))
+    torch.save({"module": torch_state(loaded), "lora": lora, "config": config}, inside)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    once = read_checkpoint(inside).tensors.read(name)
+    twice = read_checkpoint(inside, lora=kept.lora).tensors.read(name)
+    np.testing.assert_allclose(twice - once, once - loaded[name], atol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [[0], [1, 4, 7], [0, 2]])
 def test_an_adapter_for_some_levels_is_on_in_their_passes_only(
     levels: list[int], kept: Kept, tmp_path: Path
