@@ -294,6 +294,17 @@ def test_several_adapters_with_scales_are_merged_or_applied_alike(
     assert max(errors(logits(kept.base, apart), logits(merged)).values()) < MAX_NMSE
 
 
+def test_a_lora_inside_a_checkpoint_and_one_beside_add_up(kept: Kept, tmp_path: Path) -> None:
+    loaded, inside = load_file(kept.checkpoint), tmp_path / "inside.pth"
+    config = {**read_checkpoint(kept.checkpoint).config, "lora": {"rank": 4, "alpha": 6.0}}
+    lora = torch_state(load_file(kept.lora))
+    torch.save({"module": torch_state(loaded), "lora": lora, "config": config}, inside)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    once = read_checkpoint(inside).tensors.read(name)
+    twice = read_checkpoint(inside, lora=kept.lora).tensors.read(name)
+    np.testing.assert_allclose(twice - once, once - loaded[name], atol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [[0], [1, 4, 7], [0, 2]])
 def test_an_adapter_for_some_levels_is_on_in_their_passes_only(
     levels: list[int], kept: Kept, tmp_path: Path
@@ -339,8 +350,11 @@ def test_verify_and_evaluate_measure_with_it(kept: Kept, tmp_path: Path, cli: Cl
     shown = cli("inspect", base)
     assert "valle.source.sha256" in shown.out
     assert "valle.source.symmap" not in shown.out
-    verified = cli("verify", checkpoint, base, "--level", "logits", "--trace", "--lora", adapter)
+    run = ("verify", checkpoint, base, "--level", "logits", "--trace", "--json")
+    verified, plain = cli(*run, "--lora", adapter), cli(*run)
     assert verified.code == 0, verified.out
+    first, second = (json.loads(one.out)["levels"][0]["checks"][0] for one in (verified, plain))
+    assert first["values"] != second["values"]
     out = tmp_path / "q8.gguf"
     assert cli("quantize", base, out, "Q8_0").code == 0
     command = ["evaluate", out, "--checkpoint", checkpoint, "--lora", adapter, "--utterances", 1]

@@ -16,6 +16,7 @@ from support import Cli, error_of
 from transformers import EncodecConfig, EncodecModel
 
 from valle_convert.encodec.cpp_file import CppHeader, plan_cpp_file, read_cpp_layout, write_cpp_file
+from valle_convert.encodec.gguf_codec import write_gguf_codec
 from valle_convert.encodec.sources import open_encodec
 from valle_convert.encodec.streaming import EncodecDecoder, EncodecEncoder
 from valle_convert.errors import InputError
@@ -126,8 +127,10 @@ def test_values_beyond_float16_are_refused_before_they_are_written(
         read = open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")
         assert read[3, 4] == 65_504.0
         return
-    with pytest.raises(InputError, match=r"weight_hh_l1 has values up to .* beyond float16"):
-        write_cpp_file(open_encodec(folder), out)
+    for write, path in ((write_cpp_file, out), (write_gguf_codec, folder / "out.gguf")):
+        with pytest.raises(InputError, match=r"weight_hh_l1 has values up to .* beyond float16"):
+            write(open_encodec(folder), path)
+        assert not path.exists()
     write_cpp_file(open_encodec(folder), out, out_type="f32")
     assert open_encodec(out).read("encoder.model.13.lstm.weight_hh_l1")[3, 4] == np.float32(value)
 

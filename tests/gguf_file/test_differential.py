@@ -118,6 +118,8 @@ def test_a_valid_file_is_read_and_its_header_written_as_by_the_gguf_package(
             for one in file.tensors.values()
         ]
         assert pack_header(header, entries) == raw[: file.data_start]
+        path.write_bytes(file.changed([Key("new", "x" * 99, "string")]) + raw[file.data_start :])
+        same_gguf(path)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("u32", -1), ("u32", 2**32), ("[i32]", [2**31])])

@@ -419,6 +419,17 @@ def test_prune_removes_whole_models_of_earlier_types_after_a_verdict_that_passed
     assert set(contents(folder)) == {*left, measured, *others_left}
 
 
+def test_prune_leaves_everything_if_nothing_was_judged(
+    cli: Cli, gguf_256: Path, tmp_path: Path
+) -> None:
+    run = ("quantize", gguf_256, tmp_path / "out", "--types", "COPY,Q8_0,Q4_0", "--threads", 1)
+    assert cli(*run).code == 0
+    before = contents(tmp_path / "out")
+    result = cli("evaluate", tmp_path / "out", "--types", "COPY,Q8_0", "--prune", *QUICK)
+    assert "since not everything passed" in result.err
+    assert before.items() <= contents(tmp_path / "out").items()
+
+
 PARTS = ("ar", "nar", "nar-1")
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Hashable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ def test_stock_llama_quantize_takes_it_and_finds_every_matrix(
     for path in files:
         assert f"{path.name} exists" in error_of(cli(*imatrix), 2)
         path.unlink()
+
+
+def test_a_run_that_was_stopped_leaves_nothing(tiny: Plan, tmp_path: Path) -> None:
+    def stopped(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    examples = Examples.seeded(FAMILY, tiny.model, 1, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        make_imatrices(tiny, examples, tmp_path / "m.gguf", progress=stopped)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Plan) -> None:

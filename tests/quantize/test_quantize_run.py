@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from quantize.conftest import Family
 from quantize.making import flip, planner, script, voice_file, write_utterance
@@ -195,6 +196,17 @@ def test_resume_with_force_makes_a_model_again_that_would_be_another_one_and_say
     assert [file["status"] for file in files_of(result)] == ["made"]
     assert (change == "missing" and not is_set) or why in result.err
     assert check_manifest(folder).passed
+
+
+def test_resume_compares_the_checkpoint_that_is_converted_first(cli: Cli, tmp_path: Path) -> None:
+    for seed, code in ((1, 0), (1, 0), (2, 2)):
+        checkpoint = tmp_path / str(seed) / "model.sft"
+        checkpoint.parent.mkdir(exist_ok=True)
+        make_checkpoint(checkpoint, Shape(dim=32, heads=2, layers=1, levels=2, seed=seed))
+        run = ("quantize", checkpoint, tmp_path / "out", "--types", "Q8_0", "--resume", *QUICK)
+        result = cli(*run)
+        assert result.code == code, result.err
+    assert "made from another source" in error_of(result, 2)
 
 
 def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(

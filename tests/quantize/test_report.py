@@ -211,3 +211,11 @@ def test_a_limit_on_what_was_not_measured_is_neither_kept_nor_exceeded() -> None
         run = replace(report, files=(replace(one, limits=limits), *report.files[1:]))
         assert (run.passed, run.exit_code) == (False, code)
         assert run.verdict().startswith({1: "FAILED: ", 3: "NOT MEASURED: "}[code])
+
+
+def test_a_file_that_measured_as_no_number_is_far_and_not_recommended() -> None:
+    report = make_report(("Q8_0",))
+    (file,) = report.files
+    report = replace(report, files=(replace(file, measured=measured(float("nan"), ["ar"])),))
+    assert report.advice().take is None
+    assert "Q8_0 far" in report.verdict()

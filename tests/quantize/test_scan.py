@@ -65,6 +65,13 @@ def test_no_mixture_of_the_size_of_a_chosen_one_loses_less(
             assert loss(other, losses) >= mixture.predicted_kl - 1e-9
 
 
+def test_the_smallest_mixture_of_a_divergence_is_no_larger_than_it_has_to_be() -> None:
+    losses = {"a": [0.5, 0.1, 0.01], "b": [0.02, 0.01, 0.001]}
+    found = sensitivities(losses, dict.fromkeys(losses, 1000))
+    for limit, kinds in ((0.53, ["Q2_K", "Q2_K"]), (0.2, ["Q4_K", "Q2_K"]), (0, ["F16", "F16"])):
+        assert [*choose_mixture(found, max_kl=limit).kinds.values()] == kinds
+
+
 def loss(kinds: dict[str, str], losses: dict[str, list[float]]) -> float:
     names = list(KINDS)
     return sum(

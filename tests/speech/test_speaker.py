@@ -9,7 +9,7 @@ import pytest
 from speech.conftest import Talking
 from support import ONE_THREAD
 
-from valle_convert.audio import read_codes, write_codes
+from valle_convert.audio import EncodecCodec, read_codes, write_codes
 from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.speech import Timings
 from valle_convert.errors import InputError
@@ -300,3 +300,9 @@ def test_what_is_no_setting_is_refused(given: str) -> None:
     with pytest.raises(InputError, match="--set") as refused:
         parse_settings([given])
     assert len(str(refused.value)) <= 200
+
+
+def test_a_codec_that_is_not_the_models_is_refused(talking: Talking, encodec: EncodecCodec) -> None:
+    four_levels = EncodecCodec(encodec.weights, n_levels=4)
+    with pytest.raises(InputError, match=r"4 levels of 64 codes, and the model.*8 levels of 64"):
+        talking.bundle.family.speaker(talking.bundle, codec=four_levels)

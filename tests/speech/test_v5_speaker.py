@@ -18,6 +18,8 @@ from valle_convert.errors import InputError
 from valle_convert.families.v5.speech import VersionFiveSpeaker
 from valle_convert.speech.results import Piece, SpeakOptions
 from valle_convert.speech.speaker import Watch
+from valle_convert.tokenizer.choose import BUILT_IN, open_tokenizer
+from valle_convert.tokenizer.oracle import Setting
 
 RATE = 24_000
 QUICK = SpeakOptions(
@@ -44,6 +46,13 @@ def test_voice_language_and_guidance_change_what_is_spoken(
 def test_phonemes_that_the_model_lacks_are_told(speaker: VersionFiveSpeaker) -> None:
     odd = speaker.speak("həl€ˈoʊ", None, QUICK, is_phonemes=True)
     assert "the model's vocabulary lacks these phonemes of the text: € (U+20AC)" in odd.notices
+
+
+def test_the_ids_are_those_of_the_original_tokenizer(speaker: VersionFiveSpeaker) -> None:
+    texts = ("həlˈoʊ wˈɜːld.", "ʁøœ €", "<bos>a")
+    setting = Setting(add_special=True, parse_special=False)
+    expected = open_tokenizer(BUILT_IN).oracle().encode_batch(texts, setting)
+    assert [*map(speaker._tokenize, texts)] == expected
 
 
 def test_context_of_earlier_sentences_changes_the_later_ones_only(

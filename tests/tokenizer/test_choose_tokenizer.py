@@ -123,3 +123,9 @@ def test_the_packaged_file_is_what_the_script_makes_byte_for_byte() -> None:
     made = script["build"](script["SOURCE"].read_text(encoding="utf-8"))
     assert BUILT_IN.read_bytes() == made.encode("utf-8")
     assert script["TARGET"] == BUILT_IN
+
+
+def test_a_broken_file_beside_is_an_error_and_not_passed_over(checkpoint: Path) -> None:
+    checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        choose_tokenizer(None, checkpoint, None, 256)

@@ -12,7 +12,7 @@ from valle_convert.tokenizer.bpe import PhonemeBpe
 from valle_convert.tokenizer.check import TokenizerReport, compare
 from valle_convert.tokenizer.choose import BUILT_IN
 from valle_convert.tokenizer.compiled import CompiledTokenizer
-from valle_convert.tokenizer.corpus import texts
+from valle_convert.tokenizer.corpus import ipa_lines, texts
 from valle_convert.tokenizer.oracle import (
     ALL_SETTINGS,
     MAX_TEXT_BYTES,
@@ -43,6 +43,17 @@ def test_24_000_texts_have_the_same_ids_under_all_settings(
     report = compare(llama, oracle, compiled.true_ids, chosen)
     assert report.ok, report.first
     assert report == TokenizerReport(N_TEXTS, ALL_SETTINGS, 0, report.n_tokens, ())
+
+
+def test_decoding_gives_back_every_line_without_unknown_characters(
+    llama: LlamaTokenizer, compiled: CompiledTokenizer
+) -> None:
+    encoded = {
+        line: llama.encode(line, add_special=False, parse_special=False) for line in ipa_lines()
+    }
+    known = {line: ids for line, ids in encoded.items() if all(compiled.true_ids[i] for i in ids)}
+    assert len(known) > 1000
+    assert not [line for line, ids in known.items() if llama.decode(ids) != line]
 
 
 @pytest.mark.slow
