@@ -105,7 +105,5 @@ class DecodeOptions(_Checked):
     length_penalty: float | None = option(
         None, "above 0: longer speech (`ar`); the default depends on the model", -100, 100
     )
-    max_seconds: float | None = option(
-        None, "longest sentence; the default depends on the model", 0.1, MAX_RECORDING_SECONDS
-    )
+    max_seconds: float | None = option(None, "longest sentence", 0)
     duration_padding: float = option(1.05, "factor for predicted durations (`nar-len`)", 0.01, 100)

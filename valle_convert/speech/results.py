@@ -7,7 +7,13 @@ import numpy as np
 from valle_convert.audio.codes import SavedCodes
 from valle_convert.audio.files import Audio
 from valle_convert.audio.voice import PROMPT_SECONDS
-from valle_convert.decode.options import DecodeOptions, End, Mode, option
+from valle_convert.decode.options import (
+    MAX_RECORDING_SECONDS,
+    DecodeOptions,
+    End,
+    Mode,
+    option,
+)
 from valle_convert.decode.speech import Timings
 from valle_convert.model.spec import Codec, Codes
 
@@ -24,6 +30,9 @@ class SpeakOptions(DecodeOptions):
     accent: str | None = option(None, "accent for the whole text: `en`, `zh` or `ja`")
     prompt_seconds: float = option(
         PROMPT_SECONDS, "how much of the voice is used; a shorter voice is repeated", 0.1, 60
+    )
+    max_seconds: float | None = option(
+        None, "longest sentence; the default depends on the model", 0.1, MAX_RECORDING_SECONDS
     )
     context_history: int = option(0, "number of previous sentences to condition on", 0, 100)
     #: None draws one, which the result contains.

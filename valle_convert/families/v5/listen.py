@@ -15,12 +15,7 @@ from valle_convert.audio.voice import PROMPT_SECONDS
 from valle_convert.decode.ar import append_codes
 from valle_convert.decode.batch import Batch
 from valle_convert.decode.greedy import decode_transcript
-from valle_convert.decode.options import (
-    MAX_RECORDING_SECONDS,
-    DecodeOptions,
-    Mode,
-    SamplingOptions,
-)
+from valle_convert.decode.options import DecodeOptions, Mode, SamplingOptions
 from valle_convert.decode.speech import modes_of, speech_steps
 from valle_convert.errors import InputError
 from valle_convert.families.v5.likelihood import negative_log_likelihood, teacher_forced_passes
@@ -87,8 +82,7 @@ def say(
     decodings = []
     for n, one in enumerate(sentences):
         seconds = len(one.codes) / frame_rate or _EXPECTED_SECONDS
-        most = min(_MOST * seconds + 1, MAX_RECORDING_SECONDS)
-        options = DecodeOptions(mode, SamplingOptions(temperature), max_seconds=most)
+        options = DecodeOptions(mode, SamplingOptions(temperature), max_seconds=_MOST * seconds + 1)
         rng = np.random.default_rng((*seed, n))
         decodings.append(batch.add(speech_steps(network, one.condition, options, rng, frame_rate)))
     for decoding in decodings:
