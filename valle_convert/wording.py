@@ -1,11 +1,9 @@
-"""How counts, durations, tables and paths with a number are written."""
+"""How counts, durations and tables are written."""
 
 import math
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from itertools import accumulate
-from pathlib import Path
 
 #: `-3`, `1,024.5 MiB`, `3e-5`, `97 %` and `3.22 (3.11 to 3.33)`; an empty cell is one, too.
 _NUMBER = re.compile(r"([+-]?\d[\d.,]*(e[+-]?\d+)?( ?(%|\w+))?( \(.*\))?)?")
@@ -28,15 +26,6 @@ def listing(items: Iterable[object], at_most: int = 5, separator: str = ", ") ->
     if len(shown) > n_shown:
         shown[n_shown:] = [f"and {len(shown) - n_shown:,} more"]
     return separator.join(shown)
-
-
-def path_and_number(text: str, default: float) -> tuple[Path, float]:
-    """`PATH@NUMBER`, unless the whole text is the name of a file."""
-    name, at, number = text.rpartition("@")
-    if at and not Path(text).exists():
-        with suppress(ValueError):
-            return Path(name), float(number)
-    return Path(text), default
 
 
 def duration(seconds: float) -> str:

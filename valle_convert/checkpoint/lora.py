@@ -30,8 +30,8 @@ from valle_convert.checkpoint.folder import Tree, find_adapter, locate
 from valle_convert.checkpoint.names import RenamedTensors
 from valle_convert.checkpoint.source import LARGEST_WEIGHT, WEIGHT_DTYPES, TensorSource, TensorSpec
 from valle_convert.errors import InputError, UnsupportedModelError
-from valle_convert.files import read_json_object
-from valle_convert.wording import listing, path_and_number, plural
+from valle_convert.files import path_and_number, read_json_object
+from valle_convert.wording import listing, plural
 
 _PARAMETRIZED = ".parametrizations.weight.original"
 _PARAMETRIZED_LORA = ".parametrizations.weight.0.lora_"

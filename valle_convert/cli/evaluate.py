@@ -32,7 +32,8 @@ from valle_convert.cli.options import (
     refuse_idle,
 )
 from valle_convert.errors import EXIT_ENVIRONMENT, EXIT_OK, ValleConvertError
-from valle_convert.wording import path_and_number, plural
+from valle_convert.files import path_and_number
+from valle_convert.wording import plural
 
 if TYPE_CHECKING:
     from valle_convert.quantize.limits import Gates

@@ -28,7 +28,14 @@ from valle_convert.files.inputs import (
     read_small_file,
     sha256_of,
 )
-from valle_convert.files.paths import describe_os_error, os_fault, os_faults, stat_of, valid_utf8
+from valle_convert.files.paths import (
+    describe_os_error,
+    os_fault,
+    os_faults,
+    path_and_number,
+    stat_of,
+    valid_utf8,
+)
 from valle_convert.files.targets import (
     check_free_space,
     check_outputs,

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from valle_convert.errors import EnvironmentFault, InputError, ValleConvertError
@@ -78,6 +78,15 @@ def stat_of(path: Path, words: str) -> os.stat_result | None:
         raise os_fault(f"{words} cannot be used", error) from error
     except ValueError as error:
         raise InputError(f"{words!r} cannot be used: {error}.") from error
+
+
+def path_and_number(text: str, default: float) -> tuple[Path, float]:
+    """`PATH@NUMBER`, unless the whole text is the name of a file."""
+    name, at, number = text.rpartition("@")
+    if at and not Path(text).exists():
+        with suppress(ValueError):
+            return Path(name), float(number)
+    return Path(text), default
 
 
 def kind_of(mode: int) -> str:

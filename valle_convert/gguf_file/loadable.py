@@ -20,10 +20,11 @@ _IDS = ("bos", "eos", "unknown")
 
 def dangers(file: GgufFile) -> Iterator[str]:
     """Everything that llama.cpp would not survive, in words."""
-    faults = list(graph_dangers(file, ARCHITECTURE, ARCHITECTURE_KEYS))
+    yield from graph_dangers(file, ARCHITECTURE, ARCHITECTURE_KEYS)
     if file.keys.get("general.architecture") == ARCHITECTURE:
-        faults += [*_size_dangers(file), *type_dangers(file), *vocabulary_dangers(file)]
-    yield from faults
+        yield from _size_dangers(file)
+        yield from type_dangers(file)
+        yield from vocabulary_dangers(file)
 
 
 def graph_dangers(file: GgufFile, architecture: str, known: Collection[str]) -> Iterator[str]:
