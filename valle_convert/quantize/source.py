@@ -147,7 +147,8 @@ class SourceBundle:
 
     def start_digests(self) -> None:
         for source in self.units.values():
-            source.digest = source.digest or in_background(partial(sha256_of, source.given))
+            if source.digest is None:
+                source.digest = in_background(partial(sha256_of, source.given), awaited=False)
 
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:
