@@ -33,7 +33,7 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
-from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
+from valle_convert.gguf_file.keys import DIGEST_KEYS, SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, look_at
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.progress import Progress, silent
@@ -107,6 +107,13 @@ class SourceBundle:
         if self.is_converted_here and self.conversion is not None:
             return self.conversion.model
         return self.bundle.model
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """The digest of the checkpoint that the files are made from, if they have it."""
+        if self.is_converted_here and self.conversion is not None:
+            return self.conversion.checkpoint.sha256()
+        return self.bundle.main.keys.get(SOURCE_SHA256_KEY)
 
     @property
     def is_complete(self) -> bool:
