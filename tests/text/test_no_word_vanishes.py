@@ -1,6 +1,7 @@
 """No word of a text vanishes on its way to a model's input without being named."""
 
 import re
+import time
 import unicodedata
 from collections import defaultdict
 from functools import cache
@@ -196,6 +197,15 @@ def test_length_loses_nothing(language: str, word: str, space: str) -> None:
     n_short = len(sounds(to_phonemes(space.join([word] * 4), language)))
     n_long = len(sounds(to_phonemes(space.join([word] * 120), language)))
     assert n_long >= 30 * n_short * 0.97  # cut words may sound otherwise at the cut
+
+
+@pytest.mark.parametrize(
+    ("language", "text"), [("en", "7" * 10_000), ("zh", "7" * 20_000), ("ko", "1" + "😀" * 20_000)]
+)
+def test_a_long_word_is_read_in_seconds(language: str, text: str) -> None:
+    started = time.process_time()
+    assert sounds(to_phonemes(text, language))
+    assert time.process_time() - started < 4  # by the square of the length, 9 to 36
 
 
 def test_a_text_of_many_pages_is_read_to_its_end() -> None:

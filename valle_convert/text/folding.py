@@ -94,7 +94,7 @@ _GROUPING_SPACE = re.compile(r"(?<=\d)(?<!\d{4})['’\u00a0\u2009\u202f](?=\d{3}
 _GROUPED_BY_SPACE = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
 #: The German and the French voice would read 2024 100 as one number; they do not say a bar.
 _UNGROUPED = re.compile(r"(?<=\d{4}) (?=\d{3}(?!\d))")
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)([%‰])")
+_PERCENT = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)([%‰])")
 _CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
