@@ -38,7 +38,7 @@ def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> Manifes
     bundle = Bundle(FAMILY, {"model": source.header})
     whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
     with Scratch(target.parent) as scratch:
-        given = SourceBundle(source.name, bundle, {unit: source})
+        given = SourceBundle(source.name, bundle, None, scratch, log or RunLog())
         made = make_bundle(whole, given, scratch=scratch, log=log)
     return made.entries[0]
 

@@ -42,23 +42,43 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     return {file.name: file for file in files if (folder / file.name).is_file()}
 
 
+def check_targets(
+    targets: Iterable[Mapping[str, Path]],
+    source: SourceBundle,
+    known: Mapping[str, ManifestFile],
+    options: FolderOptions,
+) -> None:
+    """Refuse to replace existing files; with --resume, `with_kept` decides by the plan."""
+    for paths in targets:
+        there = [path for path in paths.values() if path.exists()]
+        listed = [path for path in there if path.name in known]
+        if listed and not (options.resume or options.force):
+            raise InputError(
+                f"The output {listed[0]} exists and is not overwritten; --resume keeps the files "
+                f"of the folder's {MANIFEST} that were made in the same way, --force makes all of "
+                "them again."
+            )
+        main = next(iter(paths.values()))
+        if main.parent.is_dir():
+            check_outputs(
+                there or [main], force=options.force or options.resume, inputs=source.paths
+            )
+
+
 def with_kept(
     plan: BundlePlan,
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> BundlePlan:
-    """The plan with what is kept; refuses to replace what is there.
+    """The plan with what is kept, or why existing files are made again.
 
     With --resume, all files of a type are kept if the manifest lists them, they were made in the
-    same way, and their bytes have not changed. A source or importance matrix that is not made yet
-    counts as unchanged.
+    same way, and their bytes have not changed.
     """
     there = {part: path for part, path in plan.paths.items() if path.exists()}
     if not there:
-        if plan.path.parent.is_dir():
-            check_outputs([plan.path], force=options.force, inputs=source.paths)
-        return replace(plan, kept=(), reason="")
+        return plan
     units = {unit.part: one for unit, one in plan.units.items()}
     reasons = (
         (path, _difference(source, part, units.get(part), path, known.get(path.name)))
@@ -69,20 +89,13 @@ def with_kept(
     if not reason and missing:
         reason = f"{missing[0]} of its set is missing"
     if options.resume and not reason:
-        return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()), reason="")
+        return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()))
     if options.resume and not options.force:
         raise InputError(
             f"The output {path} exists, and --resume does not keep it, since {reason}; "
             "give --force to make it again, or another folder."
         )
-    if path.name in known and not options.force:
-        raise InputError(
-            f"The output {path} exists and is not overwritten; --resume keeps the files of "
-            f"the folder's {MANIFEST} that were made in the same way, --force makes all "
-            "of them again."
-        )
-    check_outputs([*there.values()], force=options.force, inputs=source.paths)
-    return replace(plan, kept=(), reason=reason)
+    return replace(plan, reason=reason)
 
 
 def _difference(
@@ -91,17 +104,14 @@ def _difference(
     """Why an existing file is not what would be made, or copied; empty if it is."""
     if old is None:
         return "no manifest lists it"
-    facts: dict[str, tuple[object, object]] = {}
-    if source.is_complete:
-        new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
-        facts["from another source"] = old.source_sha256, new
+    new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
+    facts: dict[str, tuple[object, object]] = {"from another source": (old.source_sha256, new)}
     if plan is not None:
+        matrix = plan.imatrix.sha256 if plan.imatrix else None
         facts["as another type"] = old.kind, plan.kind.name
         facts["by another tool"] = old.tool, plan.tool
         facts["with other options"] = old.arguments, plan.arguments
-        if plan.imatrix is None or plan.imatrix.is_made:
-            matrix = plan.imatrix.sha256 if plan.imatrix else None
-            facts["with another importance matrix"] = old.imatrix_sha256, matrix
+        facts["with another importance matrix"] = old.imatrix_sha256, matrix
     if otherwise := [words for words, (was, new) in facts.items() if was != new]:
         return f"it was made {otherwise[0]}"
     if not path.is_file() or path.stat().st_size != old.n_bytes:

@@ -33,17 +33,25 @@ N_RANDOM = 32
 @dataclass(frozen=True)
 class Matrices:
     source: SourceBundle
-    given: Mapping[str, ImatrixInput]  # matrices that were read from files, if any
+    given: Mapping[str, ImatrixInput]  # matrices that exist, if any
     calibration: Examples | None  # the utterances to make matrices from; None if that is impossible
     paths: Mapping[str, Path]  # where made matrices are written, if `is_kept`
-    is_kept: bool
+    is_kept: bool  # whether made matrices stay in the folder
     for_all: bool  # whether every quantized type gets a matrix, or only those that need one
+    force: bool
 
     @classmethod
-    def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Self:
+    def of(
+        cls,
+        source: SourceBundle,
+        folder: Path | None,
+        options: MakeOptions,
+        existing: FolderOptions | None = None,
+    ) -> Self:
         """The matrices that the options ask for; files are read and checked now."""
-        family, parts, path = source.family, source.bundle.files, options.imatrix_path
-        target = (folder or Path()) / f"{source.main.stem}-imatrix.gguf"
+        existing = existing or FolderOptions()
+        family, parts, path = source.family, source.given.files, options.imatrix_path
+        paths = imatrix_paths(family, parts, (folder or Path()) / f"{source.stem}-imatrix.gguf")
         given: dict[str, ImatrixInput] = {}
         calibration: Examples | None = None
         if path is not None and path.is_dir():
@@ -55,61 +63,55 @@ class Matrices:
             calibration = Examples.choose(family, source.model, path, None)
         elif path is not None:
             for part, one in imatrix_paths(family, parts, path).items():
-                given[part] = _read_given(one, part, n_units=len(source.units))
+                given[part] = _read_given(one, part, n_units=len(paths))
             for unit, file in source.units.items():
                 check_fits(given[unit.part], file)
         elif options.imatrix == AUTO and source.conversion is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
-        paths = imatrix_paths(family, parts, target)
-        return cls(source, given, calibration, paths, folder is not None, path is not None)
+        is_kept = folder is not None and calibration is not None
+        if is_kept and existing.resume and _are_made_of(source, calibration, paths):
+            given = {part: ImatrixInput.read(one) for part, one in paths.items()}
+        for_all = path is not None and any(kind.is_quantized for kind in options.types)
+        return cls(source, given, calibration, paths, is_kept, for_all, existing.force)
 
     def planned(self, scratch: Scratch) -> Mapping[str, ImatrixInput]:
-        """The given matrices, or placeholders; empty if there are none."""
+        """The matrices that exist, or placeholders; empty if there are none."""
         if self.given or self.calibration is None:
             return self.given
+        there = [path for path in self.paths.values() if self.is_kept and path.parent.is_dir()]
+        check_outputs(there, force=self.force)
         words = self.calibration.description
         return {
             unit.part: placeholder(one, self.paths[unit.part].name, words, scratch)
             for unit, one in self.source.units.items()
         }
 
-    def check_targets(self, options: FolderOptions) -> None:
-        """Refuse to replace files other than importance matrices of the same inputs."""
-        if self.is_kept and not self._stay(options):
-            there = [path for path in self.paths.values() if path.parent.is_dir()]
-            check_outputs(there, force=options.force)
-
-    def make(
-        self, options: FolderOptions, scratch: Scratch, log: RunLog
-    ) -> dict[str, ImatrixInput]:
+    def make(self, scratch: Scratch, log: RunLog) -> dict[str, ImatrixInput]:
         conversion, calibration = self.source.conversion, self.calibration
         if conversion is None or calibration is None:
             raise AssertionError("a placeholder is planned only if the real one can be made")
-        if self._stay(options):
-            log.message(f"kept {' and '.join(path.name for path in self.paths.values())}")
-            return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
         log.message(f"importance matrix of {calibration.description}")
-        if not self.is_kept:
-            made = collect_imatrices(conversion, calibration, progress=log.progress)
-            return {
-                part: in_scratch(made[part], path.name, scratch)
-                for part, path in self.paths.items()
-            }
-        main = next(iter(self.paths.values()))
-        make_imatrices(conversion, calibration, main, force=options.force, progress=log.progress)
-        return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
+        if self.is_kept:
+            main = next(iter(self.paths.values()))
+            make_imatrices(conversion, calibration, main, force=self.force, progress=log.progress)
+            return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
+        made = collect_imatrices(conversion, calibration, progress=log.progress)
+        return {
+            part: in_scratch(made[part], path.name, scratch) for part, path in self.paths.items()
+        }
 
-    def _stay(self, options: FolderOptions) -> bool:
-        """Whether the folder's matrices were made from the same inputs, and are kept."""
-        conversion, calibration = self.source.conversion, self.calibration
-        if not (self.is_kept and options.resume and conversion and calibration):
-            return False
-        several = len(self.paths) > 1
-        return all(
-            path.exists()
-            and made_of(path, conversion.checkpoint, calibration, part if several else "")
-            for part, path in self.paths.items()
-        )
+
+def _are_made_of(
+    source: SourceBundle, calibration: Examples | None, paths: Mapping[str, Path]
+) -> bool:
+    """Whether matrices were made from the same inputs."""
+    if source.conversion is None or calibration is None:
+        return False
+    checkpoint, several = source.conversion.checkpoint, len(paths) > 1
+    return all(
+        path.exists() and made_of(path, checkpoint, calibration, part if several else "")
+        for part, path in paths.items()
+    )
 
 
 def _read_given(path: Path, part: str, *, n_units: int) -> ImatrixInput:

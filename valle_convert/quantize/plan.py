@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import paths_of
 from valle_convert.families.family import Unit
 from valle_convert.files import valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
@@ -230,7 +229,7 @@ class BundlePlan:
 def plan_bundles(
     quantizer: Quantizer,
     source: SourceBundle,
-    targets: Sequence[Path],
+    targets: Sequence[Mapping[str, Path]],
     options: MakeOptions,
     matrices: Matrices,
     scratch: Scratch,
@@ -256,13 +255,12 @@ def plan_bundles(
         )
         raise InputError(f"{kinds}{of} cannot be made without an importance matrix; {ways}.")
     plans = []
-    for kind, row, target in zip(options.types, rows, targets, strict=True):
+    for kind, row, paths in zip(options.types, rows, targets, strict=True):
         if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):
             row = {  # noqa: PLW2901 - planned again
                 unit: plan_file(quantizer, one, kind, options, given[unit.part])
                 for unit, one in units.items()
             }
-        paths = paths_of(target, source.bundle.files)
         sizes = [_bytes_of(unit, plan, source) for unit, plan in row.items()]
         copied = sum(file.size for file in source.copied.values())
         known = None if None in sizes else sum(filter(None, sizes)) + copied
@@ -313,9 +311,9 @@ def arguments_of(
     return arguments
 
 
-def file_name(source: Source, kind: str, options: MakeOptions) -> str:
+def file_name(source: SourceBundle, kind: str, options: MakeOptions) -> str:
     if options.identity.naming == "convention":
-        return f"{convention_name(source.header.keys, kind)}.gguf"
+        return f"{convention_name(source.keys, kind)}.gguf"
     return f"{source.stem}-{kind}.gguf"
 
 

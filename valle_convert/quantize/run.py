@@ -19,6 +19,7 @@ import msgspec
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
+from valle_convert.families.bundle import paths_of
 from valle_convert.files import (
     check_free_space,
     check_outputs,
@@ -28,7 +29,7 @@ from valle_convert.files import (
     valid_utf8,
 )
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.folder import known_files, others_in, with_kept
+from valle_convert.quantize.folder import check_targets, known_files, others_in, with_kept
 from valle_convert.quantize.make import Made, faults_of, imatrix_entry, make_bundle
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
 from valle_convert.quantize.matrices import Matrices
@@ -155,21 +156,20 @@ def quantize(
         if folder is None:
             check_outputs([out], force=existing.force)
         scratch = held.enter_context(Scratch(place))
-        source = open_source(path, checkpoint, scratch)
-        if not (existing.dry_run or source.is_converted_here):
-            source.start_digests()  # beside the plan
+        source = open_source(path, checkpoint, scratch, log)
         if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
             held.enter_context(locked_folder(folder))
         listed = {} if folder is None else known_files(folder, force=existing.force)
-        matrices = Matrices.of(source, folder, options)
-        names = [file_name(source.main, kind.name, options) for kind in options.types]
-        targets = [out if folder is None else folder / name for name in names]
+        names = [file_name(source, kind.name, options) for kind in options.types]
+        mains = [out if folder is None else folder / name for name in names]
+        targets = [paths_of(main, source.given.files) for main in mains]
+        check_targets(targets, source, listed, existing)
+        matrices = Matrices.of(source, folder, options, existing)
+        if not existing.dry_run:
+            source.start_digests()  # beside the plan
         plans = plan_bundles(quantizer, source, targets, options, matrices, scratch)
         plans = [with_kept(one, source, listed, existing) for one in plans]
-        lacks_matrix = any(plan.lacks_imatrix for plan in plans)
-        if lacks_matrix:
-            matrices.check_targets(existing)
         report = MakeReport(
             source=source.name,
             source_sha256=None,
@@ -181,18 +181,14 @@ def quantize(
         if existing.dry_run:
             return report
         _check_space(source, plans, folder or out.parent)
-        if not source.is_complete:
-            log.message(f"converting {path.name} first")
-        source.complete(log.progress)
-        if lacks_matrix:
-            real = matrices.make(existing, scratch, log)
+        if any(plan.lacks_imatrix for plan in plans):
+            real = matrices.make(scratch, log)
             plans = [plan.with_imatrices(real) for plan in plans]
-            if folder is not None:
-                listed |= {one.name: imatrix_entry(one) for one in real.values()}
-                write_manifest(folder, listed.values())  # without files that have become invalid
-        # Compare again, because the source and the matrices now exist.
+        if folder is not None and matrices.is_kept:
+            listed |= {one.name: imatrix_entry(one) for plan in plans for one in plan.imatrices}
+            write_manifest(folder, listed.values())  # without files that have become invalid
         made = []
-        for one in (with_kept(plan, source, listed, existing) for plan in plans):
+        for one in plans:
             made.append(_make_or_keep(one, source, listed, existing, scratch, log))
             if folder is not None and not one.kept:
                 write_manifest(folder, listed.values())
@@ -292,7 +288,5 @@ def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path
     n_bytes = source.bundle.n_bytes
     sizes = [n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)
-    if not source.is_complete:
-        needed += n_bytes
     name = f"{source.name} in {len(sizes)} types" if len(sizes) != 1 else "the file"
     check_free_space(folder / name, needed)

@@ -164,14 +164,13 @@ def scan(
     kinds = tuple(map(ggml_type, aim.types or SCANNED))
     quantizer = find_quantizer(making.tool)
     with Scratch(Path(tempfile.gettempdir())) as scratch:
-        source = open_source(path, checkpoint, scratch)
+        source = open_source(path, checkpoint, scratch, log)
         if source.conversion is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
         matrices = Matrices.of(source, None, making).given
-        source.complete(log.progress)
         one = Scan(
             quantizer, source, source.conversion, examples, making.threads, matrices, scratch
         )
