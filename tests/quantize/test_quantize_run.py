@@ -19,13 +19,12 @@ from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle, plan
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import check_manifest
-from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
+from valle_convert.quantize.options import MakeOptions, MeasureOptions
 from valle_convert.quantize.run import quantize
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import COMMON, FILE_TYPES, parse_types
@@ -238,8 +237,10 @@ def test_a_matrix_of_given_utterances_is_kept_in_the_folder_and_used_again(
     assert "imatrix.gguf exists" in error_of(cli(*run, "Q4_0", "--resume"), 2)
     for path in matrices:
         path.unlink()
-    again = cli(*run, "Q4_0", "--resume")
-    assert "another importance matrix" in error_of(again, 2)
+    again = (*run, "Q4_0", "--resume")
+    assert "another importance matrix" in error_of(cli(*again), 2)
+    assert not matrices[0].exists()
+    assert cli(*again, "--force").code == 0
     assert check_manifest(out).passed
 
 
@@ -255,7 +256,6 @@ def test_a_dry_run_predicts_sizes_and_writes_nothing(
     run = ("quantize", getattr(family, given), tmp_path / "out", "--types", types, *compared)
     result = cli(*run, *QUICK, "--json", "--dry-run")
     planned = {file["name"]: file["bytes"] for file in files_of(result)}
-    assert "converting" not in result.err
     assert list(tmp_path.iterdir()) == []
     made = files_of(cli(*run, *QUICK, "--json"))
     assert planned == {file["name"]: file["bytes"] for file in made}
@@ -303,25 +303,18 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
 
 
 def test_what_is_wrong_is_told_before_a_checkpoint_is_converted(
-    golden_set: Family, tmp_path: Path
+    golden_set: Family, cli: Cli, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    (tmp_path / "data").mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
-    for types, others, words in (
-        ("Q8_0", {"imatrix": str(tmp_path / "data")}, "voice file of VALL-E X"),
-        ("Q8_0", {}, "Q8_0-nar.gguf exists"),
-        ("Q4_K_M", {"allow_fallback": False}, "--no-fallback was given"),
-        ("IQ2_XXS", {"imatrix": "none"}, "without an importance matrix"),
-    ):
-        given = MakeOptions(parse_types(types), **others)  # type: ignore[arg-type]
-        checkpoint = read_checkpoint(golden_set.checkpoint)
-        log = RunLog(message=said.append)
-        with pytest.raises(InputError, match=words):
-            quantize(checkpoint.path, tmp_path / "out", given, checkpoint=checkpoint, log=log)
-    assert said == []
-    assert len(list((tmp_path / "out").iterdir())) == 1
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    out.mkdir()
+    (out / "vallex-checkpoint-Q8_0-nar.gguf").write_bytes(b"mine")
+    run = ("quantize", golden_set.checkpoint, out, "--types")
+    for types, words in (("Q8_0", "Q8_0-nar.gguf exists"), ("Q4_0", "voice file of VALL-E X")):
+        result = cli(*run, types, "--imatrix", data)
+        assert words in error_of(result, 2)
+        assert "converting" not in result.err
+    assert len(list(out.iterdir())) == 1
 
 
 def test_all_types_are_listed_a_line_each(cli: Cli) -> None:
@@ -350,7 +343,12 @@ def test_no_program_and_no_library_is_exit_code_3(
 
 
 def test_a_full_disk_is_known_before_and_files_that_are_kept_need_no_room(
-    cli: Cli, gguf_256: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    checkpoint_256: Path,
+    gguf_256: Path,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
@@ -358,6 +356,8 @@ def test_a_full_disk_is_known_before_and_files_that_are_kept_need_no_room(
     assert cli(*run, "Q8_0,Q4_0").code == 0
     before = contents(made)
     assert "1,000 bytes free" in error_of(cli(*run, "Q8_0,Q5_0"), 3)
+    run = ("quantize", checkpoint_256, made, "--dry-run", *QUICK, "--types")
+    assert "the conversion of wide.gguf needs" in error_of(cli(*run, "Q5_0"), 3)
     assert contents(made) == before
 
 

@@ -56,7 +56,7 @@ from valle_convert.quantize.source import (
     conversion_of,
     open_checked,
     open_source,
-    source_of,
+    source_of_plan,
 )
 from valle_convert.quantize.types import PLAIN_TYPES, FileType
 from valle_convert.verify.run import main_type
@@ -221,7 +221,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch, log: RunLo
         if conversion.choices.out_type == "bf16":  # would be rounded twice on its way to F16
             choices = replace(conversion.choices, out_type="f16")
             conversion = plan(conversion.checkpoint, choices)
-        return source_of(conversion, scratch, log)
+        return source_of_plan(conversion, scratch, log)
     base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
         raise InputError(

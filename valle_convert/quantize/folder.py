@@ -43,26 +43,21 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
 
 
 def check_targets(
-    targets: Iterable[Mapping[str, Path]],
+    targets: Sequence[Path],
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> None:
     """Refuse to replace existing files; with --resume, `with_kept` decides by the plan."""
-    for paths in targets:
-        there = [path for path in paths.values() if path.exists()]
-        listed = [path for path in there if path.name in known]
-        if listed and not (options.resume or options.force):
-            raise InputError(
-                f"The output {listed[0]} exists and is not overwritten; --resume keeps the files "
-                f"of the folder's {MANIFEST} that were made in the same way, --force makes all of "
-                "them again."
-            )
-        main = next(iter(paths.values()))
-        if main.parent.is_dir():
-            check_outputs(
-                there or [main], force=options.force or options.resume, inputs=source.paths
-            )
+    may_exist = options.resume or options.force
+    listed = [path for path in targets if path.name in known]
+    if listed and not may_exist:
+        raise InputError(
+            f"The output {listed[0]} exists and is not overwritten; --resume keeps the files of "
+            f"the folder's {MANIFEST} that were made in the same way, --force makes all of them "
+            "again."
+        )
+    check_outputs(targets, force=may_exist, inputs=source.paths)
 
 
 def with_kept(

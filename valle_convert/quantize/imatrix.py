@@ -100,11 +100,6 @@ class ImatrixInput:
     contents: ImatrixFile
     sha256: str
 
-    @property
-    def is_made(self) -> bool:
-        """Whether it is real, not a placeholder."""
-        return self.sha256 != NOT_MADE_YET
-
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
         return cls(path, valid_utf8(path.name), read_imatrix(path), sha256_of(path))

@@ -24,7 +24,7 @@ from valle_convert.quantize.imatrix import (
     placeholder,
 )
 from valle_convert.quantize.options import AUTO, FolderOptions, MakeOptions, RunLog
-from valle_convert.quantize.source import Scratch, SourceBundle
+from valle_convert.quantize.source import SourceBundle
 
 #: Number of random utterances to make a matrix from if none are given.
 N_RANDOM = 32
@@ -35,8 +35,8 @@ class Matrices:
     source: SourceBundle
     given: Mapping[str, ImatrixInput]  # matrices that exist, if any
     calibration: Examples | None  # the utterances to make matrices from; None if that is impossible
-    paths: Mapping[str, Path]  # where made matrices are written, if `is_kept`
-    is_kept: bool  # whether made matrices stay in the folder
+    paths: Mapping[str, Path]  # of made matrices, if they stay in a folder; else only their names
+    is_kept: bool
     for_all: bool  # whether every quantized type gets a matrix, or only those that need one
     force: bool
 
@@ -46,50 +46,54 @@ class Matrices:
         source: SourceBundle,
         folder: Path | None,
         options: MakeOptions,
-        existing: FolderOptions | None = None,
+        existing: FolderOptions,
     ) -> Self:
         """The matrices that the options ask for; files are read and checked now."""
-        existing = existing or FolderOptions()
-        family, parts, path = source.family, source.given.files, options.imatrix_path
-        paths = imatrix_paths(family, parts, (folder or Path()) / f"{source.stem}-imatrix.gguf")
+        family, conversion, path = source.family, source.conversion, options.imatrix_path
+        target = (folder or Path()) / f"{source.stem}-imatrix.gguf"
+        paths = imatrix_paths(family, source.given.files, target)
         given: dict[str, ImatrixInput] = {}
         calibration: Examples | None = None
-        if path is not None and path.is_dir():
-            if source.conversion is None:
-                raise InputError(
-                    f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
-                    f"matrix instead of {path}."
-                )
-            calibration = Examples.choose(family, source.model, path, None)
+        if path is not None and not path.is_dir():
+            given = read_matrices(source, path)
+        elif path is not None and conversion is None:
+            raise InputError(
+                f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
+                f"matrix instead of {path}."
+            )
         elif path is not None:
-            for part, one in imatrix_paths(family, parts, path).items():
-                given[part] = _read_given(one, part, n_units=len(paths))
-            for unit, file in source.units.items():
-                check_fits(given[unit.part], file)
-        elif options.imatrix == AUTO and source.conversion is not None:
+            calibration = Examples.choose(family, source.model, path, None)
+        elif options.imatrix == AUTO and conversion is not None:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
-        is_kept = folder is not None and calibration is not None
-        if is_kept and existing.resume and _are_made_of(source, calibration, paths):
-            given = {part: ImatrixInput.read(one) for part, one in paths.items()}
+        if existing.resume and conversion is not None and calibration is not None:
+            several = len(paths) > 1
+            if all(
+                one.exists()
+                and made_of(one, conversion.checkpoint, calibration, part if several else "")
+                for part, one in paths.items()
+            ):
+                given = {part: ImatrixInput.read(one) for part, one in paths.items()}
         for_all = path is not None and any(kind.is_quantized for kind in options.types)
+        is_kept = folder is not None and calibration is not None
         return cls(source, given, calibration, paths, is_kept, for_all, existing.force)
 
-    def planned(self, scratch: Scratch) -> Mapping[str, ImatrixInput]:
+    def planned(self) -> Mapping[str, ImatrixInput]:
         """The matrices that exist, or placeholders; empty if there are none."""
         if self.given or self.calibration is None:
             return self.given
         there = [path for path in self.paths.values() if self.is_kept and path.parent.is_dir()]
         check_outputs(there, force=self.force)
-        words = self.calibration.description
+        words, scratch = self.calibration.description, self.source.scratch
         return {
             unit.part: placeholder(one, self.paths[unit.part].name, words, scratch)
             for unit, one in self.source.units.items()
         }
 
-    def make(self, scratch: Scratch, log: RunLog) -> dict[str, ImatrixInput]:
+    def real(self, log: RunLog) -> Mapping[str, ImatrixInput]:
+        """The matrices that exist, or made ones."""
         conversion, calibration = self.source.conversion, self.calibration
-        if conversion is None or calibration is None:
-            raise AssertionError("a placeholder is planned only if the real one can be made")
+        if self.given or conversion is None or calibration is None:
+            return self.given
         log.message(f"importance matrix of {calibration.description}")
         if self.is_kept:
             main = next(iter(self.paths.values()))
@@ -97,31 +101,25 @@ class Matrices:
             return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
         made = collect_imatrices(conversion, calibration, progress=log.progress)
         return {
-            part: in_scratch(made[part], path.name, scratch) for part, path in self.paths.items()
+            part: in_scratch(made[part], path.name, self.source.scratch)
+            for part, path in self.paths.items()
         }
 
 
-def _are_made_of(
-    source: SourceBundle, calibration: Examples | None, paths: Mapping[str, Path]
-) -> bool:
-    """Whether matrices were made from the same inputs."""
-    if source.conversion is None or calibration is None:
-        return False
-    checkpoint, several = source.conversion.checkpoint, len(paths) > 1
-    return all(
-        path.exists() and made_of(path, checkpoint, calibration, part if several else "")
-        for part, path in paths.items()
-    )
-
-
-def _read_given(path: Path, part: str, *, n_units: int) -> ImatrixInput:
-    """A given importance matrix; of several, the one of a part."""
-    if n_units > 1:
-        check_input_file(path, f"importance matrix of {part}")
-    found = ImatrixInput.read(path)
-    if n_units > 1 and found.contents.part not in ("", part):
-        raise InputError(
-            f"{path} is the importance matrix of {found.contents.part}, expected that of {part}; "
-            "give the first file, and keep the names that `imatrix` wrote."
-        )
+def read_matrices(source: SourceBundle, path: Path) -> dict[str, ImatrixInput]:
+    """Given importance matrices, by part, checked; `path` is that of the first."""
+    found: dict[str, ImatrixInput] = {}
+    paths = imatrix_paths(source.family, source.given.files, path)
+    for part, one in paths.items():
+        if len(paths) > 1:
+            check_input_file(one, f"importance matrix of {part}")
+        found[part] = ImatrixInput.read(one)
+        of_part = found[part].contents.part
+        if len(paths) > 1 and of_part not in ("", part):
+            raise InputError(
+                f"{one} is the importance matrix of {of_part}, expected that of {part}; give the "
+                "first file, and keep the names that `imatrix` wrote."
+            )
+    for unit, file in source.units.items():
+        check_fits(found[unit.part], file)
     return found

@@ -268,7 +268,7 @@ class Measurer:
         for unit, one in source.units.items():
             _, path = self.scratch.new()
             quantizer.run(arguments_of(kind, options, one.path, path, None))
-            files[unit.part] = split_off(source, unit, GgufFile(path), self.scratch)
+            files[unit.part] = split_off(source, unit, GgufFile(path))
         return Bundle(source.family, files), kind.name
 
     def _measure(self, bundle: Bundle, kind: str, expected: Expected) -> Measured:

@@ -22,7 +22,6 @@ from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
 from valle_convert.families.bundle import paths_of
 from valle_convert.files import (
     check_free_space,
-    check_outputs,
     locked_folder,
     made_folder,
     protected,
@@ -79,7 +78,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 class MakeReport(msgspec.Struct, frozen=True):
     source: str
-    source_sha256: str | None  # of the main file; None in a dry run
+    source_sha256: str  # of the main file
     tool: dict[str, str]
     files: tuple[MadeFile, ...]
     notes: tuple[str, ...] = ()
@@ -153,10 +152,7 @@ def quantize(
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if existing.dry_run else folder or out.parent
     with protected(_inputs_of(path, checkpoint, options)), ExitStack() as held:
-        if folder is None:
-            check_outputs([out], force=existing.force)
-        scratch = held.enter_context(Scratch(place))
-        source = open_source(path, checkpoint, scratch, log)
+        source = open_source(path, checkpoint, held.enter_context(Scratch(place)), log)
         if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
             held.enter_context(locked_folder(folder))
@@ -164,15 +160,16 @@ def quantize(
         names = [file_name(source, kind.name, options) for kind in options.types]
         mains = [out if folder is None else folder / name for name in names]
         targets = [paths_of(main, source.given.files) for main in mains]
-        check_targets(targets, source, listed, existing)
+        if folder is None or folder.is_dir():
+            every = [path for paths in targets for path in paths.values()]
+            check_targets(every, source, listed, existing)
         matrices = Matrices.of(source, folder, options, existing)
-        if not existing.dry_run:
-            source.start_digests()  # beside the plan
-        plans = plan_bundles(quantizer, source, targets, options, matrices, scratch)
+        _ = [one.digest for one in source.units.values()]  # are computed beside the plan
+        plans = plan_bundles(quantizer, source, targets, options, matrices)
         plans = [with_kept(one, source, listed, existing) for one in plans]
         report = MakeReport(
             source=source.name,
-            source_sha256=None,
+            source_sha256=source.main.sha256,
             tool=plans[0].main.tool | {"found": quantizer.how},
             files=tuple(map(MadeFile.planned, plans)),
             notes=tuple(_notes(source, plans)),
@@ -181,24 +178,19 @@ def quantize(
         if existing.dry_run:
             return report
         _check_space(source, plans, folder or out.parent)
-        if any(plan.lacks_imatrix for plan in plans):
-            real = matrices.make(scratch, log)
+        if any(plan.imatrices for plan in plans):
+            real = matrices.real(log)
             plans = [plan.with_imatrices(real) for plan in plans]
-        if folder is not None and matrices.is_kept:
-            listed |= {one.name: imatrix_entry(one) for plan in plans for one in plan.imatrices}
-            write_manifest(folder, listed.values())  # without files that have become invalid
+            if folder is not None and matrices.is_kept:
+                listed |= {one.name: imatrix_entry(one) for one in real.values()}
+                write_manifest(folder, listed.values())  # without files that have become invalid
         made = []
         for one in plans:
-            made.append(_make_or_keep(one, source, listed, existing, scratch, log))
+            made.append(_make_or_keep(one, source, listed, existing, log))
             if folder is not None and not one.kept:
                 write_manifest(folder, listed.values())
         notes = () if folder is None else others_in(folder, listed, plans)
-        return msgspec.structs.replace(
-            report,
-            source_sha256=source.main.sha256,
-            files=tuple(made),
-            notes=(*report.notes, *notes),
-        )
+        return msgspec.structs.replace(report, files=tuple(made), notes=(*report.notes, *notes))
 
 
 def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> None:
@@ -224,7 +216,6 @@ def _make_or_keep(
     source: SourceBundle,
     listed: dict[str, ManifestFile],
     existing: FolderOptions,
-    scratch: Scratch,
     log: RunLog,
 ) -> MadeFile:
     """Make or keep the files of a type, and compare them with their source."""
@@ -238,7 +229,7 @@ def _make_or_keep(
     else:
         if plan.reason:
             log.message(f"making {name} again: {plan.reason}")
-        made = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
+        made = make_bundle(plan, source, force=existing.force, log=log)
         listed |= {entry.name: entry for entry in made.entries}
     tensors = {unit: tuple(made.files[unit.part].tensors.values()) for unit in plan.units}
     found = (unit.fallbacks(tensors[one]) for one, unit in plan.units.items())

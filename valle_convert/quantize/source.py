@@ -68,11 +68,14 @@ class Source:
     name: str
     header: GgufFile
     given: Path  # the file whose digest is recorded: the user's, or `path`
-    digest: Future[str] | None = None  # of `given`, if it is computed in the background
+
+    @cached_property
+    def digest(self) -> Future[str]:
+        return in_background(partial(sha256_of, self.given))
 
     @property
     def sha256(self) -> str:
-        return sha256_of(self.given) if self.digest is None else self.digest.result()
+        return self.digest.result()
 
 
 @dataclass(eq=False)
@@ -147,10 +150,6 @@ class SourceBundle:
         quantized = {unit.part for unit in self.units}
         return {part: file for part, file in self.bundle.files.items() if part not in quantized}
 
-    def start_digests(self) -> None:
-        for source in self.units.values():
-            source.digest = in_background(partial(sha256_of, source.given))
-
 
 def open_source(
     path: Path, checkpoint: Checkpoint | None, scratch: Scratch, log: RunLog
@@ -165,7 +164,7 @@ def open_source(
                 f"{path} is a checkpoint, and files made from it are compared with it; leave out "
                 f"--checkpoint {checkpoint.given or checkpoint.path}."
             )
-        return source_of(plan(checkpoint), scratch, log)
+        return source_of_plan(plan(checkpoint), scratch, log)
     bundle = open_checked(file)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize.")
@@ -192,7 +191,7 @@ def conversion_of(bundle: Bundle, checkpoint: Checkpoint) -> Plan:
     return plan_like(bundle, bundle.family.comparable(checkpoint, bundle), Choices())
 
 
-def source_of(conversion: Plan, scratch: Scratch, log: RunLog) -> SourceBundle:
+def source_of_plan(conversion: Plan, scratch: Scratch, log: RunLog) -> SourceBundle:
     name = f"{valid_utf8(conversion.checkpoint.title)}.gguf"
     return SourceBundle(name, conversion, conversion, scratch, log)
 
@@ -205,22 +204,24 @@ def _unit_source(bundle: Bundle, unit: Unit, name: str, scratch: Scratch) -> Sou
     parts = [file] if unit.first is None else [bundle.files[unit.first], file]
     keys = keys_of_file(parts[0])
     keys = [one for one in keys if one.name != ALIGNMENT_KEY and not one.name.startswith("split.")]
-    opened, path = scratch.new()
     with os_faults(f"{name} cannot be copied for llama-quantize"):
-        write_tensors(opened, keys, [one for part in parts for one in part.tensors.values()])
-        opened.flush()
-    return Source(path, name, GgufFile(path), file.path)
+        copy = _in_scratch(scratch, keys, [one for part in parts for one in part.tensors.values()])
+    return Source(copy.path, name, copy, file.path)
 
 
-def split_off(source: SourceBundle, unit: Unit, made: GgufFile, scratch: Scratch) -> GgufFile:
+def split_off(source: SourceBundle, unit: Unit, made: GgufFile) -> GgufFile:
     """The part of a file that was made from a unit; the file itself if nothing was joined."""
     if unit.first is None:
         return made
     part = source.bundle.files[unit.part]
     own = [tensor for tensor in made.tensors.values() if tensor.name in part.tensors]
-    opened, path = scratch.new()
-    write_tensors(opened, keys_of_file(part), own)
-    opened.flush()
+    return _in_scratch(source.scratch, keys_of_file(part), own)
+
+
+def _in_scratch(scratch: Scratch, keys: Sequence[Key], tensors: Sequence[TensorInfo]) -> GgufFile:
+    file, path = scratch.new()
+    write_tensors(file, keys, tensors)
+    file.flush()
     return GgufFile(path, allow_part=True)
 
 
