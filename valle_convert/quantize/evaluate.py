@@ -97,6 +97,8 @@ def evaluate(
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
         scratch = held.enter_context(Scratch(place))
         source = _source_of(given, bundles, scratch, log)
+        if listening or not measuring.reference:
+            source.check_space()
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
@@ -111,8 +113,6 @@ def evaluate(
             audience = Audience.of(source, examples, measuring, listening)
         if prunes:
             _check_prunes(given)
-        if listening or not measuring.reference:
-            source.bundle  # noqa: B018 - a checkpoint is converted before an hour of work
         paths = [*source.paths, *(path for one in bundles for path in one.paths)]
         remove_old(reports, paths, force=given.force)
         run = _Run(

@@ -48,7 +48,7 @@ def check_targets(
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> None:
-    """Refuse to replace existing files; with --resume, `with_kept` decides by the plan."""
+    """Refuse to replace existing files; with --resume, `with_kept` decides later."""
     may_exist = options.resume or options.force
     listed = [path for path in targets if path.name in known]
     if listed and not may_exist:
@@ -66,13 +66,13 @@ def with_kept(
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> BundlePlan:
-    """The plan with what is kept, or why existing files are made again.
+    """The plan with what --resume keeps, or why it makes existing files again.
 
-    With --resume, all files of a type are kept if the manifest lists them, they were made in the
-    same way, and their bytes have not changed.
+    All files of a type are kept if the manifest lists them, they were made in the same way, and
+    their bytes have not changed.
     """
     there = {part: path for part, path in plan.paths.items() if path.exists()}
-    if not there:
+    if not (there and options.resume):
         return plan
     units = {unit.part: one for unit, one in plan.units.items()}
     reasons = (
@@ -83,9 +83,9 @@ def with_kept(
     missing = [one.name for part, one in plan.paths.items() if part not in there]
     if not reason and missing:
         reason = f"{missing[0]} of its set is missing"
-    if options.resume and not reason:
+    if not reason:
         return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()))
-    if options.resume and not options.force:
+    if not options.force:
         raise InputError(
             f"The output {path} exists, and --resume does not keep it, since {reason}; "
             "give --force to make it again, or another folder."

@@ -35,8 +35,8 @@ class Matrices:
     source: SourceBundle
     given: Mapping[str, ImatrixInput]  # matrices that exist, if any
     calibration: Examples | None  # the utterances to make matrices from; None if that is impossible
-    paths: Mapping[str, Path]  # of made matrices, if they stay in a folder; else only their names
-    is_kept: bool
+    folder: Path | None  # where made matrices stay; None for the time of the run
+    paths: Mapping[str, Path]  # of made matrices, by part
     for_all: bool  # whether every quantized type gets a matrix, or only those that need one
     force: bool
 
@@ -74,15 +74,14 @@ class Matrices:
             ):
                 given = {part: ImatrixInput.read(one) for part, one in paths.items()}
         for_all = path is not None and any(kind.is_quantized for kind in options.types)
-        is_kept = folder is not None and calibration is not None
-        return cls(source, given, calibration, paths, is_kept, for_all, existing.force)
+        return cls(source, given, calibration, folder, paths, for_all, existing.force)
 
     def planned(self) -> Mapping[str, ImatrixInput]:
         """The matrices that exist, or placeholders; empty if there are none."""
         if self.given or self.calibration is None:
             return self.given
-        there = [path for path in self.paths.values() if self.is_kept and path.parent.is_dir()]
-        check_outputs(there, force=self.force)
+        if self.folder is not None and self.folder.is_dir():
+            check_outputs([*self.paths.values()], force=self.force)
         words, scratch = self.calibration.description, self.source.scratch
         return {
             unit.part: placeholder(one, self.paths[unit.part].name, words, scratch)
@@ -95,7 +94,7 @@ class Matrices:
         if self.given or conversion is None or calibration is None:
             return self.given
         log.message(f"importance matrix of {calibration.description}")
-        if self.is_kept:
+        if self.folder is not None:
             main = next(iter(self.paths.values()))
             make_imatrices(conversion, calibration, main, force=self.force, progress=log.progress)
             return {part: ImatrixInput.read(path) for part, path in self.paths.items()}

@@ -181,7 +181,7 @@ def quantize(
         if any(plan.imatrices for plan in plans):
             real = matrices.real(log)
             plans = [plan.with_imatrices(real) for plan in plans]
-            if folder is not None and matrices.is_kept:
+            if folder is not None and matrices.calibration is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # without files that have become invalid
         made = []

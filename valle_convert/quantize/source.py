@@ -99,10 +99,8 @@ class SourceBundle:
 
     @property
     def keys(self) -> Mapping[str, Any]:
-        main = self.given.main
-        return (
-            main.keys if isinstance(main, GgufFile) else {key.name: key.value for key in main.keys}
-        )
+        keys = self.given.main.keys
+        return keys if isinstance(keys, Mapping) else {key.name: key.value for key in keys}
 
     @property
     def stem(self) -> str:
@@ -114,13 +112,18 @@ class SourceBundle:
         """The given files; none for a checkpoint."""
         return self.given.paths if isinstance(self.given, Bundle) else ()
 
+    def check_space(self) -> None:
+        """Check that a checkpoint can be converted, before other work."""
+        if isinstance(self.given, Plan):
+            needed = sum(planned.data_bytes for planned in self.given.files.values())
+            check_free_space(self.scratch.folder / f"the conversion of {self.name}", needed)
+
     @cached_property
     def bundle(self) -> Bundle:
         """The files; those of a checkpoint are converted now, and have no names."""
         if isinstance(self.given, Bundle):
             return self.given
-        needed = sum(planned.data_bytes for planned in self.given.files.values())
-        check_free_space(self.scratch.folder / f"the conversion of {self.name}", needed)
+        self.check_space()
         self.log.message(f"converting {valid_utf8(self.given.checkpoint.path.name)}")
         files = {}
         with os_faults(f"The conversion of {self.name} cannot be written"):
