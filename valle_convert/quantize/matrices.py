@@ -5,15 +5,18 @@ are planned with a placeholder that has the right entries, names and sizes; the 
 after everything else was checked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, check_outputs
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
+    SOURCE_KEY,
     ImatrixInput,
     check_fits,
     collect_imatrices,
@@ -103,6 +106,18 @@ class Matrices:
             part: in_scratch(made[part], path.name, self.source.scratch)
             for part, path in self.paths.items()
         }
+
+
+def notes_on(source: SourceBundle, given: Mapping[str, ImatrixInput]) -> Iterator[str]:
+    """Names given matrices of another checkpoint; those of llama-imatrix do not say which."""
+    checkpoint = source.bundle.main.keys.get(SOURCE_SHA256_KEY)
+    said = {one.name: GgufFile(one.path).keys.get(SOURCE_KEY) for one in given.values()}
+    names = [name for name, sha256 in said.items() if sha256 and checkpoint not in (None, sha256)]
+    if names:
+        yield (
+            f"the importance matrix in {' and '.join(names)} was made from another checkpoint "
+            f"than {source.name}; make it again, unless both hold the same weights"
+        )
 
 
 def read_matrices(source: SourceBundle, path: Path) -> dict[str, ImatrixInput]:

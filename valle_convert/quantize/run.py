@@ -31,7 +31,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.folder import check_targets, known_files, others_in, with_kept
 from valle_convert.quantize.make import Made, faults_of, imatrix_entry, make_bundle
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
-from valle_convert.quantize.matrices import Matrices
+from valle_convert.quantize.matrices import Matrices, notes_on
 from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
 from valle_convert.quantize.plan import (
     BundlePlan,
@@ -172,7 +172,7 @@ def quantize(
             source_sha256=source.main.sha256,
             tool=plans[0].main.tool | {"found": quantizer.how},
             files=tuple(map(MadeFile.planned, plans)),
-            notes=tuple(_notes(source, plans)),
+            notes=(*_notes(source, plans), *notes_on(source, matrices.given)),
             dry_run=existing.dry_run,
         )
         if existing.dry_run:

@@ -33,7 +33,7 @@ from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import ImatrixInput
-from valle_convert.quantize.matrices import read_matrices
+from valle_convert.quantize.matrices import notes_on, read_matrices
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
@@ -172,6 +172,8 @@ def scan(
         )
         given = making.imatrix_path
         matrices = {} if given is None else read_matrices(source, given)
+        for note in notes_on(source, matrices):
+            log.message(f"note: {note}")
         one = Scan(quantizer, source, source.conversion, examples, making.threads, matrices)
         found = one.run(kinds, log.progress)
         mixture = None

@@ -71,7 +71,7 @@ class Source:
 
     @cached_property
     def digest(self) -> Future[str]:
-        return in_background(partial(sha256_of, self.given))
+        return in_background(partial(sha256_of, self.given), awaited=False)
 
     @property
     def sha256(self) -> str:
