@@ -26,7 +26,7 @@ QUICK = ("--threads", "1")
     ("name", "arguments", "words"),
     [
         ("wide-Q8_0.gguf", ["Q8_0"], "is not overwritten"),
-        ("wide-Q8_0.gguf", ["Q8_0", "--resume"], "no manifest lists it"),
+        ("wide-Q8_0.gguf", ["Q8_0", "--resume"], "is not in manifest.json"),
         ("wide-imatrix.gguf", ["Q2_K_S", "--resume"], "exists"),
         ("SHA256SUMS", ["Q8_0"], "not overwritten"),
         ("manifest.json", ["Q8_0"], "not overwritten"),

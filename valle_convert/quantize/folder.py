@@ -71,34 +71,29 @@ def with_kept(
     All files of a type are kept if the manifest lists them, they were made in the same way, and
     their bytes have not changed.
     """
-    there = {part: path for part, path in plan.paths.items() if path.exists()}
-    if not (there and options.resume):
+    if not (options.resume and any(path.exists() for path in plan.paths.values())):
         return plan
     units = {unit.part: one for unit, one in plan.units.items()}
-    reasons = (
-        (path, _difference(source, part, units.get(part), path, known.get(path.name)))
-        for part, path in there.items()
-    )
-    path, reason = next((one for one in reasons if one[1]), (next(iter(there.values())), ""))
-    missing = [one.name for part, one in plan.paths.items() if part not in there]
-    if not reason and missing:
-        reason = f"{missing[0]} of its set is missing"
-    if not reason:
-        return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()))
-    if not options.force:
-        raise InputError(
-            f"The output {path} exists, and --resume does not keep it, since {reason}; "
-            "give --force to make it again, or another folder."
-        )
-    return replace(plan, reason=reason)
+    for part, path in plan.paths.items():
+        difference = _difference(source, part, units.get(part), path, known.get(path.name))
+        if difference and not options.force:
+            raise InputError(
+                f"--resume does not keep {plan.path}, since {path.name} {difference}; give --force "
+                "to make it again, or another folder."
+            )
+        if difference:
+            return replace(plan, reason=f"{path.name} {difference}")
+    return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()))
 
 
 def _difference(
     source: SourceBundle, part: str, plan: FilePlan | None, path: Path, old: ManifestFile | None
 ) -> str:
-    """Why an existing file is not what would be made, or copied; empty if it is."""
+    """How an existing file differs from what would be made, or copied; empty if it does not."""
+    if not path.exists():
+        return "is missing"
     if old is None:
-        return "no manifest lists it"
+        return f"is not in {MANIFEST}"
     new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
     facts: dict[str, tuple[object, object]] = {"from another source": (old.source_sha256, new)}
     if plan is not None:
@@ -108,17 +103,17 @@ def _difference(
         facts["with other options"] = old.arguments, plan.arguments
         facts["with another importance matrix"] = old.imatrix_sha256, matrix
     if otherwise := [words for words, (was, new) in facts.items() if was != new]:
-        return f"it was made {otherwise[0]}"
+        return f"was made {otherwise[0]}"
     if not path.is_file() or path.stat().st_size != old.n_bytes:
-        return "its size differs from the manifest"
+        return f"has another size than {MANIFEST} says"
     if sha256_of(path) != old.sha256:
-        return "its bytes differ from the manifest"
+        return f"has other bytes than {MANIFEST} says"
     if plan is None:
         return ""
     keys = GgufFile(path, allow_part=True).keys
     wanted = plan.options.identity.keys(plan.source.header.keys)
     differing = [key.name for key in wanted if keys.get(key.name) != key.value]
-    return f"its {differing[0]} differs" if differing else ""
+    return f"has another {differing[0]}" if differing else ""
 
 
 def others_in(
