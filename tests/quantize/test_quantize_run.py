@@ -276,9 +276,11 @@ def test_a_tensor_that_does_not_fit_is_reported_and_no_fallback_refuses_it(
 def test_files_are_named_by_the_convention_and_say_who_made_them(
     golden_set: Family, cli: Cli, tmp_path: Path
 ) -> None:
-    run = ("quantize", golden_set.source, tmp_path / "out", "--types", "Q8_0", "--json")
-    named = ("--name-files", "convention", "--quantized-by", "me", "--base-model", "a/b")
-    (name,) = [one["name"] for one in files_of(cli(*run, *named))]
+    run = (tmp_path / "out", "--types", "Q8_0", "--json", "--name-files", "convention")
+    named = (*run, "--quantized-by", "me", "--base-model", "a/b")
+    planned = files_of(cli("quantize", golden_set.checkpoint, *named, "--dry-run"))
+    (name,) = [one["name"] for one in files_of(cli("quantize", golden_set.source, *named))]
+    assert [one["name"] for one in planned] == [name]
     assert re.fullmatch(r"vallex-checkpoint-127K.*-Q8_0\.gguf", name)
     files = open_bundle(tmp_path / "out" / name)
     assert files.main.keys["general.basename"] == "vallex-checkpoint"

@@ -164,7 +164,7 @@ def quantize(
             every = [path for paths in targets for path in paths.values()]
             check_targets(every, source, listed, existing)
         matrices = Matrices.of(source, folder, options, existing)
-        _ = [one.digest for one in source.units.values()]  # are computed beside the plan
+        _ = [one.digest for one in source.units.values()]  # starts them, beside the plan
         plans = plan_bundles(quantizer, source, targets, options, matrices)
         plans = [with_kept(one, source, listed, existing) for one in plans]
         report = MakeReport(
