@@ -38,8 +38,8 @@ def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> Manifes
     bundle = Bundle(FAMILY, {"model": source.header})
     whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
     with Scratch(target.parent) as scratch:
-        given = SourceBundle(source.name, bundle, {unit: source})
-        made = make_bundle(whole, given, scratch=scratch, log=log)
+        given = SourceBundle(source.name, bundle, None, scratch, log or RunLog())
+        made = make_bundle(whole, given, log=log)
     return made.entries[0]
 
 

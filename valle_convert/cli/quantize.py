@@ -85,7 +85,7 @@ def quantize(
         "general.base_model.*, a model on the hub. Default: from the input.", "OWNER/NAME", _NAMES
     ),
     log: Path | None = opt("Save the output of llama-quantize.", "FILE", OUTPUT),
-    dry_run: bool = flag("Predict types and sizes; write nothing.", OUTPUT),
+    dry_run: bool = flag("Predict types and sizes; leave no file.", OUTPUT),
     resume: bool = flag("Keep the files of the folder that were made in the same way.", OUTPUT),
     json_: bool = JSON,
     force: bool = FORCE,

@@ -19,7 +19,6 @@ from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, ValleConvertError
 from valle_convert.families.bundle import Bundle, paths_of, plan
 from valle_convert.files import (
-    check_free_space,
     check_outputs,
     describe_os_error,
     locked_folder,
@@ -55,9 +54,9 @@ from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
     conversion_of,
-    convert_in_scratch,
     open_checked,
     open_source,
+    source_of_plan,
 )
 from valle_convert.quantize.types import PLAIN_TYPES, FileType
 from valle_convert.verify.run import main_type
@@ -97,9 +96,9 @@ def evaluate(
         bundles = list({one.path: one for one in _open(given)}.values())
         place = bundles[0].path.parent if given.keep else Path(tempfile.gettempdir())
         scratch = held.enter_context(Scratch(place))
-        source = _source_of(given, bundles, scratch)
-        if source.is_converted_here and (listening or not measuring.reference):
-            check_free_space(place / f"the conversion of {source.name}", source.bundle.n_bytes)
+        source = _source_of(given, bundles, scratch, log)
+        if listening or not measuring.reference:
+            source.check_space()
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
@@ -211,7 +210,7 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
     }
 
 
-def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceBundle:
+def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch, log: RunLog) -> SourceBundle:
     """The reference; a file that is the reference is removed from the others."""
     if given.checkpoint is not None:
         for one in bundles:
@@ -222,7 +221,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
         if conversion.choices.out_type == "bf16":  # would be rounded twice on its way to F16
             choices = replace(conversion.choices, out_type="f16")
             conversion = plan(conversion.checkpoint, choices)
-        return convert_in_scratch(conversion, scratch)
+        return source_of_plan(conversion, scratch, log)
     base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
         raise InputError(
@@ -235,7 +234,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
             raise InputError(
                 f"{one.path} belongs to another model than {base.path}; evaluate them separately."
             )
-    return open_source(base.path, None, scratch)
+    return open_source(base.path, None, scratch, log)
 
 
 def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:

@@ -42,78 +42,78 @@ def known_files(folder: Path, *, force: bool) -> dict[str, ManifestFile]:
     return {file.name: file for file in files if (folder / file.name).is_file()}
 
 
+def check_targets(
+    targets: Sequence[Path],
+    source: SourceBundle,
+    known: Mapping[str, ManifestFile],
+    options: FolderOptions,
+) -> None:
+    """Refuse to replace existing files; with --resume, `with_kept` decides later."""
+    may_exist = options.resume or options.force
+    listed = [path for path in targets if path.name in known]
+    if listed and not may_exist:
+        raise InputError(
+            f"The output {listed[0]} exists and is not overwritten; --resume keeps the files of "
+            f"the folder's {MANIFEST} that were made in the same way, --force makes all of them "
+            "again."
+        )
+    check_outputs(targets, force=may_exist, inputs=source.paths)
+
+
 def with_kept(
     plan: BundlePlan,
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> BundlePlan:
-    """The plan with what is kept; refuses to replace what is there.
+    """The plan with what --resume keeps, or why it makes existing files again.
 
-    With --resume, all files of a type are kept if the manifest lists them, they were made in the
-    same way, and their bytes have not changed. A source or importance matrix that is not made yet
-    counts as unchanged.
+    All files of a type are kept if the manifest lists them, they were made in the same way, and
+    their bytes have not changed.
     """
-    there = {part: path for part, path in plan.paths.items() if path.exists()}
-    if not there:
-        if plan.path.parent.is_dir():
-            check_outputs([plan.path], force=options.force, inputs=source.paths)
-        return replace(plan, kept=(), reason="")
+    if not (options.resume and any(path.exists() for path in plan.paths.values())):
+        return plan
     units = {unit.part: one for unit, one in plan.units.items()}
-    reasons = (
-        (path, _difference(source, part, units.get(part), path, known.get(path.name)))
-        for part, path in there.items()
-    )
-    path, reason = next((one for one in reasons if one[1]), (next(iter(there.values())), ""))
-    missing = [one.name for part, one in plan.paths.items() if part not in there]
-    if not reason and missing:
-        reason = f"{missing[0]} of its set is missing"
-    if options.resume and not reason:
-        return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()), reason="")
-    if options.resume and not options.force:
-        raise InputError(
-            f"The output {path} exists, and --resume does not keep it, since {reason}; "
-            "give --force to make it again, or another folder."
-        )
-    if path.name in known and not options.force:
-        raise InputError(
-            f"The output {path} exists and is not overwritten; --resume keeps the files of "
-            f"the folder's {MANIFEST} that were made in the same way, --force makes all "
-            "of them again."
-        )
-    check_outputs([*there.values()], force=options.force, inputs=source.paths)
-    return replace(plan, kept=(), reason=reason)
+    for part, path in plan.paths.items():
+        difference = _difference(source, part, units.get(part), path, known.get(path.name))
+        if difference and not options.force:
+            raise InputError(
+                f"--resume does not keep {plan.path}, since {path.name} {difference}; give --force "
+                "to make it again, or another folder."
+            )
+        if difference:
+            return replace(plan, reason=f"{path.name} {difference}")
+    return replace(plan, kept=tuple(known[one.name] for one in plan.paths.values()))
 
 
 def _difference(
     source: SourceBundle, part: str, plan: FilePlan | None, path: Path, old: ManifestFile | None
 ) -> str:
-    """Why an existing file is not what would be made, or copied; empty if it is."""
+    """How an existing file differs from what would be made, or copied; empty if it does not."""
+    if not path.exists():
+        return "is missing"
     if old is None:
-        return "no manifest lists it"
-    facts: dict[str, tuple[object, object]] = {}
-    if source.is_complete:
-        new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
-        facts["from another source"] = old.source_sha256, new
+        return f"is not in {MANIFEST}"
+    new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
+    facts: dict[str, tuple[object, object]] = {"from another source": (old.source_sha256, new)}
     if plan is not None:
+        matrix = plan.imatrix.sha256 if plan.imatrix else None
         facts["as another type"] = old.kind, plan.kind.name
         facts["by another tool"] = old.tool, plan.tool
         facts["with other options"] = old.arguments, plan.arguments
-        if plan.imatrix is None or plan.imatrix.is_made:
-            matrix = plan.imatrix.sha256 if plan.imatrix else None
-            facts["with another importance matrix"] = old.imatrix_sha256, matrix
+        facts["with another importance matrix"] = old.imatrix_sha256, matrix
     if otherwise := [words for words, (was, new) in facts.items() if was != new]:
-        return f"it was made {otherwise[0]}"
+        return f"was made {otherwise[0]}"
     if not path.is_file() or path.stat().st_size != old.n_bytes:
-        return "its size differs from the manifest"
+        return f"has another size than {MANIFEST} says"
     if sha256_of(path) != old.sha256:
-        return "its bytes differ from the manifest"
+        return f"has other bytes than {MANIFEST} says"
     if plan is None:
         return ""
     keys = GgufFile(path, allow_part=True).keys
     wanted = plan.options.identity.keys(plan.source.header.keys)
     differing = [key.name for key in wanted if keys.get(key.name) != key.value]
-    return f"its {differing[0]} differs" if differing else ""
+    return f"has another {differing[0]}" if differing else ""
 
 
 def others_in(

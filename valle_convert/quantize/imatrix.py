@@ -52,8 +52,6 @@ SOURCE_KEY = f"{PREFIX}source_sha256"
 _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _MAX_TEXT = 127  # bytes of a string in llama.cpp's list of overrides
-#: The digest of a placeholder for a matrix that is not made yet.
-NOT_MADE_YET = "0" * 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +98,6 @@ class ImatrixInput:
     name: str
     contents: ImatrixFile
     sha256: str
-
-    @property
-    def is_made(self) -> bool:
-        """Whether it is real, not a placeholder."""
-        return self.sha256 != NOT_MADE_YET
 
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
@@ -308,14 +301,14 @@ def check_fits(imatrix: ImatrixInput, source: Source) -> None:
 
 
 def placeholder(source: Source, name: str, description: str, scratch: Scratch) -> ImatrixInput:
-    """A matrix of ones: llama.cpp plans by the entries, not by their values."""
+    """A matrix of ones, with a digest of zeros: llama.cpp plans by the entries, not the values."""
     entries = {
         name: Entry(np.ones(tensor.shape[-1], np.float32), 1)
         for name, tensor in source.header.tensors.items()
         if len(tensor.shape) == 2
     }
     contents = ImatrixFile(entries, (description,), 1, 1)
-    return replace(in_scratch(contents, name, scratch), sha256=NOT_MADE_YET)
+    return replace(in_scratch(contents, name, scratch), sha256="0" * 64)
 
 
 def in_scratch(contents: ImatrixFile, name: str, scratch: Scratch) -> ImatrixInput:

@@ -32,7 +32,7 @@ from valle_convert.quantize.imatrix import SOURCE_KEY, ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, tensor_digests
 from valle_convert.quantize.options import RunLog
 from valle_convert.quantize.plan import TENSOR_LINE, BundlePlan, FilePlan, arguments_of
-from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
+from valle_convert.quantize.source import SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FileType
 from valle_convert.threads import in_background
@@ -56,7 +56,6 @@ def make_bundle(
     plan: BundlePlan,
     source: SourceBundle,
     *,
-    scratch: Scratch,
     force: bool = False,
     log: RunLog | None = None,
 ) -> Made:
@@ -65,7 +64,7 @@ def make_bundle(
     with atomic_outputs([*plan.paths.values()], force=force, inputs=source.paths) as opened:
         targets = dict(zip(plan.paths, opened, strict=True))
         for unit, one in plan.units.items():
-            work, place = scratch.new()
+            work, place = source.scratch.new()
             run_quantizer(one, place, log)
             _write_part(one, work, targets[unit.part], source.bundle.files[unit.part], unit)
             in_background(work.close)  # freeing 240 MB takes 60 ms
@@ -93,11 +92,11 @@ def _write_part(
     check_types(plan, header)
     made = [*header.tensors.values()]
     if unit.first is None:
-        new_header = header.changed(plan.keys(plan.source.sha256), drop=DIGEST_KEYS)
+        new_header = header.changed(plan.keys(), drop=DIGEST_KEYS)
         write_entries(target, new_header, made, (tensor.data for tensor in made))
     else:
         own = [tensor for tensor in made if tensor.name in part.tensors]
-        write_tensors(target, plan.part_keys(part, plan.source.sha256), own)
+        write_tensors(target, plan.part_keys(part), own)
 
 
 def _entry(

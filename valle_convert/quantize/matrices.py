@@ -12,6 +12,7 @@ from typing import Self
 
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, check_outputs
+from valle_convert.gguf_file.keys import SOURCE_SHA256_KEY
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
@@ -26,7 +27,7 @@ from valle_convert.quantize.imatrix import (
     placeholder,
 )
 from valle_convert.quantize.options import AUTO, FolderOptions, MakeOptions, RunLog
-from valle_convert.quantize.source import Scratch, SourceBundle
+from valle_convert.quantize.source import SourceBundle
 
 #: Number of random utterances to make a matrix from if none are given.
 N_RANDOM = 32
@@ -35,104 +36,104 @@ N_RANDOM = 32
 @dataclass(frozen=True)
 class Matrices:
     source: SourceBundle
-    given: Mapping[str, ImatrixInput]  # matrices that were read from files, if any
+    given: Mapping[str, ImatrixInput]  # matrices that exist, if any
     calibration: Examples | None  # the utterances to make matrices from; None if that is impossible
-    paths: Mapping[str, Path]  # where made matrices are written, if `is_kept`
-    is_kept: bool
+    folder: Path | None  # where made matrices stay; None for the time of the run
+    paths: Mapping[str, Path]  # of made matrices, by part
     for_all: bool  # whether every quantized type gets a matrix, or only those that need one
+    force: bool
 
     @classmethod
-    def of(cls, source: SourceBundle, folder: Path | None, options: MakeOptions) -> Self:
+    def of(
+        cls,
+        source: SourceBundle,
+        folder: Path | None,
+        options: MakeOptions,
+        existing: FolderOptions,
+    ) -> Self:
         """The matrices that the options ask for; files are read and checked now."""
-        family, parts, path = source.family, source.bundle.files, options.imatrix_path
-        target = (folder or Path()) / f"{source.main.stem}-imatrix.gguf"
+        family, conversion, path = source.family, source.conversion, options.imatrix_path
+        target = (folder or Path()) / f"{source.stem}-imatrix.gguf"
+        paths = imatrix_paths(family, source.given.files, target)
         given: dict[str, ImatrixInput] = {}
         calibration: Examples | None = None
-        if path is not None and path.is_dir():
-            if source.conversion is None:
-                raise InputError(
-                    f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
-                    f"matrix instead of {path}."
-                )
-            calibration = Examples.choose(family, source.model, path, None)
-        elif path is not None:
-            for part, one in imatrix_paths(family, parts, path).items():
-                given[part] = _read_given(one, part, n_units=len(source.units))
-            for unit, file in source.units.items():
-                check_fits(given[unit.part], file)
-        elif options.imatrix == AUTO and source.conversion is not None:
-            calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
-        paths = imatrix_paths(family, parts, target)
-        return cls(source, given, calibration, paths, folder is not None, path is not None)
-
-    def notes(self) -> Iterator[str]:
-        """Names given matrices of another checkpoint; those of llama-imatrix do not say which."""
-        said = {one.name: GgufFile(one.path).keys.get(SOURCE_KEY) for one in self.given.values()}
-        source = self.source
-        names = [n for n, of in said.items() if of and source.checkpoint_sha256 not in (None, of)]
-        if names:
-            yield (
-                f"the importance matrix in {' and '.join(names)} was made from another checkpoint "
-                f"than {source.name}; make it again, unless both hold the same weights"
+        if path is not None and not path.is_dir():
+            given = read_matrices(source, path)
+        elif path is not None and conversion is None:
+            raise InputError(
+                f"Making an importance matrix needs the checkpoint: give --checkpoint, or a "
+                f"matrix instead of {path}."
             )
+        elif path is not None:
+            calibration = Examples.choose(family, source.model, path, None)
+        elif options.imatrix == AUTO and conversion is not None:
+            calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
+        if existing.resume and conversion is not None and calibration is not None:
+            several = len(paths) > 1
+            if all(
+                one.exists()
+                and made_of(one, conversion.checkpoint, calibration, part if several else "")
+                for part, one in paths.items()
+            ):
+                given = {part: ImatrixInput.read(one) for part, one in paths.items()}
+        for_all = path is not None and any(kind.is_quantized for kind in options.types)
+        return cls(source, given, calibration, folder, paths, for_all, existing.force)
 
-    def planned(self, scratch: Scratch) -> Mapping[str, ImatrixInput]:
-        """The given matrices, or placeholders; empty if there are none."""
+    def planned(self) -> Mapping[str, ImatrixInput]:
+        """The matrices that exist, or placeholders; empty if there are none."""
         if self.given or self.calibration is None:
             return self.given
-        words = self.calibration.description
+        if self.folder is not None and self.folder.is_dir():
+            check_outputs([*self.paths.values()], force=self.force)
+        words, scratch = self.calibration.description, self.source.scratch
         return {
             unit.part: placeholder(one, self.paths[unit.part].name, words, scratch)
             for unit, one in self.source.units.items()
         }
 
-    def check_targets(self, options: FolderOptions) -> None:
-        """Refuse to replace files other than importance matrices of the same inputs."""
-        if self.is_kept and not self._stay(options):
-            there = [path for path in self.paths.values() if path.parent.is_dir()]
-            check_outputs(there, force=options.force)
-
-    def make(
-        self, options: FolderOptions, scratch: Scratch, log: RunLog
-    ) -> dict[str, ImatrixInput]:
+    def real(self, log: RunLog) -> Mapping[str, ImatrixInput]:
+        """The matrices that exist, or made ones."""
         conversion, calibration = self.source.conversion, self.calibration
-        if conversion is None or calibration is None:
-            raise AssertionError("a placeholder is planned only if the real one can be made")
-        if self._stay(options):
-            log.message(f"kept {' and '.join(path.name for path in self.paths.values())}")
-            return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
+        if self.given or conversion is None or calibration is None:
+            return self.given
         log.message(f"importance matrix of {calibration.description}")
-        if not self.is_kept:
-            made = collect_imatrices(conversion, calibration, progress=log.progress)
-            return {
-                part: in_scratch(made[part], path.name, scratch)
-                for part, path in self.paths.items()
-            }
-        main = next(iter(self.paths.values()))
-        make_imatrices(conversion, calibration, main, force=options.force, progress=log.progress)
-        return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
-
-    def _stay(self, options: FolderOptions) -> bool:
-        """Whether the folder's matrices were made from the same inputs, and are kept."""
-        conversion, calibration = self.source.conversion, self.calibration
-        if not (self.is_kept and options.resume and conversion and calibration):
-            return False
-        several = len(self.paths) > 1
-        return all(
-            path.exists()
-            and made_of(path, conversion.checkpoint, calibration, part if several else "")
+        if self.folder is not None:
+            main = next(iter(self.paths.values()))
+            make_imatrices(conversion, calibration, main, force=self.force, progress=log.progress)
+            return {part: ImatrixInput.read(path) for part, path in self.paths.items()}
+        made = collect_imatrices(conversion, calibration, progress=log.progress)
+        return {
+            part: in_scratch(made[part], path.name, self.source.scratch)
             for part, path in self.paths.items()
+        }
+
+
+def notes_on(source: SourceBundle, given: Mapping[str, ImatrixInput]) -> Iterator[str]:
+    """Names given matrices of another checkpoint; those of llama-imatrix do not say which."""
+    checkpoint = source.bundle.main.keys.get(SOURCE_SHA256_KEY)
+    said = {one.name: GgufFile(one.path).keys.get(SOURCE_KEY) for one in given.values()}
+    names = [name for name, sha256 in said.items() if sha256 and checkpoint not in (None, sha256)]
+    if names:
+        yield (
+            f"the importance matrix in {' and '.join(names)} was made from another checkpoint "
+            f"than {source.name}; make it again, unless both hold the same weights"
         )
 
 
-def _read_given(path: Path, part: str, *, n_units: int) -> ImatrixInput:
-    """A given importance matrix; of several, the one of a part."""
-    if n_units > 1:
-        check_input_file(path, f"importance matrix of {part}")
-    found = ImatrixInput.read(path)
-    if n_units > 1 and found.contents.part not in ("", part):
-        raise InputError(
-            f"{path} is the importance matrix of {found.contents.part}, expected that of {part}; "
-            "give the first file, and keep the names that `imatrix` wrote."
-        )
+def read_matrices(source: SourceBundle, path: Path) -> dict[str, ImatrixInput]:
+    """Given importance matrices, by part, checked; `path` is that of the first."""
+    found: dict[str, ImatrixInput] = {}
+    paths = imatrix_paths(source.family, source.given.files, path)
+    for part, one in paths.items():
+        if len(paths) > 1:
+            check_input_file(one, f"importance matrix of {part}")
+        found[part] = ImatrixInput.read(one)
+        of_part = found[part].contents.part
+        if len(paths) > 1 and of_part not in ("", part):
+            raise InputError(
+                f"{one} is the importance matrix of {of_part}, expected that of {part}; give the "
+                "first file, and keep the names that `imatrix` wrote."
+            )
+    for unit, file in source.units.items():
+        check_fits(found[unit.part], file)
     return found

@@ -128,28 +128,23 @@ class Measurer:
         """The type and error of every matrix; `verify` has measured those of quantized ones."""
         checks = [check for level in report.levels for check in level.checks] if report else []
         noise = {check.name: check.values.get("snr_db") for check in checks}
-        several = len(self.source.units) > 1
-        for unit in self.source.units:
-            before = self.source.bundle.files[unit.part].tensors
+        conversion, units = self.source.conversion, bundle.family.units([*bundle.files])
+        several = len(units) > 1
+        for unit in units:
+            plan = conversion.files[unit.part] if conversion else None
+            given = {} if plan else self.source.bundle.files[unit.part].tensors
+            shapes = {one.name: one.shape for one in (plan.tensors if plan else given.values())}
             prefix = f"{unit.part}: " if len(bundle.files) > 1 else ""
             for name, tensor in bundle.files[unit.part].tensors.items():
-                if len(tensor.shape) == 2 and name in before and before[name].shape == tensor.shape:
+                if len(tensor.shape) == 2 and shapes.get(name) == tensor.shape:
                     found = noise.get(f"{prefix}tensor {name}")
-                    if self.source.conversion is None:
-                        found = signal_to_noise(before[name], tensor)
+                    if plan is None:
+                        found = signal_to_noise(given[name], tensor)
                     elif found is None:
-                        plan = self.source.conversion.files[unit.part]
                         found = rounding_decibels(plan, name, tensor)
                     known = None if found is None or math.isinf(found) else found
                     kind, part = tensor.ggml_type, unit.part if several else ""
                     yield TensorReport(name, kind.name, kind.bits, known, part)
-
-    @cached_property
-    def _completed(self) -> SourceBundle:
-        if not self.source.is_complete:
-            self.log.message("converting the checkpoint to compare with it")
-        self.source.complete(self.log.progress)
-        return self.source
 
     def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
         how = replace(
@@ -246,7 +241,7 @@ class Measurer:
         bundle, kind = self._baseline_files
         is_source = bundle is self.source.bundle
         return Baseline(
-            name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
+            name=self.source.name if is_source else f"{self.source.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
             **weights_of(quantized_tensors(bundle)),
@@ -263,7 +258,7 @@ class Measurer:
     @cached_property
     def _baseline_files(self) -> tuple[Bundle, str]:
         """The F16 files: the source, or made from it."""
-        source = self._completed
+        source = self.source
         main = next(iter(weights_of(quantized_tensors(source.bundle))["weights"]))
         if main not in ("F32", "BF16"):
             return source.bundle, main
@@ -273,7 +268,7 @@ class Measurer:
         for unit, one in source.units.items():
             _, path = self.scratch.new()
             quantizer.run(arguments_of(kind, options, one.path, path, None))
-            files[unit.part] = split_off(source, unit, GgufFile(path), self.scratch)
+            files[unit.part] = split_off(source, unit, GgufFile(path))
         return Bundle(source.family, files), kind.name
 
     def _measure(self, bundle: Bundle, kind: str, expected: Expected) -> Measured:
@@ -286,9 +281,9 @@ class Measurer:
 
 def open_adapters(source: SourceBundle, options: MeasureOptions) -> Sequence[Any]:
     """Open the LoRAs that are not merged."""
-    base = source.conversion.checkpoint if source.is_converted_here and source.conversion else None
-    # A file converted during this run has no checkpoint digest in its header.
-    return source.family.open_adapters(options.adapters, base or source.bundle)
+    given = source.given
+    base = given if isinstance(given, Bundle) else given.checkpoint
+    return source.family.open_adapters(options.adapters, base)
 
 
 # ------------------------------------------------------------- the file of --save-reference

@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from valle_convert import __version__
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import paths_of
 from valle_convert.families.family import Unit
 from valle_convert.files import valid_utf8
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
@@ -29,7 +28,7 @@ from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile
 from valle_convert.quantize.matrices import Matrices
 from valle_convert.quantize.options import NONE, MakeOptions
-from valle_convert.quantize.source import Scratch, Source, SourceBundle, keys_of_file
+from valle_convert.quantize.source import Source, SourceBundle, keys_of_file
 from valle_convert.quantize.tool import PROGRAM, Quantizer
 from valle_convert.quantize.types import FileType, matches
 from valle_convert.wording import plural
@@ -120,11 +119,8 @@ class FilePlan:
         header = self.source.header.changed(self.keys(), drop=DIGEST_KEYS)
         return len(header) + sum(padded(tensor.n_bytes) for tensor in self.tensors)
 
-    def keys(self, source_sha256: str = "0" * 64) -> list[Key]:
-        """The file's record of how it was made, without paths and times.
-
-        Every value except names has a fixed size, so that a plan knows the header's size.
-        """
+    def keys(self) -> list[Key]:
+        """The file's record of how it was made, without paths and times."""
         source = self.source.header.keys
         values: list[Key] = [
             Key("general.quantization_version", 2, "u32"),
@@ -135,7 +131,7 @@ class FilePlan:
             Key(f"{PREFIX}tool_sha256", self.quantizer.sha256, "string"),
             Key(f"{PREFIX}arguments", list(self.arguments), "[string]"),
             Key(f"{PREFIX}source_name", self.source.name, "string"),
-            Key(f"{PREFIX}source_sha256", source_sha256, "string"),
+            Key(f"{PREFIX}source_sha256", self.source.sha256, "string"),
             Key(f"{PREFIX}converter_version", __version__, "string"),
             *self.options.identity.keys(source),
         ]
@@ -144,9 +140,9 @@ class FilePlan:
             values += self.imatrix.contents.keys(self.imatrix.name)
         return values
 
-    def part_keys(self, part: GgufFile, source_sha256: str = "0" * 64) -> list[Key]:
+    def part_keys(self, part: GgufFile) -> list[Key]:
         """The keys of a part that was joined for quantizing: its own, and how it was made."""
-        made = self.keys(source_sha256)
+        made = self.keys()
         names = {key.name for key in made}
         return [*(key for key in keys_of_file(part) if key.name not in names), *made]
 
@@ -215,10 +211,6 @@ class BundlePlan:
     def imatrices(self) -> tuple[ImatrixInput, ...]:
         return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
 
-    @property
-    def lacks_imatrix(self) -> bool:
-        return any(not one.is_made for one in self.imatrices)
-
     def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> Self:
         """The plan with real matrices, by part, instead of placeholders."""
         if not self.imatrices:
@@ -230,10 +222,9 @@ class BundlePlan:
 def plan_bundles(
     quantizer: Quantizer,
     source: SourceBundle,
-    targets: Sequence[Path],
+    targets: Sequence[Mapping[str, Path]],
     options: MakeOptions,
     matrices: Matrices,
-    scratch: Scratch,
 ) -> list[BundlePlan]:
     """Plans of all types, with placeholders for importance matrices that are not made yet."""
     units = source.units
@@ -244,7 +235,7 @@ def plan_bundles(
     with ThreadPoolExecutor(usable_cores()) as pool:  # a dry run takes one core
         rows = list(pool.map(planned, options.types))
     needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
-    given = matrices.planned(scratch) if needing or matrices.for_all else {}
+    given = matrices.planned() if needing or matrices.for_all else {}
     if needing and not given:
         kinds = ", ".join(k.name for k in options.types if k.name in needing)
         mixed = " ".join(one for one in options.tensor_types if "=iq" in one)
@@ -256,13 +247,12 @@ def plan_bundles(
         )
         raise InputError(f"{kinds}{of} cannot be made without an importance matrix; {ways}.")
     plans = []
-    for kind, row, target in zip(options.types, rows, targets, strict=True):
+    for kind, row, paths in zip(options.types, rows, targets, strict=True):
         if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):
             row = {  # noqa: PLW2901 - planned again
                 unit: plan_file(quantizer, one, kind, options, given[unit.part])
                 for unit, one in units.items()
             }
-        paths = paths_of(target, source.bundle.files)
         sizes = [_bytes_of(unit, plan, source) for unit, plan in row.items()]
         copied = sum(file.size for file in source.copied.values())
         known = None if None in sizes else sum(filter(None, sizes)) + copied
@@ -313,9 +303,9 @@ def arguments_of(
     return arguments
 
 
-def file_name(source: Source, kind: str, options: MakeOptions) -> str:
+def file_name(source: SourceBundle, kind: str, options: MakeOptions) -> str:
     if options.identity.naming == "convention":
-        return f"{convention_name(source.header.keys, kind)}.gguf"
+        return f"{convention_name(source.keys, kind)}.gguf"
     return f"{source.stem}-{kind}.gguf"
 
 

@@ -19,19 +19,19 @@ import msgspec
 from valle_convert import __version__
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import EXIT_FAILED_CHECK, EXIT_OK, InputError
+from valle_convert.families.bundle import paths_of
 from valle_convert.files import (
     check_free_space,
-    check_outputs,
     locked_folder,
     made_folder,
     protected,
     valid_utf8,
 )
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.folder import known_files, others_in, with_kept
+from valle_convert.quantize.folder import check_targets, known_files, others_in, with_kept
 from valle_convert.quantize.make import Made, faults_of, imatrix_entry, make_bundle
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
-from valle_convert.quantize.matrices import Matrices
+from valle_convert.quantize.matrices import Matrices, notes_on
 from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
 from valle_convert.quantize.plan import (
     BundlePlan,
@@ -78,7 +78,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 class MakeReport(msgspec.Struct, frozen=True):
     source: str
-    source_sha256: str | None  # of the main file; None in a dry run
+    source_sha256: str  # of the main file
     tool: dict[str, str]
     files: tuple[MadeFile, ...]
     notes: tuple[str, ...] = ()
@@ -152,57 +152,45 @@ def quantize(
     quantizer = find_quantizer(options.tool)
     place = Path(tempfile.gettempdir()) if existing.dry_run else folder or out.parent
     with protected(_inputs_of(path, checkpoint, options)), ExitStack() as held:
-        if folder is None:
-            check_outputs([out], force=existing.force)
-        scratch = held.enter_context(Scratch(place))
-        source = open_source(path, checkpoint, scratch)
-        if not (existing.dry_run or source.is_converted_here):
-            source.start_digests()  # beside the plan
+        source = open_source(path, checkpoint, held.enter_context(Scratch(place)), log)
         if folder is not None and not existing.dry_run:
             held.enter_context(made_folder(folder, "for one file, give one that ends in .gguf."))
             held.enter_context(locked_folder(folder))
         listed = {} if folder is None else known_files(folder, force=existing.force)
-        matrices = Matrices.of(source, folder, options)
-        names = [file_name(source.main, kind.name, options) for kind in options.types]
-        targets = [out if folder is None else folder / name for name in names]
-        plans = plan_bundles(quantizer, source, targets, options, matrices, scratch)
+        names = [file_name(source, kind.name, options) for kind in options.types]
+        mains = [out if folder is None else folder / name for name in names]
+        targets = [paths_of(main, source.given.files) for main in mains]
+        if folder is None or folder.is_dir():
+            every = [path for paths in targets for path in paths.values()]
+            check_targets(every, source, listed, existing)
+        matrices = Matrices.of(source, folder, options, existing)
+        _ = [one.digest for one in source.units.values()]  # starts them, beside the plan
+        plans = plan_bundles(quantizer, source, targets, options, matrices)
         plans = [with_kept(one, source, listed, existing) for one in plans]
-        lacks_matrix = any(plan.lacks_imatrix for plan in plans)
-        if lacks_matrix:
-            matrices.check_targets(existing)
         report = MakeReport(
             source=source.name,
-            source_sha256=None,
+            source_sha256=source.main.sha256,
             tool=plans[0].main.tool | {"found": quantizer.how},
             files=tuple(map(MadeFile.planned, plans)),
-            notes=(*_notes(source, plans), *matrices.notes()),
+            notes=(*_notes(source, plans), *notes_on(source, matrices.given)),
             dry_run=existing.dry_run,
         )
         if existing.dry_run:
             return report
         _check_space(source, plans, folder or out.parent)
-        if not source.is_complete:
-            log.message(f"converting {path.name} first")
-        source.complete(log.progress)
-        if lacks_matrix:
-            real = matrices.make(existing, scratch, log)
+        if any(plan.imatrices for plan in plans):
+            real = matrices.real(log)
             plans = [plan.with_imatrices(real) for plan in plans]
-            if folder is not None:
+            if folder is not None and matrices.calibration is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # without files that have become invalid
-        # Compare again, because the source and the matrices now exist.
         made = []
-        for one in (with_kept(plan, source, listed, existing) for plan in plans):
-            made.append(_make_or_keep(one, source, listed, existing, scratch, log))
+        for one in plans:
+            made.append(_make_or_keep(one, source, listed, existing, log))
             if folder is not None and not one.kept:
                 write_manifest(folder, listed.values())
         notes = () if folder is None else others_in(folder, listed, plans)
-        return msgspec.structs.replace(
-            report,
-            source_sha256=source.main.sha256,
-            files=tuple(made),
-            notes=(*report.notes, *notes),
-        )
+        return msgspec.structs.replace(report, files=tuple(made), notes=(*report.notes, *notes))
 
 
 def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> None:
@@ -228,7 +216,6 @@ def _make_or_keep(
     source: SourceBundle,
     listed: dict[str, ManifestFile],
     existing: FolderOptions,
-    scratch: Scratch,
     log: RunLog,
 ) -> MadeFile:
     """Make or keep the files of a type, and compare them with their source."""
@@ -242,7 +229,7 @@ def _make_or_keep(
     else:
         if plan.reason:
             log.message(f"making {name} again: {plan.reason}")
-        made = make_bundle(plan, source, scratch=scratch, force=existing.force, log=log)
+        made = make_bundle(plan, source, force=existing.force, log=log)
         listed |= {entry.name: entry for entry in made.entries}
     tensors = {unit: tuple(made.files[unit.part].tensors.values()) for unit in plan.units}
     found = (unit.fallbacks(tensors[one]) for one, unit in plan.units.items())
@@ -292,7 +279,5 @@ def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path
     n_bytes = source.bundle.n_bytes
     sizes = [n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]
     needed = sum(sizes) + max(sizes, default=0)
-    if not source.is_complete:
-        needed += n_bytes
     name = f"{source.name} in {len(sizes)} types" if len(sizes) != 1 else "the file"
     check_free_space(folder / name, needed)

@@ -33,7 +33,7 @@ from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import ImatrixInput
-from valle_convert.quantize.matrices import Matrices
+from valle_convert.quantize.matrices import notes_on, read_matrices
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
@@ -164,18 +164,17 @@ def scan(
     kinds = tuple(map(ggml_type, aim.types or SCANNED))
     quantizer = find_quantizer(making.tool)
     with Scratch(Path(tempfile.gettempdir())) as scratch:
-        source = open_source(path, checkpoint, scratch)
+        source = open_source(path, checkpoint, scratch, log)
         if source.conversion is None:
             raise InputError("A scan replaces matrices of the checkpoint; give --checkpoint.")
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
-        matrices = Matrices.of(source, None, making)
-        for note in matrices.notes():
+        given = making.imatrix_path
+        matrices = {} if given is None else read_matrices(source, given)
+        for note in notes_on(source, matrices):
             log.message(f"note: {note}")
-        source.complete(log.progress)
-        given, n_threads = matrices.given, making.threads
-        one = Scan(quantizer, source, source.conversion, examples, n_threads, given, scratch)
+        one = Scan(quantizer, source, source.conversion, examples, making.threads, matrices)
         found = one.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:
@@ -199,7 +198,6 @@ class Scan:
     examples: Examples
     threads: int
     imatrices: Mapping[str, ImatrixInput]
-    scratch: Scratch
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -254,7 +252,7 @@ class Scan:
         made: list[tuple[PlannedFile, GgufFile]] = []
         with progress(f"making {kind.name}", len(self.source.units), "files") as advance:
             for unit, source in self.source.units.items():
-                _, path = self.scratch.new()
+                _, path = self.source.scratch.new()
                 imatrix = self.imatrices.get(unit.part)
                 given = None if imatrix is None else imatrix.path
                 self.quantizer.run(arguments_of(of_file, options, source.path, path, given))
