@@ -21,7 +21,7 @@ from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
 from valle_convert.checkpoint.lora import LoraPairs, lora_files
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def verify_gguf(
     )
 
 
-def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
+def open_network(file: PathLike, *, n_threads: int | None = None) -> AnyNetwork:
     """Open converted files on stock llama.cpp; a context manager.
 
     Args:
@@ -178,7 +178,7 @@ def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
     from valle_convert.llama.context import Settings
 
     bundle = open_bundle(Path(file))
-    network: Computing = bundle.family.open(bundle, settings=Settings(n_threads=n_threads))
+    network: AnyNetwork = bundle.family.open(bundle, settings=Settings(n_threads=n_threads))
     return network
 
 

@@ -32,7 +32,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, CodeFormat, Head, Table
-from valle_convert.network.protocol import Computing, OnLlama
+from valle_convert.network.protocol import AnyNetwork, OnLlama
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from valle_convert.speech.speaker import AnySpeaker
 
 M = TypeVar("M", bound=CodeFormat)
-N = TypeVar("N", bound=Computing)
+N = TypeVar("N", bound=AnyNetwork)
 
 
 @dataclass(frozen=True)

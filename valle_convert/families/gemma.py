@@ -40,7 +40,7 @@ from valle_convert.model.description import (
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
 from valle_convert.model.trainer import DROPPED, ConfigReader, unread_notes
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 PART = "model"
 
 G = TypeVar("G", bound=GemmaModel[Any])
-N = TypeVar("N", bound=Computing)
+N = TypeVar("N", bound=AnyNetwork)
 
 
 class GemmaFamily(Family[G, N]):

@@ -29,7 +29,7 @@ from valle_convert.gguf_file.compare import signal_to_noise
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import LISTENING, ListeningTest
 from valle_convert.llama.context import EXACT, Settings
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.listening import Audience, Listening
 from valle_convert.quantize.manifest import Sha256
@@ -151,13 +151,13 @@ class Measurer:
         self.source.complete(self.log.progress)
         return self.source
 
-    def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
+    def _open(self, bundle: Bundle, settings: Settings = EXACT) -> AnyNetwork:
         how = replace(
             settings,
             n_threads=self.options.threads or None,
             n_gpu_layers=self.options.gpu_layers,
         )
-        network: Computing = bundle.family.open(
+        network: AnyNetwork = bundle.family.open(
             bundle, settings=how, adapters=self.options.adapters
         )
         return network
@@ -206,7 +206,7 @@ class Measurer:
     def _expected(self) -> Expected:
         examples, source, options = self.examples, self.source, self.options
 
-        def run(network: Computing, name: str) -> Expected:
+        def run(network: AnyNetwork, name: str) -> Expected:
             start, told = time.perf_counter(), False
             with self.log.progress("reference", examples.count, "utterances") as advance:
 

@@ -28,7 +28,7 @@ from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GgmlType
 from valle_convert.metrics import kl_divergence
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
@@ -265,7 +265,7 @@ class Scan:
             one = next(file for _, file in made if name in file.tensors)
             self._made.setdefault((name, one.tensors[name].ggml_type.name), weights)
 
-    def _network(self, kinds: Mapping[str, str]) -> Computing:
+    def _network(self, kinds: Mapping[str, str]) -> AnyNetwork:
         exchanged = {
             source: self._made[name, kind]
             for name, kind in kinds.items()
@@ -274,7 +274,7 @@ class Scan:
         }
         description = self.plan.description
         tensors = _Exchanged(description.tensors, exchanged)
-        network: Computing = self.plan.family.reference(tensors, description)
+        network: AnyNetwork = self.plan.family.reference(tensors, description)
         return network
 
 

@@ -14,7 +14,7 @@ from valle_convert.decode.speech import Prefix, Speech
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, Codes, GemmaModel
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
@@ -34,7 +34,7 @@ Tokenize = Callable[[str], list[int]]
 Detokenize = Callable[[Sequence[int]], str]
 
 
-N = TypeVar("N", bound=Computing)
+N = TypeVar("N", bound=AnyNetwork)
 
 
 class PhonemeSpeaker(Speaker[Recording, Codes, Codes], Generic[N]):

@@ -29,7 +29,7 @@ from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.families.family import Case
 from valle_convert.metrics import Logits, kl_divergence, nmse
 from valle_convert.network.arithmetic import EXACT, Arithmetic
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.network.weights import (
     BundleTensors,
     ConvertedTensors,
@@ -199,7 +199,7 @@ def reference_numbers(
     plan: Plan,
     bundle: Bundle,
     adapters: Sequence[Any],
-    run: Callable[[Computing], Mapping[K, Logits]],
+    run: Callable[[AnyNetwork], Mapping[K, Logits]],
     *,
     is_rounded: bool = False,
 ) -> dict[K, References]:
@@ -251,7 +251,7 @@ class Yardstick:
             plan, bundle, adapters, partial(self.run, repeat=False), is_rounded=is_rounded
         )
 
-    def run(self, network: Computing, *, repeat: bool = True) -> dict[str, Logits]:
+    def run(self, network: AnyNetwork, *, repeat: bool = True) -> dict[str, Logits]:
         """The logits of every case. Without `repeat`, what a case repeats is not computed again."""
         found: dict[str, Logits] = {}
         for case in cases_of(self._plan, network.model, self._seed):
@@ -263,7 +263,7 @@ class Yardstick:
         return found
 
 
-def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
+def check_logits(yardstick: Yardstick, network: AnyNetwork) -> Iterator[Check]:
     """One check for each head and task."""
     found = yardstick.run(network)
     usual = median(one.cost for one in yardstick.numbers.values())
