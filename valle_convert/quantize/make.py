@@ -32,7 +32,7 @@ from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
 from valle_convert.quantize.imatrix import ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, tensor_digests
 from valle_convert.quantize.options import RunLog
-from valle_convert.quantize.plan import TENSOR_LINE, BundlePlan, FilePlan, arguments_of
+from valle_convert.quantize.plan import TENSOR_LINE, TypePlan, UnitPlan, arguments_of
 from valle_convert.quantize.source import Scratch, SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FileType
@@ -53,8 +53,8 @@ class Made(NamedTuple):
     faults: tuple[str, ...]
 
 
-def make_bundle(
-    plan: BundlePlan,
+def make_files(
+    plan: TypePlan,
     source: SourceBundle,
     *,
     scratch: Scratch,
@@ -87,7 +87,7 @@ def make_bundle(
 
 
 def _write_part(
-    plan: FilePlan, work: BinaryIO, target: BinaryIO, part: GgufFile, unit: Unit
+    plan: UnitPlan, work: BinaryIO, target: BinaryIO, part: GgufFile, unit: Unit
 ) -> None:
     """Write the result of llama-quantize as a part, with keys that say how it was made."""
     header = open_written(plan.quantizer, work)
@@ -102,7 +102,7 @@ def _write_part(
 
 
 def _entry(
-    made: GgufFile, file: BinaryIO, kind: FileType, original: GgufFile, plan: FilePlan | None
+    made: GgufFile, file: BinaryIO, kind: FileType, original: GgufFile, plan: UnitPlan | None
 ) -> ManifestFile:
     """The manifest's entry of a written file, which was made by a plan, or copied."""
     file.seek(0)
@@ -132,7 +132,7 @@ def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
         ) from error
 
 
-def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
+def run_quantizer(plan: UnitPlan, work: Path, log: RunLog) -> None:
     """Quantize into an open file; the log is kept, also after a failure."""
     lines: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
@@ -158,7 +158,7 @@ def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
         log.keep_log(lines)
 
 
-def check_types(plan: FilePlan, header: GgufFile) -> None:
+def check_types(plan: UnitPlan, header: GgufFile) -> None:
     if plan.tensors is None:
         return
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}
