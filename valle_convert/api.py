@@ -74,7 +74,7 @@ def plan_repair(
         InputError: it is not such a file, or the checkpoint is of another model.
     """
     from valle_convert.families import family_of_file
-    from valle_convert.families.bundle import plan
+    from valle_convert.families.bundle import plan_bundle
     from valle_convert.gguf_file.read import GgufFile
 
     file = GgufFile(Path(old), allow_part=True)
@@ -83,7 +83,7 @@ def plan_repair(
         config=None if config is None else Path(config),
         biases=None if biases is None else read_checkpoint(biases),
     )
-    return plan(checkpoint, choices)
+    return plan_bundle(checkpoint, choices)
 
 
 def plan_conversion(checkpoint: PathLike | Checkpoint, choices: Choices | None = None) -> Plan:
@@ -99,9 +99,9 @@ def plan_conversion(checkpoint: PathLike | Checkpoint, choices: Choices | None =
     Raises:
         InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
     """
-    from valle_convert.families.bundle import plan
+    from valle_convert.families.bundle import plan_bundle
 
-    return plan(
+    return plan_bundle(
         checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint), choices
     )
 

@@ -19,7 +19,7 @@ from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Plan, open_bundle, plan
+from valle_convert.families.bundle import Plan, open_bundle, plan_bundle
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.vallex import FAMILY as VALLEX_FAMILY
@@ -43,7 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     path = tmp_path_factory.mktemp("tiny") / "tiny.sft"
     make_checkpoint(path, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
     checkpoint = read_checkpoint(path)
-    return plan(checkpoint)
+    return plan_bundle(checkpoint)
 
 
 @pytest.mark.parametrize("kind", ["IQ4_XS", "IQ2_XXS"])
@@ -204,7 +204,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     state = {name: torch.from_numpy(np.array(source.read(name))) for name in source.specs}
     model = model_of(VALLEX)
     utterances = Examples.seeded(VALLEX_FAMILY, model, 1, seed=3)
-    made = make_imatrices(plan(checkpoint), utterances, tmp_path / "m.gguf")
+    made = make_imatrices(plan_bundle(checkpoint), utterances, tmp_path / "m.gguf")
     network = Recorded(checkpoint.tensors, describe(checkpoint))
     network.passes = []
     (utterance,) = utterances

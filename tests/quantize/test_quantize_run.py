@@ -20,7 +20,7 @@ from vallex_golden import CHECKPOINT as VALLEX
 from valle_convert import plan_conversion
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import open_bundle, plan
+from valle_convert.families.bundle import open_bundle, plan_bundle
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.evaluate import Given, evaluate
 from valle_convert.quantize.limits import Gates
@@ -47,7 +47,7 @@ def test_the_common_types_are_made_at_once_and_each_is_what_it_says(
 ) -> None:
     result = cli("quantize", gguf_256, tmp_path / "out", "--types", ",".join(COMMON), *QUICK)
     assert result.code == 0, result.err
-    planned = plan(read_checkpoint(checkpoint_256))
+    planned = plan_bundle(read_checkpoint(checkpoint_256))
     for name in COMMON:
         file = GgufFile(tmp_path / "out" / f"wide-{name}.gguf")
         assert file.keys["general.file_type"] == FILE_TYPES[name].number

@@ -17,7 +17,7 @@ import msgspec
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.families.bundle import Bundle, paths_of, plan
+from valle_convert.families.bundle import Bundle, paths_of, plan_bundle
 from valle_convert.files import (
     check_free_space,
     check_outputs,
@@ -221,7 +221,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceB
         conversion = conversion_of(bundles[0], given.checkpoint)
         if conversion.choices.out_type == "bf16":  # would be rounded twice on its way to F16
             choices = replace(conversion.choices, out_type="f16")
-            conversion = plan(conversion.checkpoint, choices)
+            conversion = plan_bundle(conversion.checkpoint, choices)
         return convert_in_scratch(conversion, scratch)
     base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:

@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.bundle import Bundle, Plan, open_files
-from valle_convert.families.bundle import plan as plan_bundle
+from valle_convert.families.bundle import Bundle, Plan, open_files, plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile, look_at
