@@ -60,7 +60,7 @@ class Checkpoint:
     assumed: tuple[str, ...] = ()  # values that the file lacks, assumed as in the published models
     lost: tuple[str, ...] = ()  # parts of the training project's checkpoint that the file lacks
     #: The names of the rows, by table, if they have names.
-    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    row_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: More on where the weights come from; the converted file stores it as `valle.source.*` under
     #: these names.
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -152,7 +152,7 @@ def read_checkpoint(
         folder_title=_title_of(tree, found),
         assumed=export.assumed,
         lost=LOST if exported else (),
-        words=export.words,
+        row_names=export.row_names,
         origin=({"format": FORMAT} if exported else {})
         | ({"revision": hub.revision} if hub else {})
         | ({"notes": lenient} if lenient else {}),

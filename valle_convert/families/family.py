@@ -346,11 +346,13 @@ class Family(ABC, Generic[M, N]):
         """The tokenizer that the vocabulary of a main file was compiled from."""
 
     @abstractmethod
-    def words(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def sizes_and_behaviour(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Sizes and behaviour of a model, by their names for users."""
 
     @abstractmethod
-    def nets(self, model: M) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def tables_and_heads(
+        self, model: M
+    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         """Tables and heads, by the part that has their rows."""
 
 

@@ -87,7 +87,7 @@ class GemmaFamily(Family[G, N]):
         def rows_of(model: G) -> list[object]:  # only a file's heads have biases
             return [
                 (tables, [replace(head, bias=None) for head in heads])
-                for _, tables, heads in self.nets(model)
+                for _, tables, heads in self.tables_and_heads(model)
             ]
 
         same = {
@@ -116,7 +116,7 @@ class GemmaFamily(Family[G, N]):
         speaker: AnySpeaker = self._at("speech:SPEAKER")(network, tokenizer, codec, opened)
         return speaker
 
-    def words(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def sizes_and_behaviour(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config
         sizes = {
             "width": config.n_embd,

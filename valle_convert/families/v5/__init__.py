@@ -85,15 +85,17 @@ class VersionFive(GemmaFamily[Model, Network]):
         fits = AdapterBase.of(base)
         return [Adapter(one, fits) for one in adapters]
 
-    def words(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        sizes, behaviour = super().words(model)
+    def sizes_and_behaviour(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        sizes, behaviour = super().sizes_and_behaviour(model)
         sums = {
             "prompt levels summed": model.config.sum_prompt,
             "response levels summed": model.config.sum_response,
         }
         return sizes, {**behaviour, **sums}
 
-    def nets(self, model: Model) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def tables_and_heads(
+        self, model: Model
+    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         yield PART, model.tables, model.heads
 
 

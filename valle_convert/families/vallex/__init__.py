@@ -114,7 +114,9 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
             raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
         return files.symbol_tokenizer().file
 
-    def words(self, model: VallexModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def sizes_and_behaviour(
+        self, model: VallexModel
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         nets = (model.ar, model.nar)
         sizes: dict[str, Any] = {
             words: " and ".join(dict.fromkeys(str(getattr(net, key)) for net in nets))
@@ -133,7 +135,9 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         }
         return sizes, behaviour
 
-    def nets(self, model: VallexModel) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def tables_and_heads(
+        self, model: VallexModel
+    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         for net in (model.ar, model.nar):
             yield net.name, net.tables, net.heads
 
