@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -252,16 +252,12 @@ def _speak(
     options: SpeakOptions,
     watch: Watch,
 ) -> Spoken:
-    given = text, request.voice, options
-    is_phonemes = request.phonemes
-    if request.task != "tts":
-        ability = bundle.family.ability(request.task)
-        answered: Spoken = ability(
-            speaker, request.task, request.source, *given, is_phonemes=is_phonemes, watch=watch
-        )
+    task, voice = request.task, request.voice
+    how: dict[str, Any] = {"is_phonemes": request.phonemes, "watch": watch}
+    if task != "tts":
+        answer = bundle.family.ability(task)
+        answered: Spoken = answer(speaker, task, request.source, text, voice, options, **how)
         return answered
     if request.codes is not None:
-        return speaker.regenerate_levels(
-            request.codes, *given, is_phonemes=is_phonemes, watch=watch
-        )
-    return speaker.speak(*given, is_phonemes=is_phonemes, watch=watch, keep_audio=False)
+        return speaker.regenerate_levels(request.codes, text, voice, options, **how)
+    return speaker.speak(text, voice, options, **how, keep_audio=False)

@@ -31,6 +31,7 @@ def decode_nar(
     prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
     watch: Callbacks = UNWATCHED,
 ) -> Decoded:
+    conditions = [condition, condition.null()] if options.guidance_strength else [condition]
 
     def predict(codes: Codes) -> Logits:
         level = codes.shape[1]
@@ -42,7 +43,7 @@ def decode_nar(
                 head=f"nar.{level}",
                 n_outputs=len(codes),
             )
-            for one in ([condition, condition.null()] if options.guidance_strength else [condition])
+            for one in conditions
         )
         return guided(found, options)
 

@@ -199,13 +199,13 @@ class Family(ABC, Generic[M, N]):
         expected = self.part_keys(part)
         found = {key: file.keys.get(key) for key in expected}
         if found != expected:
-            is_, wanted = (
-                " ".join(str(one) for one in keys.values() if one is not None)
-                for keys in (found, expected)
-            )
+
+            def shown(keys: Mapping[str, Any]) -> str:
+                return " ".join(str(one) for one in keys.values() if one is not None)
+
             raise InputError(
-                f"{file.path} is the part {is_!r:.40}, expected {wanted!r} of {self.title}; give "
-                "the set's main file, and keep the names of the others."
+                f"{file.path} is the part {shown(found)!r:.40}, expected {shown(expected)!r} of "
+                f"{self.title}; give the set's main file, and keep the names of the others."
             )
 
     def read_model(self, files: Mapping[str, GgufFile]) -> M:

@@ -80,8 +80,8 @@ def make_files(
             entries = []
             for part, file in targets.items():
                 made = files[part] = GgufFile(plan.paths[part], file, allow_part=True)
-                facts = plan.kind, source.bundle.files[part], units.get(part)
-                entries.append(pool.submit(_entry, made, file, *facts))
+                before, of_part = source.bundle.files[part], units.get(part)
+                entries.append(pool.submit(_entry, made, file, plan.kind, before, of_part))
             faults = faults_of(source, files)
         return Made(files, tuple(entry.result() for entry in entries), faults)
 
@@ -216,10 +216,10 @@ def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
     pairs = [(one, after.tensors.get(name)) for name, one in before.tensors.items()]
     same = [(old, new) for old, new in pairs if new is not None and new.shape == old.shape]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        faults = pool.map(_fault, *zip(*same, strict=True))
-        yield from (
-            f"{old.name} {fault}" for (old, _), fault in zip(same, faults, strict=True) if fault
-        )
+        faults = pool.map(lambda pair: _fault(*pair), same)
+        for (old, _), fault in zip(same, faults, strict=True):
+            if fault:
+                yield f"{old.name} {fault}"
 
 
 def _fault(before: TensorInfo, after: TensorInfo) -> str:

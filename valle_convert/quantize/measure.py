@@ -26,6 +26,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import atomic_output, sha256_of, valid_utf8
 from valle_convert.gguf_file.compare import signal_to_noise
+from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import LISTENING, ListeningTest
 from valle_convert.llama.context import EXACT, Settings
@@ -264,9 +265,9 @@ class Measurer:
     def _baseline_files(self) -> tuple[Bundle, str]:
         """The F16 files: the source, or made from it."""
         source = self._completed
-        main = next(iter(weights_of(quantized_tensors(source.bundle))["weights"]))
-        if main not in ("F32", "BF16"):
-            return source.bundle, main
+        most, _ = weights_by_type(quantized_tensors(source.bundle)).most_common(1)[0]
+        if most.name not in ("F32", "BF16"):
+            return source.bundle, most.name
         kind, options = FILE_TYPES["F16"], MakeOptions(threads=self.options.threads)
         quantizer = find_quantizer()
         files = dict(source.bundle.files)

@@ -128,15 +128,8 @@ def prefix_of(
     same = [(before, speech) for before, speech in recent if before.language == line.language]
     if not same:
         return None
-    phonemes = np.concatenate(
-        [
-            *(
-                before.rows[:-1] if i == 0 else before.rows[1:-1]
-                for i, (before, _) in enumerate(same)
-            ),
-            line.rows[-1:],
-        ]
-    )
+    inner = [before.rows[1:-1] for before, _ in same]  # without the marks around each sentence
+    phonemes = np.concatenate([line.rows[:1], *inner, line.rows[-1:]])
     return Prefix(phonemes, np.concatenate([speech.codes for _, speech in same]))
 
 
