@@ -38,9 +38,10 @@ def read_checkpoint(
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
 ) -> Checkpoint:
-    """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
+    """Open a checkpoint without reading its weights.
 
-    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`.
+    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`. The error for a GGUF file of another
+    converter names the remedy, which `checkpoint.read_checkpoint` does not know.
     """
     try:
         return _read_checkpoint(

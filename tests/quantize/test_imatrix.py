@@ -94,7 +94,9 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     observe(FAMILY, network, utterance, sums)
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
-    network.watch = lambda _part, name, x, _y: inputs.setdefault(name, []).append(x.numpy().copy())
+    network.observe = lambda _part, name, x, _y: inputs.setdefault(name, []).append(
+        x.numpy().copy()
+    )
     for case in FAMILY.trials.cases(description.model, utterance):
         if not case.repeats:
             case.run(network)

@@ -29,10 +29,10 @@ from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import (
     FILE_TYPES,
+    bits_and_weights,
     check_tensor_type,
     parse_types,
     read_tensor_types,
-    weights_of,
 )
 
 OPTIONS = MakeOptions(threads=1)
@@ -193,7 +193,7 @@ def test_what_the_user_chose_for_a_tensor_is_no_fallback(
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
     plan = plan_unit(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
-    assert set(weights_of(plan.tensors)["weights"]) == {"Q4_K", "F32"}
+    assert set(bits_and_weights(plan.tensors)["weights"]) == {"Q4_K", "F32"}
 
 
 def test_a_quantized_input_is_refused_unless_it_is_allowed(

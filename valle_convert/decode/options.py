@@ -26,7 +26,7 @@ class Callbacks:
     should_stop: ShouldStop = lambda: False  # called between steps
 
 
-UNWATCHED = Callbacks()
+NO_CALLBACKS = Callbacks()
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,14 @@ from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.greedy import decode_length, frames_for, most_frames
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import UNWATCHED, Callbacks, DecodeOptions, End, Mode, ModeChoice
+from valle_convert.decode.options import (
+    NO_CALLBACKS,
+    Callbacks,
+    DecodeOptions,
+    End,
+    Mode,
+    ModeChoice,
+)
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model
@@ -103,7 +110,7 @@ def speech_steps(
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
     prefix: Prefix | None = None,
     recording: Codes | None = None,  # level 0 of the one whose voice is changed, [frames]
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_CALLBACKS,
 ) -> Steps[Speech]:
     mode, n_frames = choose_mode(network.model, options.mode), None
     if recording is not None:

@@ -3,7 +3,7 @@
 A family has no state. Its methods import heavy packages (torch, llama.cpp) themselves.
 
 M is the family's model without weights, N a network that computes it. Generic code only closes a
-network, sets its `watch`, and passes it to cases.
+network, sets its `observe`, and passes it to cases.
 """
 
 from __future__ import annotations

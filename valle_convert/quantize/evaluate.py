@@ -313,9 +313,12 @@ def prune(
         why = why_not or _why_kept(folder, files, sources)
         if not why and any(file.sha256 in used for file in files):
             why = "other files were made with it"
+        names = [file.name for file in files]
         if why:
             used |= {file.imatrix_sha256 for file in files}
-        (stays.setdefault(why, []) if why else removed).extend(file.name for file in files)
+            stays.setdefault(why, []).extend(names)
+        else:
+            removed += names
     notes = [f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}"] if removed else []
     notes += [f"not removed: {', '.join(names)}, since {why}" for why, names in stays.items()]
     # The manifest first: an interruption leaves an extra file, never a missing one.

@@ -48,7 +48,7 @@ from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.quality import ALL, Expected, Measured, measure, run_reference
 from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, weights_of
+from valle_convert.quantize.types import FILE_TYPES, bits_and_weights
 from valle_convert.verify.report import Report
 from valle_convert.verify.tensors import rounding_decibels
 from valle_convert.wording import duration, plural
@@ -250,7 +250,7 @@ class Measurer:
             name=self.source.name if is_source else f"{self.source.main.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
-            **weights_of(quantized_tensors(bundle)),
+            **bits_and_weights(quantized_tensors(bundle)),
             measured=self._measure(bundle, kind, self._expected),
         )
 

@@ -41,7 +41,7 @@ from valle_convert.quantize.plan import (
 )
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import matches, weights_of
+from valle_convert.quantize.types import bits_and_weights, matches
 from valle_convert.wording import plural
 
 _NAMES = {"kind": "type", "n_bytes": "bytes", "n_files": "files", "weights": "weights_by_type"}
@@ -69,7 +69,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
             n_files=len(plan.paths),
             status="kept" if plan.kept else "planned",
             n_bytes=plan.n_bytes,
-            **weights_of(plan.tensors),
+            **bits_and_weights(plan.tensors),
             fallbacks=plan.fallbacks,
             imatrix=plan.imatrices[0].name if plan.imatrices else None,
         )
@@ -253,7 +253,7 @@ def _make_or_keep(
         MadeFile.planned(plan),
         status="kept" if plan.kept else "made",
         n_bytes=sum(entry.n_bytes for entry in made.entries),
-        **weights_of(tensors),
+        **bits_and_weights(tensors),
         fallbacks=tuple(fallbacks),
         sha256=made.entries[0].sha256,
         faults=made.faults,

@@ -73,7 +73,7 @@ _PartsOf = Callable[[int], Mapping[_Place, Deviation]]
 
 
 class _Recorder:
-    """A `Watch` that records a reference in the form of llama.cpp."""
+    """An `Observer` that records a reference in the form of llama.cpp."""
 
     def __init__(self, wanted: Callable[[int, str], bool]) -> None:
         self._wanted = wanted
@@ -126,7 +126,7 @@ def trace(
         """Every place that llama.cpp gives in each case, in the order of the network."""
 
         def run(reference: Any) -> dict[tuple[str, _Place], FloatArray]:  # noqa: ANN401
-            reference.watch = recorder = _Recorder(wanted)
+            reference.observe = recorder = _Recorder(wanted)
             kept: dict[tuple[str, _Place], FloatArray] = {}
             for case in chosen:
                 case.run(reference)

@@ -20,7 +20,7 @@ from valle_convert.files import atomic_output, check_outputs, locked_folder, mad
 from valle_convert.model.spec import LANGUAGES, Codes, Model
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.phonemes import Tokenize, line_of, phoneme_tokenizer
-from valle_convert.speech.recordings import Recordings
+from valle_convert.speech.recordings import ModelCodec
 from valle_convert.speech.speaker import Line
 from valle_convert.text.languages import detect_language, known_language
 
@@ -67,7 +67,7 @@ def fill_folder(
         # All texts are checked before a codec is loaded or downloaded.
         said = say_all(recorded, model, tokenize, language=language, is_phonemes=is_phonemes)
         encoder = None if all(map(is_codes_path, heard)) else open_codec(codec, model)
-        recordings = Recordings(model, encoder)
+        recordings = ModelCodec(model, encoder)
         prompt: Codes | None = None
         notices: tuple[str, ...] = ()
         if voice is not None:
