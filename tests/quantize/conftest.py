@@ -17,7 +17,7 @@ from vallex_golden import CHECKPOINT as VALLEX
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.families.bundle import open_files, plan_bundle, write_bundle
 from valle_convert.families.family import Choices
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
 from valle_convert.quantize.run import quantize
@@ -126,7 +126,7 @@ def evaluated_256(
     """The same folder with measurements and verdicts; not to be changed."""
     folder = tmp_path_factory.mktemp("evaluated") / "out"
     shutil.copytree(made_256, folder)
-    given = Given((folder,), checkpoint=read_checkpoint(checkpoint_256))
+    given = FileSelection((folder,), checkpoint=read_checkpoint(checkpoint_256))
     evaluate(given, Gates(), MeasureOptions(n_utterances=1, threads=1))
     return folder
 

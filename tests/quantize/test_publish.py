@@ -25,7 +25,7 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.identity import Identity, base_name, convention_name
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import read_manifest, write_manifest
@@ -54,7 +54,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantize(
         source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_K_M,Q2_K"), identity=identity)
     )
-    given = Given((folder / "out",), checkpoint=read_checkpoint(checkpoint))
+    given = FileSelection((folder / "out",), checkpoint=read_checkpoint(checkpoint))
     evaluate(given, Gates(), MeasureOptions(n_utterances=1))
     return folder
 

@@ -22,7 +22,7 @@ from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import open_bundle, plan_bundle
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import check_manifest
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
@@ -89,7 +89,9 @@ def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Pa
     )
     assert not made.faults
     assert (made.files[0].imatrix is not None) == kind.startswith("IQ")
-    report = evaluate(Given((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1))
+    report = evaluate(
+        FileSelection((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1)
+    )
     assert report.passed, report.verdict()
     keys = open_bundle(out / f"wide-{kind}.gguf").main.keys
     sha256 = hashlib.sha256((tmp_path / "wide.pt").read_bytes()).hexdigest()

@@ -26,8 +26,8 @@ from valle_convert.cli.options import (
     local_gguf,
     opt,
 )
-from valle_convert.cli.speaking import DecodingOptions, EngineOptions
-from valle_convert.cli.spoken import SpeakReport, SpeechProgress, stop_on_interrupt
+from valle_convert.cli.speak_options import DecodingOptions, EngineOptions
+from valle_convert.cli.speak_report import SpeakReport, SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, EXIT_OK, InputError
 
 if TYPE_CHECKING:

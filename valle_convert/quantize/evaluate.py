@@ -65,7 +65,7 @@ from valle_convert.verify.structure import check_source
 
 
 @dataclass(frozen=True)
-class Given:
+class FileSelection:
     """The files to evaluate, or folders of them, from which `types` selects. Without `checkpoint`,
     the first plain file is the reference. `keep` stores measurements beside the files; `force`
     replaces unreadable ones.
@@ -79,7 +79,7 @@ class Given:
 
 
 def evaluate(
-    given: Given,
+    given: FileSelection,
     gates: Gates,
     measuring: MeasureOptions,
     listening: ListenOptions | None = None,
@@ -134,7 +134,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Run:
-    given: Given
+    given: FileSelection
     gates: Gates
     faults: Mapping[Path, str]  # what is wrong with files, apart from their measurements
     measurer: Measurer
@@ -174,7 +174,7 @@ class _Run:
         return result
 
 
-def _open(given: Given) -> Iterator[Bundle]:
+def _open(given: FileSelection) -> Iterator[Bundle]:
     types = {one.name for one in given.types}
     if types and not any(path.is_dir() for path in given.paths):
         raise InputError("--types selects files of a folder; give one, or leave it out.")
@@ -195,7 +195,7 @@ def _open(given: Given) -> Iterator[Bundle]:
         yield from sorted(kept, key=lambda one: -one.n_bytes)
 
 
-def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
+def _changed(given: FileSelection, bundles: Sequence[Bundle]) -> dict[Path, str]:
     """The files of folders whose bytes are not those of the manifest."""
     listed = {
         folder / one.name: one.sha256
@@ -211,7 +211,7 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
     }
 
 
-def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch) -> SourceBundle:
+def _source_of(given: FileSelection, bundles: list[Bundle], scratch: Scratch) -> SourceBundle:
     """The reference; a file that is the reference is removed from the others."""
     if given.checkpoint is not None:
         for one in bundles:
@@ -247,7 +247,7 @@ def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
 
 
 def _inputs_of(
-    given: Given, measuring: MeasureOptions, listening: ListenOptions | None
+    given: FileSelection, measuring: MeasureOptions, listening: ListenOptions | None
 ) -> Iterator[Path]:
     yield from (path for path in given.paths if not path.is_dir())
     yield from given.checkpoint.inputs if given.checkpoint is not None else ()
@@ -269,14 +269,14 @@ def remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) 
             one.unlink(missing_ok=True)
 
 
-def _check_prunes(given: Given) -> None:
+def _check_prunes(given: FileSelection) -> None:
     folders = [path for path in given.paths if path.is_dir()]
     if len(folders) != len(given.paths) or not all((one / MANIFEST).is_file() for one in folders):
         raise InputError(f"--prune needs the {MANIFEST} of a folder; give folders of `quantize`.")
 
 
 def _prune(
-    given: Given, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
+    given: FileSelection, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
 ) -> Iterator[str]:
     is_right = all(file.outcome == "passed" for file in report.files)
     why_not = "" if is_right else "not everything passed"

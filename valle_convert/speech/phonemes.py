@@ -65,7 +65,8 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes], Generic[N]):
             return [read(text, self._language(options.language), is_phonemes=True)]
         given = None if options.language is None else self._language(options.language)
         sentences, notices = sentences_of(text, given, self._languages, whole=whole)
-        return sayable(((one[0], partial(read, *one)) for one in sentences), notices)
+        lines = ((sentence, partial(read, sentence, language)) for sentence, language in sentences)
+        return sayable(lines, notices)
 
     def _silence(self, options: SpeakOptions) -> Line[Codes]:
         """The text input for a recording without transcript."""

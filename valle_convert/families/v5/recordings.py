@@ -67,16 +67,16 @@ def fill_folder(
         # All texts are checked before a codec is loaded or downloaded.
         said = say_all(recorded, model, tokenize, language=language, is_phonemes=is_phonemes)
         encoder = None if all(map(is_codes_path, heard)) else open_codec(codec, model)
-        recordings = ModelCodec(model, encoder)
+        model_codec = ModelCodec(model, encoder)
         prompt: Codes | None = None
         notices: tuple[str, ...] = ()
         if voice is not None:
-            prompt, notices = recordings.prompt(voice, PROMPT_SECONDS, str(voice))
+            prompt, notices = model_codec.prompt(voice, PROMPT_SECONDS, str(voice))
         with progress("recordings", len(recorded), "") as advance:
             for one, line, name in zip(recorded, said, names, strict=True):
                 arrays: dict[str, NDArray[Any]] = {
                     "phonemes": line.rows,
-                    "response": recordings.prompt(one.path, None, str(one.path))[0],
+                    "response": model_codec.prompt(one.path, None, str(one.path))[0],
                 }
                 if prompt is not None:
                     arrays["prompt"] = prompt
