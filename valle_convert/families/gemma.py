@@ -26,7 +26,7 @@ from valle_convert.gguf_file.keys import (
     KeyReader,
     architecture_keys,
 )
-from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.loadable import gemma_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import (
@@ -81,7 +81,7 @@ class GemmaFamily(Family[G, N]):
         )
 
     def dangers(self, files: Mapping[str, GgufFile]) -> Iterator[str]:
-        return dangers(files[PART])
+        return gemma_dangers(files[PART])
 
     def differences(self, planned: G, found: G) -> list[str]:
         def rows_of(model: G) -> list[object]:  # only a file's heads have biases

@@ -62,11 +62,6 @@ class VersionFive(GemmaFamily[Model, Network]):
         main.refuse_part()
         return (PART,)
 
-    def read_model(self, files: Mapping[str, GgufFile]) -> Model:
-        from valle_convert.families.v5.files import read_model
-
-        return read_model(files[PART])
-
     def comparable(self, checkpoint: Checkpoint, bundle: Bundle) -> Checkpoint:
         from valle_convert.families.v5.old import as_repaired
 
