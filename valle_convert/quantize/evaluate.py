@@ -346,7 +346,7 @@ def _models_of(files: Sequence[ManifestFile], parts: Sequence[str]) -> list[list
 
 
 def _why_kept(folder: Path, files: Sequence[ManifestFile], sources: Collection[str]) -> str:
-    """Why a model is not to be removed; empty if it is."""
+    """Why a model stays; empty if it is removed."""
     if any(file.source_sha256 not in sources for file in files):
         return "their source is not that of the files that passed"
     for file in files:

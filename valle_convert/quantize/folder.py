@@ -48,7 +48,7 @@ def with_kept(
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
 ) -> TypePlan:
-    """The plan with what is kept; refuses to replace what is there.
+    """The plan with the files that are kept; refuses to replace existing ones.
 
     With --resume, all files of a type are kept if the manifest lists them, they were made in the
     same way, and their bytes have not changed. A source or importance matrix that is not made yet

@@ -106,9 +106,9 @@ class SpeechMeasured:
 
     def without_sound(self) -> Self:
         """The stored part; the sound is in the report of the run that listened."""
-        one = self.listening
-        repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))
-        listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
+        baseline = replace(self.listening.baseline, clips={})
+        repeat = replace(self.listening.repeat, clips={})
+        listening = replace(self.listening, baseline=baseline, repeat=repeat, sounds=())
         return replace(self, listened=replace(self.listened, clips={}), listening=listening)
 
 

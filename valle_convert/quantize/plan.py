@@ -83,8 +83,8 @@ class UnitPlan:
     @property
     def tool(self) -> dict[str, str]:
         """The maker of the file, for manifest and report."""
-        one = self.quantizer
-        return {"name": one.kind, "version": self.tool_version, "sha256": one.sha256}
+        tool = self.quantizer
+        return {"name": tool.kind, "version": self.tool_version, "sha256": tool.sha256}
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -172,15 +172,14 @@ def scan(
         )
         matrices = Matrices.of(source, None, making).given
         source.complete(log.progress)
-        one = Scan(
-            quantizer, source, source.conversion, examples, making.threads, matrices, scratch
-        )
-        found = one.run(kinds, log.progress)
+        conversion, threads = source.conversion, making.threads
+        scanner = Scan(quantizer, source, conversion, examples, threads, matrices, scratch)
+        found = scanner.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:
             mixture = choose_mixture(found, target_bits=aim.target_bits)
         elif aim.max_kl is not None:
-            mixture = mixture_within(one, found, aim.max_kl)
+            mixture = mixture_within(scanner, found, aim.max_kl)
     return ScanReport(source.name, examples.description, tuple(found), mixture)
 
 
@@ -262,8 +261,8 @@ class Scan:
         self._files[kind.name] = [file for _, file in made]
         weights = BundleTensors(made, self.plan.description.recovered, ConvertedTensors)
         for name in self._sources:
-            one = next(file for _, file in made if name in file.tensors)
-            self._made.setdefault((name, one.tensors[name].ggml_type.name), weights)
+            file = next(file for _, file in made if name in file.tensors)
+            self._made.setdefault((name, file.tensors[name].ggml_type.name), weights)
 
     def _network(self, kinds: Mapping[str, str]) -> AnyNetwork:
         exchanged = {

@@ -272,24 +272,24 @@ def check_logits(yardstick: Yardstick, network: AnyNetwork) -> Iterator[Check]:
         if logits is None:
             yield Check.failure(label, "the file lacks this head or task")
             continue
-        one = numbers.judge(logits, usual)
-        if one.problem:
-            yield Check.failure(label, one.problem)
+        judged = numbers.judge(logits, usual)
+        if judged.problem:
+            yield Check.failure(label, judged.problem)
             continue
         divergence = float(kl_divergence(numbers.meant, logits).mean())
-        changed = round((1 - one.best_code) * one.n_rows)
-        ties = f", {changed} of {one.n_rows} best codes changed" if changed else ""
-        if changed and not one.decided:
+        changed = round((1 - judged.best_code) * judged.n_rows)
+        ties = f", {changed} of {judged.n_rows} best codes changed" if changed else ""
+        if changed and not judged.decided:
             ties += " (all of them ties)"
-        values = {key: value for key, value in asdict(one).items() if key != "problem"}
+        values = {key: value for key, value in asdict(judged).items() if key != "problem"}
         yield Check(
             label,
-            passed=one.passed,
-            summary=f"NMSE {one.nmse:.1e} (one prediction {one.worst_row:.1e}, one code "
-            f"{one.worst_code:.1e}){ties}; to the checkpoint NMSE {one.nmse_to_checkpoint:.1e}, "
-            f"KL {divergence:.1e}",
+            passed=judged.passed,
+            summary=f"NMSE {judged.nmse:.1e} (one prediction {judged.worst_row:.1e}, one code "
+            f"{judged.worst_code:.1e}){ties}; to the checkpoint NMSE "
+            f"{judged.nmse_to_checkpoint:.1e}, KL {divergence:.1e}",
             values={**values, "kl_to_checkpoint": divergence},
-            limit=f"{one.limit}; for one prediction or code {one.allowed_outlier:.1e}, and "
+            limit=f"{judged.limit}; for one prediction or code {judged.allowed_outlier:.1e}, and "
             "no best code changed except ties",
-            badness=one.badness,
+            badness=judged.badness,
         )
