@@ -155,7 +155,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
 
 
 def _words(family: AnyFamily, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
-    sizes, behaviour = family.sizes_and_behaviour(model)
+    sizes, behaviour = family.summary(model)
     codec = model.codec
     return (
         {**sizes, "codebook levels": model.n_levels, "codebook size": model.codebook_size},

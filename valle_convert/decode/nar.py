@@ -9,7 +9,7 @@ import numpy as np
 
 from valle_convert.decode.causal import run_pass
 from valle_convert.decode.options import (
-    NO_CALLBACKS,
+    NO_WATCH,
     Callbacks,
     Decoded,
     DecodeOptions,
@@ -29,7 +29,7 @@ def decode_nar(
     rng: np.random.Generator,
     *,
     prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
-    watch: Callbacks = NO_CALLBACKS,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     conditions = [condition, condition.null()] if options.guidance_strength else [condition]
 

@@ -26,7 +26,7 @@ class Callbacks:
     should_stop: ShouldStop = lambda: False  # called between steps
 
 
-NO_CALLBACKS = Callbacks()
+NO_WATCH = Callbacks()
 
 
 @dataclass(frozen=True, eq=False)

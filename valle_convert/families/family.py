@@ -346,7 +346,7 @@ class Family(ABC, Generic[M, N]):
         """The tokenizer that the vocabulary of a main file was compiled from."""
 
     @abstractmethod
-    def sizes_and_behaviour(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Sizes and behaviour of a model, by their names for users."""
 
     @abstractmethod

@@ -116,7 +116,7 @@ class GemmaFamily(Family[G, N]):
         speaker: AnySpeaker = self._at("speech:SPEAKER")(network, tokenizer, codec, opened)
         return speaker
 
-    def sizes_and_behaviour(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config
         sizes = {
             "width": config.n_embd,

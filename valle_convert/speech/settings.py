@@ -84,16 +84,10 @@ def _settings_of(options: object, group: str = "") -> Iterator[SpeakSetting]:
         if is_dataclass(value):
             yield from _settings_of(value, one.name)
             continue
+        help_ = f"`{one.name}` of the levels above 0" if prefix else one.metadata.get("help", "")
+        field, inner = (group, one.name) if group else (one.name, "")
         kind, choices = _kind(hints[one.name])
-        yield SpeakSetting(
-            name=prefix + one.name,
-            field=group or one.name,
-            inner=one.name if group else "",
-            kind=kind,
-            choices=choices,
-            default=value,
-            help=f"`{one.name}` of the levels above 0" if prefix else one.metadata.get("help", ""),
-        )
+        yield SpeakSetting(prefix + one.name, field, inner, kind, choices, value, help_)
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:  # noqa: ANN401 - an annotation

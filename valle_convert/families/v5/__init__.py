@@ -80,8 +80,8 @@ class VersionFive(GemmaFamily[Model, Network]):
         fits = AdapterBase.of(base)
         return [Adapter(one, fits) for one in adapters]
 
-    def sizes_and_behaviour(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        sizes, behaviour = super().sizes_and_behaviour(model)
+    def summary(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        sizes, behaviour = super().summary(model)
         sums = {
             "prompt levels summed": model.config.sum_prompt,
             "response levels summed": model.config.sum_response,

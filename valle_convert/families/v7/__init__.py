@@ -40,11 +40,9 @@ class VersionSeven(GemmaFamily[VersionSevenModel, AllLevelsNetwork]):
     def part_keys(self, part: str) -> Mapping[str, Any]:
         return {FAMILY_KEY: self.name, PART_KEY: part}
 
-    def sizes_and_behaviour(
-        self, model: VersionSevenModel
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: VersionSevenModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config
-        sizes, behaviour = super().sizes_and_behaviour(model)
+        sizes, behaviour = super().summary(model)
         widths = {
             "encoders' feed-forward width": config.n_ff_encoder,
             "decoders' feed-forward width": config.n_ff_decoder,

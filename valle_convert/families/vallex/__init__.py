@@ -114,9 +114,7 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
             raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
         return files.symbol_tokenizer().file
 
-    def sizes_and_behaviour(
-        self, model: VallexModel
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: VallexModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         ar, nar = model.ar, model.nar
         pairs = {
             "width": (ar.n_embd, nar.n_embd),
