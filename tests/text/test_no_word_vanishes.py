@@ -1,6 +1,7 @@
 """No word of a text vanishes on its way to a model's input without being named."""
 
 import re
+import time
 import unicodedata
 from collections import defaultdict
 from functools import cache
@@ -163,6 +164,19 @@ def test_a_minus_is_said_before_a_number_and_not_in_a_range(number: str, path: P
     assert word not in sounds(read(path, ranges)[0])
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(PATHS),
+    st.integers(0, 10**12),
+    st.integers(0, 10**12) | st.integers(0, 12).map(lambda power: 10**power),
+)
+def test_two_numbers_are_read_differently(path: Path, first: int, second: int) -> None:
+    for other in {second, first * 10, first // 10} - {first}:
+        assert read(path, f"{first}")[0] != read(path, f"{other}")[0]
+    if path[1] in ("ja", "ko", "zh"):
+        assert read(path, f"{first}.{second}")[0] != read(path, f"{first}{second}")[0]
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_fraction_is_not_two_numbers(path: Path) -> None:
     for fraction in ("7/9", "⅞", "5 ⅞"):
@@ -198,6 +212,15 @@ def test_length_loses_nothing(language: str, word: str, space: str) -> None:
     assert n_long >= 30 * n_short * 0.97  # cut words may sound otherwise at the cut
 
 
+@pytest.mark.parametrize(
+    ("language", "text"), [("en", "7" * 10_000), ("zh", "7" * 20_000), ("ko", "1" + "😀" * 20_000)]
+)
+def test_a_long_word_is_read_in_seconds(language: str, text: str) -> None:
+    started = time.process_time()
+    assert sounds(to_phonemes(text, language))
+    assert time.process_time() - started < 4  # by the square of the length, 9 to 36
+
+
 def test_a_text_of_many_pages_is_read_to_its_end() -> None:
     assert (read(("vallex", "ja"), "さかなをたべました" * 500)[0] or "").count("na") == 500
 
@@ -218,6 +241,15 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         # A superscript is no digit of the number before it.
         ("phonemes ja", "10⁶", "10 6"),
         ("phonemes ja", "₆/", "6 /"),
+        ("phonemes ja", "35000と1,234.5", "さんまんごせんとせんにひゃくさんじゅうよんてんご"),
+        (
+            "phonemes ja",
+            "3本、12人、14時、１２万円",
+            "さんぼん、じゅうににん、じゅうよんじ、じゅうにまんえん",
+        ),
+        ("phonemes ja", "007 10⁶ 5%", "れいれいなな じゅう ろく ごパーセント"),
+        ("phonemes zh", "105000、1.2.3、2024年", "十万五千、一点二点三、二零二四年"),
+        ("phonemes ko", "12345.6 & 5%", "만이천삼백사십오점육 앤드 오퍼센트"),
         ("phonemes en", "a/⁵ @½", "a / ⁵ @ ½"),
         ("phonemes de", "&√, →#", "& √, → #"),
         # Zero width and soft hyphens, apostrophes.

@@ -99,10 +99,9 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
         console.data_json([asdict(one) for one in summaries])
         return
     verdicts = {
-        name: one.judgement.outcome
+        name: one.judgement.outcome if one.judgement else "not judged"
         for one in measurements_in(folder)
         for name in one.files
-        if one.judgement
     }
     rows = []
     for one in summaries:
@@ -110,7 +109,7 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
         kind = one.provenance.get("valle.quantize.type") or (main.type if main else "")
         name = Path(one.path).name
         size = console.n_bytes(one.n_bytes)
-        rows.append((name, str(kind), size, verdicts.get(name, ""), one.kind))
+        rows.append((name, str(kind), size, verdicts.get(name, "not measured"), one.kind))
     console.data_table(rows, header=("file", "type", "size", "verdict", ""))
 
 

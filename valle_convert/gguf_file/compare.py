@@ -18,7 +18,7 @@ from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.progress import Progress, silent
 from valle_convert.wording import listing, plural
 
-_PIECE_WEIGHTS = 1 << 18  # fits into a core's cache
+_PIECE_WEIGHTS = 1 << 17  # three arrays of them fit into the cache of a core
 _SHOWN, _BEFORE = 60, 20
 
 
@@ -169,10 +169,12 @@ def _compare_data(a: TensorInfo, b: TensorInfo) -> TensorDifference | None:
         if not same:
             with np.errstate(all="ignore"):  # infinite - infinite
                 error = y - x
-                if math.isinf(_peak(error)):  # beyond float32
+                largest_here = _peak(error)
+                if math.isinf(largest_here):  # beyond float32
                     error = y.astype(np.float64) - x
+                    largest_here = _peak(error)
             noise += inner(error, error)
-            largest = max(largest, _peak(error))
+            largest = max(largest, largest_here)
     if not math.isfinite(signal + noise):
         note = "not all numbers are finite"
     if equal:

@@ -170,10 +170,12 @@ def scan(
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
-        matrices = Matrices.of(source, None, making).given
+        matrices = Matrices.of(source, None, making)
+        for note in matrices.notes():
+            log.message(f"note: {note}")
         source.complete(log.progress)
-        conversion, threads = source.conversion, making.threads
-        scanner = Scan(quantizer, source, conversion, examples, threads, matrices, scratch)
+        given, n_threads = matrices.given, making.threads
+        scanner = Scan(quantizer, source, source.conversion, examples, n_threads, given, scratch)
         found = scanner.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:

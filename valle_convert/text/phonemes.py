@@ -18,6 +18,7 @@ from valle_convert.model.spec import UNKNOWN_PHONEME
 from valle_convert.text.espeak import MARKS, is_sound, names_code_point, read, says
 from valle_convert.text.folding import HAN, fold, shortened, signs_in_words, unsaid_notice
 from valle_convert.text.languages import script_of
+from valle_convert.text.numerals import numbers_in_words
 
 #: espeak-ng's voice for each language.
 VOICES = {"en": "en-us", "de": "de", "fr": "fr-fr", "ja": "ja", "zh": "cmn-latn-pinyin", "ko": "ko"}
@@ -80,7 +81,10 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
     if voice is None:
         raise InputError(f"The language {language!r} is not supported, only {', '.join(VOICES)}.")
     said = partial(says, voice=voice)
-    text = signs_in_words(fold(text, said), language, said)
+    if language in ("ja", "ko", "zh"):  # whose voices read signs in English
+        text = numbers_in_words(signs_in_words(fold(text), language), language)
+    else:
+        text = signs_in_words(fold(text, said), language, said)
     if language == "ja":
         text = _SYLLABLE.sub(
             lambda kana: kana[0] if kana[0][1:] else kana[0].translate(_LARGE), _to_hiragana(text)
