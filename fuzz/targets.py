@@ -57,7 +57,7 @@ from valle_convert.families.v5.files import read_model
 from valle_convert.families.v5.trials import read_utterance
 from valle_convert.families.vallex.voice import read_vallex_voice
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
-from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.loadable import gemma_dangers
 from valle_convert.gguf_file.metadata import GeneralMetadata
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES
@@ -191,7 +191,7 @@ def _read_model(folder: Path) -> None:
 def _read_vocabulary(folder: Path) -> None:
     """llama.cpp has to survive what the program accepts: it runs in this very process."""
     path = folder / "x.gguf"
-    for danger in dangers(GgufFile(path)):
+    for danger in gemma_dangers(GgufFile(path)):
         raise InputError(danger)
     with LlamaTokenizer(path) as llama:
         for text in ("", f"{_SPOKEN} <mask> \U0001f600", "</eos><unk>"):
@@ -766,7 +766,7 @@ def _read_npz(folder: Path) -> None:
 
 @cache
 def _model() -> Model:
-    return read_model(GgufFile(Path("converted.gguf"), seeds.converted()))
+    return read_model({"model": GgufFile(Path("converted.gguf"), seeds.converted())})
 
 
 # ------------------------------------------------------- VALL-E X, old files and adapters

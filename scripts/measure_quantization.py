@@ -25,8 +25,8 @@ sys.path.insert(0, str(PROJECT))
 from miniature.evaluate import held_out, write_data  # noqa: E402 - found by the line above
 from valle_convert.checkpoint import read_checkpoint  # noqa: E402
 from valle_convert.errors import InputError  # noqa: E402
-from valle_convert.families.bundle import plan  # noqa: E402
-from valle_convert.quantize.evaluate import Given, evaluate  # noqa: E402
+from valle_convert.families.bundle import plan_bundle  # noqa: E402
+from valle_convert.quantize.evaluate import FileSelection, evaluate  # noqa: E402
 from valle_convert.quantize.examples import Examples  # noqa: E402
 from valle_convert.quantize.imatrix import make_imatrices  # noqa: E402
 from valle_convert.quantize.limits import Gates  # noqa: E402
@@ -95,7 +95,7 @@ def main() -> None:
 
 def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
     checkpoint = read_checkpoint(MODEL)
-    reference = plan(checkpoint)
+    reference = plan_bundle(checkpoint)
     family, model = reference.family, reference.model
     write_data(held_out(_CALIBRATION_SEED, N_CALIBRATION), folder / "calibration")
     write_data(held_out(_SEED, n), folder / "data")
@@ -118,7 +118,7 @@ def measure_all(folder: Path, types: Sequence[FileType], n: int) -> Found:
         )
         log = RunLog(message=lambda text: print(text, flush=True))
         quantize(MODEL, folder / name, making, checkpoint=checkpoint, log=log)
-        given = Given((folder / name,), checkpoint=checkpoint)
+        given = FileSelection((folder / name,), checkpoint=checkpoint)
         return evaluate(given, Gates(), measuring, log=log)
 
     measuring = MeasureOptions(folder / "data", n, threads=1)

@@ -21,7 +21,7 @@ from valle_convert.checkpoint import read_checkpoint as _read_checkpoint
 from valle_convert.checkpoint.lora import LoraPairs, lora_files
 from valle_convert.errors import InputError
 from valle_convert.families.family import Choices
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ def read_checkpoint(
     config: PathLike | None = None,
     lora: PathLike | Sequence[PathLike] = (),
 ) -> Checkpoint:
-    """Open a checkpoint without reading its weights; see `checkpoint.read_checkpoint`.
+    """Open a checkpoint without reading its weights.
 
-    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`.
+    LoRAs in `lora` are merged, each as `FILE` or `FILE@SCALE`. The error for a GGUF file of another
+    converter names the remedy, which `checkpoint.read_checkpoint` does not know.
     """
     try:
         return _read_checkpoint(
@@ -74,7 +75,7 @@ def plan_repair(
         InputError: it is not such a file, or the checkpoint is of another model.
     """
     from valle_convert.families import family_of_file
-    from valle_convert.families.bundle import plan
+    from valle_convert.families.bundle import plan_bundle
     from valle_convert.gguf_file.read import GgufFile
 
     file = GgufFile(Path(old), allow_part=True)
@@ -83,7 +84,7 @@ def plan_repair(
         config=None if config is None else Path(config),
         biases=None if biases is None else read_checkpoint(biases),
     )
-    return plan(checkpoint, choices)
+    return plan_bundle(checkpoint, choices)
 
 
 def plan_conversion(checkpoint: PathLike | Checkpoint, choices: Choices | None = None) -> Plan:
@@ -99,9 +100,9 @@ def plan_conversion(checkpoint: PathLike | Checkpoint, choices: Choices | None =
     Raises:
         InputError: the checkpoint, its config or its tokenizer cannot be converted exactly.
     """
-    from valle_convert.families.bundle import plan
+    from valle_convert.families.bundle import plan_bundle
 
-    return plan(
+    return plan_bundle(
         checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint), choices
     )
 
@@ -163,7 +164,7 @@ def verify_gguf(
     )
 
 
-def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
+def open_network(file: PathLike, *, n_threads: int | None = None) -> AnyNetwork:
     """Open converted files on stock llama.cpp; a context manager.
 
     Args:
@@ -178,7 +179,7 @@ def open_network(file: PathLike, *, n_threads: int | None = None) -> Computing:
     from valle_convert.llama.context import Settings
 
     bundle = open_bundle(Path(file))
-    network: Computing = bundle.family.open(bundle, settings=Settings(n_threads=n_threads))
+    network: AnyNetwork = bundle.family.open(bundle, settings=Settings(n_threads=n_threads))
     return network
 
 

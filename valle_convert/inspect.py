@@ -155,7 +155,7 @@ def _inspect_checkpoint(checkpoint: Checkpoint) -> Summary:
 
 
 def _words(family: AnyFamily, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
-    sizes, behaviour = family.words(model)
+    sizes, behaviour = family.summary(model)
     codec = model.codec
     return (
         {**sizes, "codebook levels": model.n_levels, "codebook size": model.codebook_size},
@@ -174,11 +174,11 @@ def _rows(
     description: Description[Any] | None = None,
 ) -> Iterator[RowsOf]:
     """Tables and heads of every part; the source is the checkpoint's tensor, if known."""
-    nets = list(family.nets(model))
-    for part, tables, heads in nets:
+    parts = list(family.tables_and_heads(model))
+    for part, tables, heads in parts:
         blocks = description.contents[part].rows if description else ()
         sources = {block.first_row: block.source for block in blocks}
-        label = f"{part}: " if len(nets) > 1 else ""
+        label = f"{part}: " if len(parts) > 1 else ""
         twins = {table.first_row: table.name for table in tables}
         for kind, entries in (("table", tables), ("head", heads)):
             for one in entries:

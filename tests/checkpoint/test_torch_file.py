@@ -27,7 +27,7 @@ from valle_convert.checkpoint.stand_ins import StandIn
 from valle_convert.checkpoint.torch_file import load_torch_file
 from valle_convert.checkpoint.torch_pickle import StoredTensor
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import plan
+from valle_convert.families.bundle import plan_bundle
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 DTYPES = [
@@ -266,7 +266,7 @@ def test_a_value_that_the_network_depends_on_is_not_passed_over(
     inner[key] = Opaque()
     torch.save(right, tmp_path / "x.pth")
     with pytest.raises(InputError, match=rf"{key}.*Opaque of the pickle"):
-        plan(read_checkpoint(tmp_path / "x.pth"))
+        plan_bundle(read_checkpoint(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from support import Cli, Convert, Result, error_of, run_program, run_without
 
 from valle_convert.api import plan_conversion, write_gguf
 from valle_convert.audio import read_codes
-from valle_convert.cli.spoken import stop_on_interrupt
+from valle_convert.cli.speak_report import stop_on_interrupt
 from valle_convert.families.family import Choices
 
 RATE = 24_000

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from support import after, rng
 
 from valle_convert.decode import masked
-from valle_convert.decode.ar import decode_ar
+from valle_convert.decode.ar import append_codes, decode_ar
+from valle_convert.decode.batch import alone
 from valle_convert.decode.greedy import decode_transcript, frames_for
 from valle_convert.decode.masked import decode_masked, n_hidden
 from valle_convert.decode.options import GREEDY, DecodeOptions, SamplingOptions
-from valle_convert.decode.speech import Prefix, choose_mode, decode_speech
+from valle_convert.decode.speech import Prefix, choose_mode, speech_steps
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import assemble, transcript_segments
 from valle_convert.model.spec import EOS_PHONEME
@@ -27,6 +28,7 @@ from valle_convert.speech.results import SpeakOptions
 FOLDER = "ar-nar-len"
 GREEDY_ONES = DecodeOptions(sampling=GREEDY)
 MASKED = replace(GREEDY_ONES, max_steps=8)
+decode_speech = alone(speech_steps, append_codes)
 #: With six frames a second, from 6 to 12 frames.
 QUICK, FRAME_RATE = replace(GREEDY_ONES, max_steps=4, max_seconds=2.0), 6.0
 

@@ -18,7 +18,7 @@ from valle_convert.checkpoint.read import read_checkpoint
 from valle_convert.checkpoint.safetensors_file import SafetensorsFile
 from valle_convert.encodec.sources import open_encodec
 from valle_convert.errors import InputError
-from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.loadable import gemma_dangers
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.npz_file import read_npz
 from valle_convert.quantize.limits import read_earlier
@@ -130,7 +130,7 @@ def test_tokens_that_llama_cpp_cuts_or_names_alike_are_told(old: str, new: str |
         tokens[701] = tokens[0] + new if new.startswith("\0") else new
     keys["tokenizer.ggml.tokens"] = tokens
     file.keys = keys
-    assert any("have the text of another token" in one for one in dangers(file))
+    assert any("have the text of another token" in one for one in gemma_dangers(file))
 
 
 @pytest.mark.parametrize("shape", ["[1e999]", "[NaN]", "[[]]"])

@@ -13,7 +13,7 @@ from support import Cli, Convert, error_of, golden_checkpoint, run_python
 from valle_convert import plan_conversion
 from valle_convert.gguf_file.header import Key, TensorEntry, pack_header, padded
 from valle_convert.gguf_file.keys import ARCHITECTURE_KEYS, architecture_keys
-from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.loadable import gemma_dangers
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GGML_TYPES, GgmlType
 
@@ -108,7 +108,7 @@ def test_what_kills_llama_cpp_is_refused_before(
 ) -> None:
     source, path = converted("ar-nar-len", "f32"), tmp_path / "deadly.gguf"
     made(source, path, keys(source), types)
-    assert re.search(words, "; ".join(dangers(GgufFile(path))))
+    assert re.search(words, "; ".join(gemma_dangers(GgufFile(path))))
     assert "would make llama.cpp abort" in error_of(cli("tokenize", path, "a"), 2)
     judged = cli("verify", golden_checkpoint("ar-nar-len"), path)
     assert (judged.code, judged.out.splitlines()[-1][:8]) == (1, "FAILED: ")
@@ -119,12 +119,12 @@ def test_what_kills_llama_cpp_is_refused_before(
 
 def test_a_right_file_is_loadable_and_loaded(converted: Convert, tmp_path: Path) -> None:
     path = converted("ar-nar-len", "f32")
-    assert list(dangers(GgufFile(path))) == []
+    assert list(gemma_dangers(GgufFile(path))) == []
     ended = run_llama_cpp(path)
     assert ended.returncode >= 0, ended.stderr[-500:]
     # And so is the copy that the cases are changed from.
     made(path, tmp_path / "copy.gguf", {}, {})
-    assert list(dangers(GgufFile(tmp_path / "copy.gguf"))) == []
+    assert list(gemma_dangers(GgufFile(tmp_path / "copy.gguf"))) == []
     assert run_llama_cpp(tmp_path / "copy.gguf").returncode == ended.returncode
 
 

@@ -15,9 +15,9 @@ from support import GOLDEN_VERSION_7, golden_checkpoint
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
-from valle_convert.families.bundle import open_files, plan, write_bundle
+from valle_convert.families.bundle import open_files, plan_bundle, write_bundle
 from valle_convert.families.family import Choices
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
 from valle_convert.quantize.run import quantize
@@ -74,7 +74,7 @@ class Family:
             with safe_open(self.checkpoint, "np") as file:
                 negated = {name: -file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 save_file(negated, checkpoint, file.metadata())
-        write_bundle(plan(read_checkpoint(checkpoint), Choices("f16")), path)
+        write_bundle(plan_bundle(read_checkpoint(checkpoint), Choices("f16")), path)
         return path
 
 
@@ -88,7 +88,7 @@ def made_256(gguf_256: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _golden(checkpoint: Path, folder: Path) -> Family:
     source = folder / f"{checkpoint.stem}-f16.gguf"
-    write_bundle(plan(read_checkpoint(checkpoint), Choices("f16")), source)
+    write_bundle(plan_bundle(read_checkpoint(checkpoint), Choices("f16")), source)
     quantize(source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_0"), threads=1))
     return Family(checkpoint, source, folder / "out")
 
@@ -126,7 +126,7 @@ def evaluated_256(
     """The same folder with measurements and verdicts; not to be changed."""
     folder = tmp_path_factory.mktemp("evaluated") / "out"
     shutil.copytree(made_256, folder)
-    given = Given((folder,), checkpoint=read_checkpoint(checkpoint_256))
+    given = FileSelection((folder,), checkpoint=read_checkpoint(checkpoint_256))
     evaluate(given, Gates(), MeasureOptions(n_utterances=1, threads=1))
     return folder
 

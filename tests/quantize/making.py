@@ -13,10 +13,10 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.families.family import Unit
 from valle_convert.families.v5 import FAMILY
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.make import make_bundle
+from valle_convert.quantize.make import make_files
 from valle_convert.quantize.manifest import ManifestFile
 from valle_convert.quantize.options import RunLog
-from valle_convert.quantize.plan import BundlePlan, FilePlan
+from valle_convert.quantize.plan import TypePlan, UnitPlan
 from valle_convert.quantize.source import Scratch, Source, SourceBundle
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 
@@ -32,14 +32,14 @@ WIDE = {
 }
 
 
-def make_one(plan: FilePlan, target: Path, log: RunLog | None = None) -> ManifestFile:
+def make_one(plan: UnitPlan, target: Path, log: RunLog | None = None) -> ManifestFile:
     """One file made by llama-quantize, without the rest of a run."""
     unit, source = Unit("model"), plan.source
     bundle = Bundle(FAMILY, {"model": source.header})
-    whole = BundlePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
+    whole = TypePlan(plan.kind, {unit: plan}, {"model": target}, plan.n_bytes)
     with Scratch(target.parent) as scratch:
         given = SourceBundle(source.name, bundle, None, scratch, log or RunLog())
-        made = make_bundle(whole, given, log=log)
+        made = make_files(whole, given, log=log)
     return made.entries[0]
 
 

@@ -25,7 +25,7 @@ from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize import evaluate as evaluate_module
 from valle_convert.quantize import tables
-from valle_convert.quantize.evaluate import Given, evaluate, prune
+from valle_convert.quantize.evaluate import FileSelection, evaluate, prune
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import ManifestFile, read_manifest, write_manifest
@@ -47,7 +47,7 @@ def outcomes(folder: Path) -> dict[str, str | None]:
 
 @pytest.fixture(scope="module")
 def report(evaluated_256: Path, checkpoint_256: Path) -> EvaluationReport:
-    files = Given((evaluated_256,), checkpoint=read_checkpoint(checkpoint_256))
+    files = FileSelection((evaluated_256,), checkpoint=read_checkpoint(checkpoint_256))
     return evaluate(files, Gates(), MeasureOptions(n_utterances=1, threads=1))
 
 
@@ -57,7 +57,7 @@ def report_of_sets(
 ) -> EvaluationReport:
     folder = tmp_path_factory.mktemp("sets") / "out"
     shutil.copytree(golden_set.made, folder)
-    files = Given((folder,), checkpoint=read_checkpoint(golden_set.checkpoint))
+    files = FileSelection((folder,), checkpoint=read_checkpoint(golden_set.checkpoint))
     return evaluate(files, Gates(), MeasureOptions(n_utterances=1, threads=1))
 
 
@@ -291,7 +291,7 @@ def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
     def stop(_text: str) -> None:
         raise StopError
 
-    files = Given((evaluated,), checkpoint=read_checkpoint(checkpoint_256))
+    files = FileSelection((evaluated,), checkpoint=read_checkpoint(checkpoint_256))
     with pytest.raises(StopError):
         evaluate(files, Gates(), MeasureOptions(n_utterances=2), log=RunLog(message=stop))
     assert set(outcomes(evaluated).values()) == {None}
@@ -490,7 +490,9 @@ def test_every_type_that_stock_llama_quantize_lists_is_made_and_judged(
     )
     assert made.exit_code == 0, made.verdict()
     assert not any(file.fallbacks for file in made.files)
-    report = evaluate(Given((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1))
+    report = evaluate(
+        FileSelection((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1)
+    )
     assert report.passed, report.verdict()
     assert {file.kind for file in report.files} == set(FILE_TYPES)
     assert all(file.measured for file in report.files)

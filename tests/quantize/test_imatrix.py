@@ -20,7 +20,7 @@ from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert.checkpoint import read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Plan, open_bundle, plan
+from valle_convert.families.bundle import Plan, open_bundle, plan_bundle
 from valle_convert.families.v5 import FAMILY
 from valle_convert.families.v5.reference import ReferenceNetwork
 from valle_convert.families.vallex import FAMILY as VALLEX_FAMILY
@@ -45,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     path = tmp_path_factory.mktemp("tiny") / "tiny.sft"
     make_checkpoint(path, Shape(dim=32, heads=2, layers=1, levels=2, audio_tokens=16))
     checkpoint = read_checkpoint(path)
-    return plan(checkpoint)
+    return plan_bundle(checkpoint)
 
 
 @pytest.mark.parametrize("kind", ["IQ4_XS", "IQ2_XXS"])
@@ -96,7 +96,9 @@ def test_the_values_are_the_mean_squares_of_what_goes_into_each_matrix(tiny: Pla
     observe(FAMILY, network, utterance, sums)
     # What goes into ffn_down can be computed from what goes into gate and up: listen again.
     inputs: dict[str, list[np.ndarray]] = {}
-    network.watch = lambda _part, name, x, _y: inputs.setdefault(name, []).append(x.numpy().copy())
+    network.observe = lambda _part, name, x, _y: inputs.setdefault(name, []).append(
+        x.numpy().copy()
+    )
     for case in FAMILY.trials.cases(description.model, utterance):
         if not case.repeats:
             case.run(network)
@@ -206,7 +208,7 @@ def test_sums_are_those_of_what_goes_into_pytorchs_own_layers(tmp_path: Path) ->
     state = {name: torch.from_numpy(np.array(source.read(name))) for name in source.specs}
     model = model_of(VALLEX)
     utterances = Examples.seeded(VALLEX_FAMILY, model, 1, seed=3)
-    made = make_imatrices(plan(checkpoint), utterances, tmp_path / "m.gguf")
+    made = make_imatrices(plan_bundle(checkpoint), utterances, tmp_path / "m.gguf")
     network = Recorded(checkpoint.tensors, describe(checkpoint))
     network.passes = []
     (utterance,) = utterances

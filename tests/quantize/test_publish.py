@@ -22,10 +22,10 @@ from vallex_golden import CHECKPOINT, set_paths
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import plan
+from valle_convert.families.bundle import plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.metadata import GeneralMetadata
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.identity import Identity, base_name, convention_name
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import read_manifest, write_manifest
@@ -54,7 +54,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantize(
         source, folder / "out", MakeOptions(parse_types("Q8_0,Q4_K_M,Q2_K"), identity=identity)
     )
-    given = Given((folder / "out",), checkpoint=read_checkpoint(checkpoint))
+    given = FileSelection((folder / "out",), checkpoint=read_checkpoint(checkpoint))
     evaluate(given, Gates(), MeasureOptions(n_utterances=1))
     return folder
 
@@ -368,7 +368,7 @@ def test_a_set_is_one_row_with_the_size_of_all_its_files(
         size = sum(path.stat().st_size for path in paths)
         assert float(row[2].removesuffix(" MiB")) == pytest.approx(size / 2**20, abs=0.06)
     text = (sets / "README.md").read_text()
-    n_weights = plan(read_checkpoint(CHECKPOINT)).n_weights
+    n_weights = plan_bundle(read_checkpoint(CHECKPOINT)).n_weights
     (label,) = re.findall(r"A VALL-E X text-to-speech model of (\d+)K weights", text)
     assert int(label) == pytest.approx(n_weights / 1000, abs=1)
     assert "--voice-text" in text

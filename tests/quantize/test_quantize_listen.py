@@ -23,7 +23,7 @@ from valle_convert.listening.listen import (
     ListeningTest,
 )
 from valle_convert.listening.measures import Tally
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.listening import Listening, pareto_front
@@ -125,7 +125,7 @@ def test_sentences_without_recordings_are_compared_with_what_f16_says(
     voice = PROJECT / "miniature" / "voice-plain.flac"
     listening = ListenOptions(texts, voice, codec=str(CODEC[1]))
     measuring = MeasureOptions(n_utterances=2, threads=1)
-    given = Given((f16, made / "miniature-Q8_0.gguf"), keep=False)
+    given = FileSelection((f16, made / "miniature-Q8_0.gguf"), keep=False)
     report = evaluate(given, Gates(), measuring, listening).to_json()
     assert report["listening"]["sentences"][0] == "The old man."
     assert "speech of texts.txt" in report["listening"]["references"]

@@ -24,15 +24,15 @@ from valle_convert.quantize.imatrix import (
     read_imatrix,
 )
 from valle_convert.quantize.options import MakeOptions
-from valle_convert.quantize.plan import arguments_of, plan_file
+from valle_convert.quantize.plan import arguments_of, plan_unit
 from valle_convert.quantize.source import Source
 from valle_convert.quantize.tool import Quantizer, find_quantizer
 from valle_convert.quantize.types import (
     FILE_TYPES,
+    bits_and_weights,
     check_tensor_type,
     parse_types,
     read_tensor_types,
-    weights_of,
 )
 
 OPTIONS = MakeOptions(threads=1)
@@ -81,7 +81,7 @@ def test_a_file_says_how_it_was_made_and_names_no_path(
     program: Quantizer, source_256: Source, imatrix: ImatrixInput, tmp_path: Path
 ) -> None:
     settings = MakeOptions(tensor_types=("ffn_down=q6_k",), threads=1)
-    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
+    plan = plan_unit(program, source_256, FILE_TYPES["Q4_K_M"], settings, imatrix)
     make_one(plan, tmp_path / "out.gguf")
     header = GgufFile(tmp_path / "out.gguf")
     said = {
@@ -122,13 +122,13 @@ def test_a_program_that_cannot_run_is_one_sentence(
     path.write_bytes(program)
     path.chmod(0o755)
     with pytest.raises(EnvironmentFault, match=words):
-        plan_file(find_quantizer(str(path)), source_256, FILE_TYPES["Q8_0"], OPTIONS)
+        plan_unit(find_quantizer(str(path)), source_256, FILE_TYPES["Q8_0"], OPTIONS)
 
 
 def test_a_program_that_makes_something_else_than_it_planned_is_caught(
     program: Quantizer, source_256: Source, tmp_path: Path
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    plan = plan_unit(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     # It calls the real program, with another type.
     tool = script(tmp_path / "other", f'"{program.command[0]}" "$1" "$2" Q5_0 1')
     with pytest.raises(EnvironmentFault, match=r"token_embd\.weight is .*Q6_K.*expected .*Q8_0"):
@@ -140,7 +140,7 @@ def test_a_program_that_makes_something_else_than_it_planned_is_caught(
 def test_a_damaged_file_of_the_program_is_the_machines_fault(
     program: Quantizer, source_256: Source, tmp_path: Path, n_bytes: int
 ) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    plan = plan_unit(program, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     real = f'"{program.command[0]}" "$1" "$2" Q8_0 1 && truncate -s {n_bytes} "$2"'
     tool = script(tmp_path / "forgetful", real)
     with pytest.raises(EnvironmentFault, match="ended without an error, but: output of llama-q"):
@@ -154,7 +154,7 @@ def test_a_log_in_other_words_is_no_prediction_and_the_file_is_made_all_the_same
     # The real program, whose every "type" is "kind" from a version to come on.
     words = f'"{program.command[0]}" "$@" > "{tmp_path}/log" 2>&1; code=$?'
     tool = script(tmp_path / "newer", f'{words}\nsed "s/type/kind/g" "{tmp_path}/log"; exit $code')
-    plan = plan_file(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
+    plan = plan_unit(tool, source_256, FILE_TYPES["Q8_0"], OPTIONS)
     assert (plan.tensors, plan.n_bytes) == (None, None)
     make_one(replace(plan, quantizer=tool), tmp_path / "out.gguf")
     kinds = {tensor.ggml_type.name for tensor in GgufFile(tmp_path / "out.gguf").tensors.values()}
@@ -186,14 +186,14 @@ def test_what_the_user_chose_for_a_tensor_is_no_fallback(
 ) -> None:
     settings = MakeOptions(tensor_types=("token_embd=q8_0",), threads=1)
     narrow = source_of(converted(NARROW, "f16"))
-    plan = plan_file(program, narrow, FILE_TYPES["Q4_K_M"], settings)
+    plan = plan_unit(program, narrow, FILE_TYPES["Q4_K_M"], settings)
     fallbacks = plan.fallbacks(plan.tensors or ())
     assert "token_embd.weight" not in {one.tensor for one in fallbacks}
 
 
 def test_pure_gives_every_matrix_the_type_itself(program: Quantizer, source_256: Source) -> None:
-    plan = plan_file(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
-    assert set(weights_of(plan.tensors)["weights"]) == {"Q4_K", "F32"}
+    plan = plan_unit(program, source_256, FILE_TYPES["Q4_K_M"], MakeOptions(pure=True, threads=1))
+    assert set(bits_and_weights(plan.tensors)["weights"]) == {"Q4_K", "F32"}
 
 
 def test_a_quantized_input_is_refused_unless_it_is_allowed(
@@ -201,9 +201,9 @@ def test_a_quantized_input_is_refused_unless_it_is_allowed(
 ) -> None:
     source = source_of(converted(NARROW, "q8_0"))
     with pytest.raises(InputError, match=r"already quantized .* --allow-requantize"):
-        plan_file(program, source, FILE_TYPES["Q5_0"], OPTIONS)
+        plan_unit(program, source, FILE_TYPES["Q5_0"], OPTIONS)
     allowed = MakeOptions(allow_requantize=True, threads=1)
-    assert plan_file(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0
+    assert plan_unit(program, source, FILE_TYPES["Q5_0"], allowed).n_bytes > 0
 
 
 # Types

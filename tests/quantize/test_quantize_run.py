@@ -18,9 +18,9 @@ from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion
 from valle_convert.checkpoint import read_checkpoint
-from valle_convert.families.bundle import open_bundle, plan
+from valle_convert.families.bundle import open_bundle, plan_bundle
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.quantize.evaluate import Given, evaluate
+from valle_convert.quantize.evaluate import FileSelection, evaluate
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import check_manifest
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
@@ -45,7 +45,7 @@ def test_the_common_types_are_made_at_once_and_each_is_what_it_says(
 ) -> None:
     result = cli("quantize", gguf_256, tmp_path / "out", "--types", ",".join(COMMON), *QUICK)
     assert result.code == 0, result.err
-    planned = plan(read_checkpoint(checkpoint_256))
+    planned = plan_bundle(read_checkpoint(checkpoint_256))
     for name in COMMON:
         file = GgufFile(tmp_path / "out" / f"wide-{name}.gguf")
         assert file.keys["general.file_type"] == FILE_TYPES[name].number
@@ -87,7 +87,9 @@ def test_a_checkpoint_is_converted_and_quantized_at_once(kind: str, tmp_path: Pa
     )
     assert not made.faults
     assert (made.files[0].imatrix is not None) == kind.startswith("IQ")
-    report = evaluate(Given((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1))
+    report = evaluate(
+        FileSelection((out,), checkpoint=checkpoint), Gates(), MeasureOptions(n_utterances=1)
+    )
     assert report.passed, report.verdict()
     keys = open_bundle(out / f"wide-{kind}.gguf").main.keys
     sha256 = hashlib.sha256((tmp_path / "wide.pt").read_bytes()).hexdigest()

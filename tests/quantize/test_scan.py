@@ -12,7 +12,7 @@ from support import GOLDEN_VALLEX, Cli, error_of, golden_checkpoint
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import open_bundle, plan, write_bundle
+from valle_convert.families.bundle import open_bundle, plan_bundle, write_bundle
 from valle_convert.families.family import Choices
 from valle_convert.quantize.options import MakeOptions, MeasureOptions
 from valle_convert.quantize.scan import Aim, Mixture, Sensitivity, choose_mixture, scan
@@ -148,7 +148,7 @@ def test_a_set_is_scanned_with_the_factor_that_its_files_show(tmp_path: Path) ->
     checkpoint = read_checkpoint(golden_checkpoint(GOLDEN_VALLEX))
     for out_type in ("bf16", "f32"):
         path = tmp_path / f"{out_type}.gguf"
-        write_bundle(plan(checkpoint, Choices(out_type)), path)
+        write_bundle(plan_bundle(checkpoint, Choices(out_type)), path)
         scanned = scan_all(path, checkpoint, ("Q8_0",))
         assert max(one.kl for one in scanned) < 0.05
         assert all(one.kl > 0 for one in scanned)

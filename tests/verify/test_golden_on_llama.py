@@ -132,4 +132,4 @@ def test_codes_and_lengths_that_do_not_fit_are_refused(converted: Convert) -> No
 def test_a_decoder_of_version_5_takes_no_file_of_version_7(converted: Convert) -> None:
     for path in open_files(converted(GOLDEN_VERSION_7, "f16")).paths:
         with pytest.raises(InputError, match=r"family 'vall-e-7', expected one of version 5 or 6"):
-            read_model(GgufFile(path, allow_part=True))
+            read_model({"model": GgufFile(path, allow_part=True)})

@@ -37,7 +37,7 @@ _SUPPORTED = "supported are safetensors, files of torch.save, and folders with o
 
 @dataclass(frozen=True)
 class Container:
-    container: str  # how the weights are stored, in words
+    kind: str  # how the weights are stored, in words
     tensors: TensorSource
     extras: Mapping[str, Any]  # what is stored beside them: config, userdata, stats
     #: All plain values of the container itself.
@@ -55,7 +55,7 @@ def read_container(path: Path, tree: Tree, place: PurePath) -> Container:
         _refuse_shard(tree, place)
         contents = _parse(path, tree, place)
     tensors, notes = with_plain_names(contents.tensors, str(path))
-    is_torch = contents.container.startswith("torch")
+    is_torch = contents.kind.startswith("torch")
     if place.suffix.lower() in (SAFETENSORS_SUFFIXES if is_torch else TORCH_SUFFIXES):
         kind = "a file of torch.save" if is_torch else "a safetensors file"
         notes = (f"{place.name} is {kind} by its content, and read as one", *notes)
@@ -185,7 +185,7 @@ def _read_shards(index: Path, tree: Tree, place: PurePath) -> Container:
     _check_index(index, weight_map, files)
     extras: dict[str, Any] = {}
     for shard, one in found.items():
-        for key, value in one.extras.items() if one.container == "safetensors" else ():
+        for key, value in one.extras.items() if one.kind == "safetensors" else ():
             if extras.setdefault(key, value) != value:
                 raise InputError(
                     f"The shards of {index} contradict each other: the metadata entry {key!r} of "

@@ -57,7 +57,7 @@ class ExportRows:
     matrix: str
     first_row: int
     n_rows: int
-    words: tuple[str, ...] = ()  # the rows' own names, such as `en`; empty if they have none
+    row_names: tuple[str, ...] = ()  # such as `en`; empty if the rows have no names
 
 
 class ExportedTensors:

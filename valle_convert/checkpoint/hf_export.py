@@ -58,7 +58,7 @@ class Export:
     tensors: TensorSource  # under the names of the original checkpoint
     config: object  # of that checkpoint, without the user's keys
     #: The names of the rows by table, such as `en`.
-    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    row_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()  # values that the export lacks, in words
     notes: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ def read_export(
     return Export(
         tensors=ExportedTensors(tensors, rows, str(path)),
         config=own,
-        words={name: part.words for name, part in rows.items() if part.words},
+        row_names={name: part.row_names for name, part in rows.items() if part.row_names},
         assumed=assumed if is_given else (*assumed, plural(heads, "head")),
         notes=(f"{plural(padding, 'row')} of padding dropped",) if padding else (),
     )

@@ -60,7 +60,7 @@ class Checkpoint:
     assumed: tuple[str, ...] = ()  # values that the file lacks, assumed as in the published models
     lost: tuple[str, ...] = ()  # parts of the training project's checkpoint that the file lacks
     #: The names of the rows, by table, if they have names.
-    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    row_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: More on where the weights come from; the converted file stores it as `valle.source.*` under
     #: these names.
     origin: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -128,34 +128,34 @@ def read_checkpoint(
     if exported := is_export(contents.tensors):
         export = _read_export(contents, tree, found, given, companions)
     origin = "assumed" if exported else "inside the checkpoint"
-    said = read_config(file, export.config, contents.plain, given, tree, found, origin=origin)
-    companions += said.files
+    chosen = read_config(file, export.config, contents.plain, given, tree, found, origin=origin)
+    companions += chosen.files
     if not headers_only:
         _beside(tree, found, TOKENIZER_FILE)  # downloads it; it is looked up beside the weights
-    tensors, merged, more = merge_loras(file, export.tensors, contents.lora, said.keys, lora)
+    tensors, merged, more = merge_loras(file, export.tensors, contents.lora, chosen.keys, lora)
     companions += [one.path for one in lora]
     hub = tree.origin
-    lenient = (*contents.notes, *said.notes, *export.notes, *more)
+    deviations = (*contents.notes, *chosen.notes, *export.notes, *more)
     return Checkpoint(
         path=file,
-        container=f"{FORMAT}, {contents.container}" if exported else contents.container,
+        container=f"{FORMAT}, {contents.kind}" if exported else contents.kind,
         tensors=tensors,
-        config=said.keys,
-        config_source=said.source,
+        config=chosen.keys,
+        config_source=chosen.source,
         symmap=_symmap(file, contents.extras),
         stats=_stats(contents.extras),
         lora=merged,
         companions=tuple(companions),
-        notes=(*tree.notes, *found.notes, *lenient),
+        notes=(*tree.notes, *found.notes, *deviations),
         given=path,
         shards=contents.shards,
         folder_title=_title_of(tree, found),
         assumed=export.assumed,
         lost=LOST if exported else (),
-        words=export.words,
+        row_names=export.row_names,
         origin=({"format": FORMAT} if exported else {})
         | ({"revision": hub.revision} if hub else {})
-        | ({"notes": lenient} if lenient else {}),
+        | ({"notes": deviations} if deviations else {}),
         hub=hub,
     )
 

@@ -72,7 +72,7 @@ def read_unpacked(folder: Path) -> Container:
         assert isinstance(found.tensors, TorchTensors)  # noqa: S101 - for the type checker
         found.tensors.check()
     note = f"{folder.name} is an unpacked file of torch.save"
-    return replace(found, container="torch, unpacked", shards=files, notes=(note,))
+    return replace(found, kind="torch, unpacked", shards=files, notes=(note,))
 
 
 def _config_in(root: Mapping[str, Any]) -> object:

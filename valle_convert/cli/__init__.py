@@ -6,7 +6,7 @@
     interrupt  Ctrl-C and SIGTERM
     options    how options are declared, and those that several commands share
     rules      which options need or exclude each other
-    speaking   options of `speak` and `serve`
+    speak_options, speak_report   options of `speak` and `serve`; progress and result of `speak`
     examples   examples at the end of each --help
     convert, inspect, tokenize, verify, doctor ...   a command each, some with a small relative
 

@@ -85,12 +85,13 @@ def _problem(param: Any, value: object) -> str:  # noqa: ANN401 - click's or typ
     return ""
 
 
+#: The commands in the order of `--help`; `export@convert` is in the module `convert`.
 _COMMANDS = """
     convert inspect export@convert tokenize verify repair@convert lora quantize
     check-manifest@quantize evaluate scan imatrix@scan compare@inspect merge@evaluate publish
     utterances speak serve voice@utterances transcribe codec doctor
 """
-#: The module of each command, in the order of `--help`.
+#: The module of each command.
 COMMANDS = {
     name: module or name for name, _, module in (one.partition("@") for one in _COMMANDS.split())
 }

@@ -190,7 +190,7 @@ def evaluate(
     (NAME.measurements.json), and nothing is measured twice.
     """
     from valle_convert.files import check_outputs
-    from valle_convert.quantize.evaluate import Given
+    from valle_convert.quantize.evaluate import FileSelection
     from valle_convert.quantize.evaluate import evaluate as evaluate_files
     from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
     from valle_convert.quantize.types import parse_types
@@ -203,7 +203,7 @@ def evaluate(
     output.check([*read, reference, Path(codec) if codec else None])
     check_outputs({"--save-reference": save_reference}, inputs=read, force=output.force)
     result = evaluate_files(
-        Given(
+        FileSelection(
             tuple(local),
             parse_types(",".join(types)) if types else (),
             None if checkpoint is None else merged.read(checkpoint),

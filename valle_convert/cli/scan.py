@@ -103,7 +103,7 @@ def imatrix(
     each input column of each matrix in llama.cpp's own format. A model of several networks gets a
     file for each: OUT.gguf for its AR, and OUT-nar.gguf for its NAR.
     """
-    from valle_convert.families.bundle import plan
+    from valle_convert.families.bundle import plan_bundle
     from valle_convert.files import check_outputs
     from valle_convert.quantize.examples import Examples
     from valle_convert.quantize.imatrix import make_imatrices
@@ -111,7 +111,7 @@ def imatrix(
 
     read = [checkpoint, *reading.files, dataset.data]
     check_outputs({"--out": out}, inputs=read, force=force)
-    conversion = plan(reading.read(checkpoint))
+    conversion = plan_bundle(reading.read(checkpoint))
     n = dataset.utterances or (None if dataset.data else N_RANDOM)
     examples = Examples.choose(conversion.family, conversion.model, dataset.data, n)
     console.log(f"importance matrix of {examples.description}")

@@ -9,7 +9,7 @@ import typer
 
 from valle_convert.cli import console
 from valle_convert.cli.options import GGUF, VOICE, flag, local_gguf, opt
-from valle_convert.cli.speaking import DecodingOptions, EngineOptions
+from valle_convert.cli.speak_options import DecodingOptions, EngineOptions
 
 if TYPE_CHECKING:
     from valle_convert.serve.app import ServerSettings

@@ -7,7 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -26,8 +26,8 @@ from valle_convert.cli.options import (
     local_gguf,
     opt,
 )
-from valle_convert.cli.speaking import DecodingOptions, EngineOptions
-from valle_convert.cli.spoken import Report, SpeechProgress, stop_on_interrupt
+from valle_convert.cli.speak_options import DecodingOptions, EngineOptions
+from valle_convert.cli.speak_report import SpeakReport, SpeechProgress, stop_on_interrupt
 from valle_convert.errors import EXIT_INTERRUPTED, EXIT_OK, InputError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _carry_out(
     engine: EngineOptions,
     target: TargetOptions,
     options: SpeakOptions,
-) -> Report:
+) -> SpeakReport:
     from valle_convert.audio import check_codes_target, write_codes
     from valle_convert.audio.codes import is_codes_path
     from valle_convert.checkpoint.lora import lora_files
@@ -227,10 +227,10 @@ def _carry_out(
     codes = target.save_codes if len(spoken.codes) else None
     if codes is not None:
         write_codes(codes, spoken.saved_codes, force=target.force, inputs=inputs)
-    return Report(None if sink is None else sink.written, loaded, spoken=spoken, codes=codes)
+    return SpeakReport(None if sink is None else sink.written, loaded, spoken=spoken, codes=codes)
 
 
-def _decode(bundle: Bundle, engine: EngineOptions, codes: Path, sink: AudioWriter) -> Report:
+def _decode(bundle: Bundle, engine: EngineOptions, codes: Path, sink: AudioWriter) -> SpeakReport:
     """Saved codes to audio; the model's weights are not read."""
     from valle_convert.audio import open_codec, read_codes
 
@@ -241,7 +241,7 @@ def _decode(bundle: Bundle, engine: EngineOptions, codes: Path, sink: AudioWrite
     seconds = time.perf_counter() - loaded
     with sink:
         sink.add(audio)
-    return Report(sink.written, loaded - begin, codec_seconds=seconds)
+    return SpeakReport(sink.written, loaded - begin, codec_seconds=seconds)
 
 
 def _speak(
@@ -252,16 +252,12 @@ def _speak(
     options: SpeakOptions,
     watch: Watch,
 ) -> Spoken:
-    given = text, request.voice, options
-    is_phonemes = request.phonemes
-    if request.task != "tts":
-        ability = bundle.family.ability(request.task)
-        answered: Spoken = ability(
-            speaker, request.task, request.source, *given, is_phonemes=is_phonemes, watch=watch
-        )
+    task, voice = request.task, request.voice
+    how: dict[str, Any] = {"is_phonemes": request.phonemes, "watch": watch}
+    if task != "tts":
+        answer = bundle.family.ability(task)
+        answered: Spoken = answer(speaker, task, request.source, text, voice, options, **how)
         return answered
     if request.codes is not None:
-        return speaker.regenerate_levels(
-            request.codes, *given, is_phonemes=is_phonemes, watch=watch
-        )
-    return speaker.speak(*given, is_phonemes=is_phonemes, watch=watch, keep_audio=False)
+        return speaker.regenerate_levels(request.codes, text, voice, options, **how)
+    return speaker.speak(text, voice, options, **how, keep_audio=False)

@@ -1,4 +1,7 @@
-"""The decoding algorithms, on any `protocol.Network`: from a condition to codes and back.
+"""The decoding algorithms, on a `protocol.Network`: from a condition to codes and back.
+
+Families with another network use parts of it: `batch`, `sampling`, `masked.demask`,
+`nar.decode_levels_above`.
 
 `speech` joins the stages: `greedy` (how many frames), `ar` or `masked` (level 0) and `nar` (the
 levels above). `greedy` also has the reverse, transcripts. `options` has the settings of all

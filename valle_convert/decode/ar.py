@@ -10,7 +10,7 @@ import numpy as np
 
 from valle_convert.decode.batch import Steps, alone
 from valle_convert.decode.causal import CausalSequences, append_elements
-from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions, End
+from valle_convert.decode.options import NO_WATCH, Callbacks, Decoded, DecodeOptions, End
 from valle_convert.decode.sampling import guided, penalize_length, penalize_repetition, sample
 from valle_convert.model.inputs import Condition, Segment, speech_segments
 from valle_convert.model.spec import Codes, Model
@@ -27,7 +27,7 @@ def ar_steps(
     *,
     max_frames: int,
     prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Steps[Decoded]:
     """Decode level 0 of a response, one frame a step."""
     model = network.model

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from valle_convert.decode.causal import CausalSequences
-from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions, End
+from valle_convert.decode.options import NO_WATCH, Callbacks, Decoded, DecodeOptions, End
 from valle_convert.model.inputs import Condition, Segment, length_segments, transcript_segments
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, LENGTH_STOP, Codes
 from valle_convert.network.protocol import Network
@@ -32,7 +32,7 @@ def decode_transcript(
     language: int | None,
     max_phonemes: int,
     *,
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     """The ids of the phonemes of some speech, without the marks around them."""
     segments = transcript_segments(network.model, speech, np.array([BOS_PHONEME]), language)
@@ -46,7 +46,7 @@ def _likeliest(
     table: str,
     stop: int,
     most: int,
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     """Grow a sequence by its likeliest rows of a table until `stop`."""
     rows: list[int] = []

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.decode.causal import run_pass
-from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions
+from valle_convert.decode.options import NO_WATCH, Callbacks, Decoded, DecodeOptions
 from valle_convert.decode.sampling import Logits, draw, filtered, guide, probabilities
 from valle_convert.model.inputs import Condition, speech_segments
 from valle_convert.model.spec import Codes
@@ -43,7 +43,7 @@ def demask(
     recording: Codes | None = None,  # the one whose voice is changed
     # Score by the drawn codes after the filters, not by the likeliest before them
     scores_drawn: bool = False,
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     """Decode codes [frames], or [levels, frames]; if interrupted, the draft of the last step."""
     codes, n_frames, n_steps = draft, draft.shape[-1], options.max_steps
@@ -84,7 +84,7 @@ def decode_masked(
     *,
     prefix: Codes | None = None,  # level 0 of the speech before, [frames]; not part of the result
     recording: Codes | None = None,  # level 0 of the one whose voice is changed, [n_frames]
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     """Decode level 0 of a response of `n_frames` frames by demasking."""
     spoken = np.zeros(0, np.int32) if prefix is None else prefix

@@ -9,7 +9,7 @@ import numpy as np
 
 from valle_convert.decode.causal import run_pass
 from valle_convert.decode.options import (
-    UNWATCHED,
+    NO_WATCH,
     Callbacks,
     Decoded,
     DecodeOptions,
@@ -29,8 +29,9 @@ def decode_nar(
     rng: np.random.Generator,
     *,
     prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
+    conditions = [condition, condition.null()] if options.guidance_strength else [condition]
 
     def predict(codes: Codes) -> Logits:
         level = codes.shape[1]
@@ -42,7 +43,7 @@ def decode_nar(
                 head=f"nar.{level}",
                 n_outputs=len(codes),
             )
-            for one in ([condition, condition.null()] if options.guidance_strength else [condition])
+            for one in conditions
         )
         return guided(found, options)
 

@@ -26,7 +26,7 @@ class Callbacks:
     should_stop: ShouldStop = lambda: False  # called between steps
 
 
-UNWATCHED = Callbacks()
+NO_WATCH = Callbacks()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,11 @@ class _Checked:
     def __post_init__(self) -> None:
         for one in fields(self):
             value, (low, high) = getattr(self, one.name), one.metadata.get("range", (None, None))
-            if None in (value, low) or (low <= value <= high and not math.isinf(value)):
+            if value is None or low is None:
                 continue
-            limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
-            raise InputError(f"{one.name} is {value}, expected a number {limits}.")
+            if not low <= value <= high or math.isinf(value):
+                limits = f"{low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+                raise InputError(f"{one.name} is {value}, expected a number {limits}.")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from operator import add
 
 import numpy as np
 
-from valle_convert.decode.ar import append_codes, ar_steps
-from valle_convert.decode.batch import Steps, alone
+from valle_convert.decode.ar import ar_steps
+from valle_convert.decode.batch import Steps
 from valle_convert.decode.greedy import decode_length, frames_for, most_frames
 from valle_convert.decode.masked import decode_masked
 from valle_convert.decode.nar import decode_nar
-from valle_convert.decode.options import UNWATCHED, Callbacks, DecodeOptions, End, Mode, ModeChoice
+from valle_convert.decode.options import NO_WATCH, Callbacks, DecodeOptions, End, Mode, ModeChoice
 from valle_convert.errors import InputError
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import Codes, Model
@@ -103,7 +103,7 @@ def speech_steps(
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
     prefix: Prefix | None = None,
     recording: Codes | None = None,  # level 0 of the one whose voice is changed, [frames]
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Steps[Speech]:
     mode, n_frames = choose_mode(network.model, options.mode), None
     if recording is not None:
@@ -177,6 +177,3 @@ def speech_steps(
         end="interrupted" if raised.end == "interrupted" else end,
         seconds=Timings(length=length_done - begin, levels=done - level_0_done),
     )
-
-
-decode_speech = alone(speech_steps, append_codes)

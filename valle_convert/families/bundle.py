@@ -1,7 +1,7 @@
 """A bundle is the files of one model by part; a single file is a bundle of one.
 
-`plan` decides everything about the files of a checkpoint, `write_bundle` writes all of them or
-none, and `open_bundle` opens and checks them. The main part has the user's name, the others are
+`plan_bundle` decides everything about the files of a checkpoint, `write_bundle` writes all of them
+or none, and `open_bundle` opens and checks them. The main part has the user's name, the others are
 beside it and named after their part: OUT.gguf, OUT-nar.gguf.
 """
 
@@ -17,11 +17,11 @@ from valle_convert.checkpoint.folder import locate
 from valle_convert.errors import InputError
 from valle_convert.families import family_of, family_of_file
 from valle_convert.families.family import AnyFamily, Choices
-from valle_convert.files import check_input_file
+from valle_convert.files import atomic_outputs, check_free_space, check_input_file
 from valle_convert.gguf_file.keys import PART_KEY, SET_ID_KEY
 from valle_convert.gguf_file.plan import PlannedFile, check_codec, lay_out, out_type_named
 from valle_convert.gguf_file.read import GgufFile
-from valle_convert.gguf_file.write import write_files
+from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.model.description import Description
 from valle_convert.progress import Progress, silent
 from valle_convert.tokenizer.choose import TokenizerChoice
@@ -75,7 +75,7 @@ def paths_of(main: Path, parts: Iterable[str]) -> dict[str, Path]:
     }
 
 
-def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
+def plan_bundle(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
     """Decide everything about the files of a checkpoint.
 
     Reads headers, and for some families a few weights.
@@ -116,8 +116,15 @@ def plan(checkpoint: Checkpoint, choices: Choices | None = None) -> Plan:
 def write_bundle(
     plan: Plan, target: Path, *, force: bool = False, progress: Progress = silent
 ) -> dict[Path, int]:
-    """Write all files of a plan, or leave nothing; see `write_files`."""
-    return write_files(plan.at(target), force=force, inputs=plan.inputs, progress=progress)
+    """Write all files of a plan, or leave nothing; returns their sizes in bytes."""
+    files = plan.at(target)
+    n_bytes = sum(len(header_of(one)) + one.data_bytes for one in files.values())
+    with atomic_outputs(list(files), force=force, inputs=plan.inputs) as opened:
+        check_free_space(target, n_bytes)
+        return {
+            path: write_plan_to(planned, file, progress=progress)
+            for (path, planned), file in zip(files.items(), opened, strict=True)
+        }
 
 
 @dataclass(frozen=True)

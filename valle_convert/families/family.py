@@ -3,7 +3,7 @@
 A family has no state. Its methods import heavy packages (torch, llama.cpp) themselves.
 
 M is the family's model without weights, N a network that computes it. Generic code only closes a
-network, sets its `watch`, and passes it to cases.
+network, sets its `observe`, and passes it to cases.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import Logits
 from valle_convert.model.description import Description
 from valle_convert.model.spec import CODECS, UNKNOWN_CODEC, CodeFormat, Head, Table
-from valle_convert.network.protocol import Computing, OnLlama
+from valle_convert.network.protocol import AnyNetwork, OnLlama
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from valle_convert.speech.speaker import AnySpeaker
 
 M = TypeVar("M", bound=CodeFormat)
-N = TypeVar("N", bound=Computing)
+N = TypeVar("N", bound=AnyNetwork)
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,13 @@ class Family(ABC, Generic[M, N]):
         expected = self.part_keys(part)
         found = {key: file.keys.get(key) for key in expected}
         if found != expected:
-            is_, wanted = (
-                " ".join(str(one) for one in keys.values() if one is not None)
-                for keys in (found, expected)
-            )
+
+            def shown(keys: Mapping[str, Any]) -> str:
+                return " ".join(str(one) for one in keys.values() if one is not None)
+
             raise InputError(
-                f"{file.path} is the part {is_!r:.40}, expected {wanted!r} of {self.title}; give "
-                "the set's main file, and keep the names of the others."
+                f"{file.path} is the part {shown(found)!r:.40}, expected {shown(expected)!r} of "
+                f"{self.title}; give the set's main file, and keep the names of the others."
             )
 
     def read_model(self, files: Mapping[str, GgufFile]) -> M:
@@ -346,11 +346,13 @@ class Family(ABC, Generic[M, N]):
         """The tokenizer that the vocabulary of a main file was compiled from."""
 
     @abstractmethod
-    def words(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Sizes and behaviour of a model, by their names for users."""
 
     @abstractmethod
-    def nets(self, model: M) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def tables_and_heads(
+        self, model: M
+    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         """Tables and heads, by the part that has their rows."""
 
 

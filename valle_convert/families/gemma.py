@@ -26,7 +26,7 @@ from valle_convert.gguf_file.keys import (
     KeyReader,
     architecture_keys,
 )
-from valle_convert.gguf_file.loadable import dangers
+from valle_convert.gguf_file.loadable import gemma_dangers
 from valle_convert.gguf_file.plan import TOKEN_EMBEDDING, FileKeys
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.description import (
@@ -40,7 +40,7 @@ from valle_convert.model.description import (
 from valle_convert.model.inputs import Condition
 from valle_convert.model.spec import BOS_PHONEME, EOS_PHONEME, GemmaModel
 from valle_convert.model.trainer import DROPPED, ConfigReader, unread_notes
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.tokenizer.choose import TokenizerChoice, TokenizerFile, choose_tokenizer
 from valle_convert.tokenizer.compiled import TOKENIZER_SHA256_KEY, CompiledTokenizer
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 PART = "model"
 
 G = TypeVar("G", bound=GemmaModel[Any])
-N = TypeVar("N", bound=Computing)
+N = TypeVar("N", bound=AnyNetwork)
 
 
 class GemmaFamily(Family[G, N]):
@@ -81,13 +81,13 @@ class GemmaFamily(Family[G, N]):
         )
 
     def dangers(self, files: Mapping[str, GgufFile]) -> Iterator[str]:
-        return dangers(files[PART])
+        return gemma_dangers(files[PART])
 
     def differences(self, planned: G, found: G) -> list[str]:
         def rows_of(model: G) -> list[object]:  # only a file's heads have biases
             return [
                 (tables, [replace(head, bias=None) for head in heads])
-                for _, tables, heads in self.nets(model)
+                for _, tables, heads in self.tables_and_heads(model)
             ]
 
         same = {
@@ -116,7 +116,7 @@ class GemmaFamily(Family[G, N]):
         speaker: AnySpeaker = self._at("speech:SPEAKER")(network, tokenizer, codec, opened)
         return speaker
 
-    def words(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: G) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config
         sizes = {
             "width": config.n_embd,

@@ -18,7 +18,7 @@ _NOT_OF_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
 _IDS = ("bos", "eos", "unknown")
 
 
-def dangers(file: GgufFile) -> Iterator[str]:
+def gemma_dangers(file: GgufFile) -> Iterator[str]:
     """Everything that llama.cpp would not survive, in words."""
     yield from graph_dangers(file, ARCHITECTURE, ARCHITECTURE_KEYS)
     if file.keys.get("general.architecture") == ARCHITECTURE:

@@ -7,17 +7,15 @@ at the end. Peak memory is three pieces, plus the mapped source.
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from valle_convert.checkpoint.source import BlockSource, TensorSource
-from valle_convert.files import atomic_outputs, check_free_space
 from valle_convert.gguf_file.encode import check_blocks, encode
 from valle_convert.gguf_file.header import ALIGNMENT, join_header, pack_key, pack_tensor, padded
 from valle_convert.gguf_file.keys import (
@@ -48,23 +46,6 @@ def header_of(plan: PlannedFile, values: Mapping[str, Any] | None = None) -> byt
     return join_header(
         [*keys.values()], len(plan.tensors), map(pack_tensor, plan.tensors), ALIGNMENT
     )
-
-
-def write_files(
-    files: Mapping[Path, PlannedFile],
-    *,
-    force: bool = False,
-    inputs: Sequence[Path] = (),
-    progress: Progress = silent,
-) -> dict[Path, int]:
-    """Write all of the files, or leave nothing; returns their sizes in bytes."""
-    n_bytes = sum(len(header_of(one)) + one.data_bytes for one in files.values())
-    with atomic_outputs(list(files), force=force, inputs=inputs) as opened:
-        check_free_space(next(iter(files)), n_bytes)
-        return {
-            path: write_plan_to(plan, file, progress=progress)
-            for (path, plan), file in zip(files.items(), opened, strict=True)
-        }
 
 
 def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = silent) -> int:

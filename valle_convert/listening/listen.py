@@ -33,7 +33,7 @@ from valle_convert.listening.measures import (
 )
 from valle_convert.llama.context import Settings
 from valle_convert.model.inputs import Condition
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.progress import Progress, silent
 
 #: The place of tallies over all heads, or all ways of speaking.
@@ -225,7 +225,7 @@ class ListeningTest:
         return Listened(_by_measure(found))
 
     def listen(
-        self, network: Computing, progress: Progress = silent, label: str = "listening"
+        self, network: AnyNetwork, progress: Progress = silent, label: str = "listening"
     ) -> Listened:
         ways, rate = self._family.ways_of(network.model), self.codec.description.frame_rate
         counted: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)

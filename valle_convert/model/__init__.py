@@ -1,4 +1,4 @@
-"""A model: its sizes and switches, its input tables, its heads.
+"""A model without its weights (`spec`): sizes and switches, input tables, heads.
 
     checkpoint -> Family.describe -> Description (a model, and where every tensor goes)
     GGUF keys  -> Family.read_model -> the same model

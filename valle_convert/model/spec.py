@@ -1,4 +1,4 @@
-"""The immutable description of a model. Its readers check it, so that its users need not.
+"""A model without its weights. Its readers check it, so that its users need not.
 
 All rows of the model's input tables and output heads lie one after the other in one matrix, the
 token embedding of the converted file:

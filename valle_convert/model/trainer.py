@@ -378,7 +378,7 @@ def names_of_rows(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     for words, (table, order) in _NAMED.items():
         spec = checkpoint.tensors.specs.get(table)
         known = names_in_order(order, spec.shape[0] if spec and spec.shape else 0)
-        said = checkpoint.words.get(table, known)
+        said = checkpoint.row_names.get(table, known)
         for row, (word, expected) in enumerate(zip(said, known, strict=False)):
             if word != expected and not expected.startswith("unnamed-"):
                 raise InputError(

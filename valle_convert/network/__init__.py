@@ -1,6 +1,6 @@
 """Networks that compute, and what families share of them.
 
-protocol     what decoders and the verifier need
+protocol     the interfaces of networks
 backbone     PyTorch, from a checkpoint: the reference for every converted file
 arithmetic   the effect of llama.cpp's rounding on the logits
 weights      the weights of a converted file under the checkpoint's names

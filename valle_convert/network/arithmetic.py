@@ -20,13 +20,13 @@ _LARGEST = 127  # 8-bit number
 _GELU_TABLE_ENDS = 10.0
 
 
-#: Called as `watch(part, linear, inputs [n, in], outputs [n, out])` after every linear layer, with
-#: the layer's GGUF name; `INPUTS` is the name for the rows that go into the first layer.
-Watch = Callable[[str, str, Tensor, Tensor], None]
+#: Called as `observe(part, linear, inputs [n, in], outputs [n, out])` after every linear layer,
+#: with the layer's GGUF name; `INPUTS` is the name for the rows that go into the first layer.
+Observer = Callable[[str, str, Tensor, Tensor], None]
 INPUTS = "inputs"
 
 
-def unwatched(*_: object) -> None:
+def unobserved(*_: object) -> None:
     pass
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from valle_convert.checkpoint.source import NamedTensors
 from valle_convert.model.spec import GemmaConfig
-from valle_convert.network.arithmetic import INPUTS, Arithmetic, Watch, unwatched
+from valle_convert.network.arithmetic import INPUTS, Arithmetic, Observer, unobserved
 
 #: Of every RMSNorm, and of the rotary embedding. No config of these checkpoints has them; the
 #: writer has its own constants, so that a wrong one there is noticed here.
@@ -31,7 +31,7 @@ class TorchNetwork:
         self._tensors = tensors
         self._arithmetic = arithmetic
         #: Gets the inputs and outputs of every linear layer, and what goes into the first one.
-        self.watch: Watch = unwatched
+        self.observe: Observer = unobserved
         self._weights: dict[str, Tensor] = {}
         self._caches: dict[Hashable, Cache] = {}
 
@@ -53,7 +53,7 @@ class TorchNetwork:
 
     def rows(self, part: str, rows: NDArray[np.float32]) -> Tensor:
         x = torch.from_numpy(np.array(rows, np.float32))
-        self.watch(part, INPUTS, x, x)
+        self.observe(part, INPUTS, x, x)
         return x
 
     def linear(
@@ -61,7 +61,7 @@ class TorchNetwork:
     ) -> Tensor:
         """A linear layer by its GGUF name."""
         found = F.linear(self._arithmetic.round_inputs(part, target, x), weight, bias)
-        self.watch(part, target, x, found)
+        self.observe(part, target, x, found)
         return found
 
 

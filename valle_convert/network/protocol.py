@@ -1,7 +1,8 @@
-"""The interface of a network for decoders and the verifier.
+"""Networks, as other code sees them.
 
-Each family implements it twice, in PyTorch from a checkpoint and on stock llama.cpp from converted
-files, so the same code runs on both and comparing them is short.
+Each family has an interface of its own and implements it twice, in PyTorch from a checkpoint and
+on stock llama.cpp from converted files, so the same code runs on both. `Network` is the one of
+versions 5 and 6, which `decode/` runs; those of other families are in their `composed.py`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
     from valle_convert.llama.session import Session
 
 
-class Computing(Closing):
-    """A network of any family, as generic code sees it. A context manager."""
+class AnyNetwork(Closing):
+    """A network of any family. A context manager."""
 
     model: Any  # the family's own
 
 
-class OnLlama(Computing):
+class OnLlama(AnyNetwork):
     """A network on stock llama.cpp."""
 
     sessions: Mapping[str, Session]  # by part
 
 
-class Network(Computing):
+class Network(AnyNetwork):
     """Embeddings in, logits of one head out, with a state for causal passes.
 
     The state is the sequences so far, each named by any key. A causal step appends to one: the

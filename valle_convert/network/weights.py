@@ -30,7 +30,7 @@ class BundleTensors:
         self,
         files: Iterable[tuple[PlannedFile, GgufFile]],
         recovered: Mapping[str, Recovered],
-        kind: Callable[[PlannedFile, GgufFile], NamedTensors],
+        reader_of: Callable[[PlannedFile, GgufFile], NamedTensors],
         others: NamedTensors | None = None,
     ) -> None:
         """`others` has what no file has under its own name."""
@@ -38,7 +38,7 @@ class BundleTensors:
         self._recovered = recovered
         self._readers: dict[str, NamedTensors] = {}
         for plan, file in files:
-            reader = kind(plan, file)
+            reader = reader_of(plan, file)
             names = [span.source for tensor in plan.tensors for span in tensor.spans]
             for name in (*names, *(bias.source for bias in plan.biases)):
                 self._readers.setdefault(name, reader)

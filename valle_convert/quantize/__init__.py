@@ -8,8 +8,10 @@ plan, make    files: predicted to the byte, made, and compared with their source
 manifest, folder  what lies in a folder: listed, checked, kept
 run           `quantize`: all of that
 examples      utterances to measure on
-quality, listening, measure  how good and fast a file is, and what it says
-measurements  what was measured of a file, and the verdict, beside it
+quality       one network compared with the reference: predictions, greedy codes, speed
+listening     the same for what it says
+measure       both and `verify`, for a file; makes the reference and the F16 baseline
+measurements  what was measured of a file, and the verdict, as JSON beside it
 limits        the loss that a user allows
 evaluate      `evaluate`: all of that
 scan          `scan`: the sensitivity of each matrix, and a type for each

@@ -17,7 +17,7 @@ import msgspec
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, ValleConvertError
-from valle_convert.families.bundle import Bundle, paths_of, plan
+from valle_convert.families.bundle import Bundle, paths_of, plan_bundle
 from valle_convert.files import (
     check_outputs,
     describe_os_error,
@@ -64,7 +64,7 @@ from valle_convert.verify.structure import check_source
 
 
 @dataclass(frozen=True)
-class Given:
+class FileSelection:
     """The files to evaluate, or folders of them, from which `types` selects. Without `checkpoint`,
     the first plain file is the reference. `keep` stores measurements beside the files; `force`
     replaces unreadable ones.
@@ -78,7 +78,7 @@ class Given:
 
 
 def evaluate(
-    given: Given,
+    given: FileSelection,
     gates: Gates,
     measuring: MeasureOptions,
     listening: ListenOptions | None = None,
@@ -133,7 +133,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Run:
-    given: Given
+    given: FileSelection
     gates: Gates
     faults: Mapping[Path, str]  # what is wrong with files, apart from their measurements
     measurer: Measurer
@@ -173,7 +173,7 @@ class _Run:
         return result
 
 
-def _open(given: Given) -> Iterator[Bundle]:
+def _open(given: FileSelection) -> Iterator[Bundle]:
     types = {one.name for one in given.types}
     if types and not any(path.is_dir() for path in given.paths):
         raise InputError("--types selects files of a folder; give one, or leave it out.")
@@ -194,7 +194,7 @@ def _open(given: Given) -> Iterator[Bundle]:
         yield from sorted(kept, key=lambda one: -one.n_bytes)
 
 
-def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
+def _changed(given: FileSelection, bundles: Sequence[Bundle]) -> dict[Path, str]:
     """The files of folders whose bytes are not those of the manifest."""
     listed = {
         folder / one.name: one.sha256
@@ -210,7 +210,9 @@ def _changed(given: Given, bundles: Sequence[Bundle]) -> dict[Path, str]:
     }
 
 
-def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch, log: RunLog) -> SourceBundle:
+def _source_of(
+    given: FileSelection, bundles: list[Bundle], scratch: Scratch, log: RunLog
+) -> SourceBundle:
     """The reference; a file that is the reference is removed from the others."""
     if given.checkpoint is not None:
         for one in bundles:
@@ -220,7 +222,7 @@ def _source_of(given: Given, bundles: list[Bundle], scratch: Scratch, log: RunLo
         conversion = conversion_of(bundles[0], given.checkpoint)
         if conversion.choices.out_type == "bf16":  # would be rounded twice on its way to F16
             choices = replace(conversion.choices, out_type="f16")
-            conversion = plan(conversion.checkpoint, choices)
+            conversion = plan_bundle(conversion.checkpoint, choices)
         return source_of_plan(conversion, scratch, log)
     base = next((one for one in bundles if main_type(one) in PLAIN_TYPES), None)
     if base is None or len(bundles) == 1:
@@ -246,7 +248,7 @@ def _shapes(bundle: Bundle) -> dict[tuple[str, str], tuple[int, ...]]:
 
 
 def _inputs_of(
-    given: Given, measuring: MeasureOptions, listening: ListenOptions | None
+    given: FileSelection, measuring: MeasureOptions, listening: ListenOptions | None
 ) -> Iterator[Path]:
     yield from (path for path in given.paths if not path.is_dir())
     yield from given.checkpoint.inputs if given.checkpoint is not None else ()
@@ -268,14 +270,14 @@ def remove_old(reports: Sequence[Path], models: Sequence[Path], *, force: bool) 
             one.unlink(missing_ok=True)
 
 
-def _check_prunes(given: Given) -> None:
+def _check_prunes(given: FileSelection) -> None:
     folders = [path for path in given.paths if path.is_dir()]
     if len(folders) != len(given.paths) or not all((one / MANIFEST).is_file() for one in folders):
         raise InputError(f"--prune needs the {MANIFEST} of a folder; give folders of `quantize`.")
 
 
 def _prune(
-    given: Given, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
+    given: FileSelection, bundles: Sequence[Bundle], source: SourceBundle, report: EvaluationReport
 ) -> Iterator[str]:
     is_right = all(file.outcome == "passed" for file in report.files)
     why_not = "" if is_right else "not everything passed"
@@ -312,9 +314,12 @@ def prune(
         why = why_not or _why_kept(folder, files, sources)
         if not why and any(file.sha256 in used for file in files):
             why = "other files were made with it"
+        names = [file.name for file in files]
         if why:
             used |= {file.imatrix_sha256 for file in files}
-        (stays.setdefault(why, []) if why else removed).extend(file.name for file in files)
+            stays.setdefault(why, []).extend(names)
+        else:
+            removed += names
     notes = [f"removed from {valid_utf8(folder.name)}: {', '.join(removed)}"] if removed else []
     notes += [f"not removed: {', '.join(names)}, since {why}" for why, names in stays.items()]
     # The manifest first: an interruption leaves an extra file, never a missing one.
@@ -342,7 +347,7 @@ def _models_of(files: Sequence[ManifestFile], parts: Sequence[str]) -> list[list
 
 
 def _why_kept(folder: Path, files: Sequence[ManifestFile], sources: Collection[str]) -> str:
-    """Why a model is not to be removed; empty if it is."""
+    """Why a model stays; empty if it is removed."""
     if any(file.source_sha256 not in sources for file in files):
         return "their source is not that of the files that passed"
     for file in files:

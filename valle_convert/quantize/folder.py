@@ -15,7 +15,7 @@ from valle_convert.quantize.manifest import (
     unlisted_models,
 )
 from valle_convert.quantize.options import FolderOptions
-from valle_convert.quantize.plan import BundlePlan, FilePlan
+from valle_convert.quantize.plan import TypePlan, UnitPlan
 from valle_convert.quantize.source import SourceBundle
 
 
@@ -61,11 +61,11 @@ def check_targets(
 
 
 def with_kept(
-    plan: BundlePlan,
+    plan: TypePlan,
     source: SourceBundle,
     known: Mapping[str, ManifestFile],
     options: FolderOptions,
-) -> BundlePlan:
+) -> TypePlan:
     """The plan with what --resume keeps, or why it makes existing files again.
 
     All files of a type are kept if the manifest lists them, they were made in the same way, and
@@ -87,7 +87,7 @@ def with_kept(
 
 
 def _difference(
-    source: SourceBundle, part: str, plan: FilePlan | None, path: Path, old: ManifestFile | None
+    source: SourceBundle, part: str, plan: UnitPlan | None, path: Path, old: ManifestFile | None
 ) -> str:
     """How an existing file differs from what would be made, or copied; empty if it does not."""
     if not path.exists():
@@ -117,7 +117,7 @@ def _difference(
 
 
 def others_in(
-    folder: Path, listed: Mapping[str, ManifestFile], plans: Sequence[BundlePlan]
+    folder: Path, listed: Mapping[str, ManifestFile], plans: Sequence[TypePlan]
 ) -> Iterator[str]:
     ours = {path.name for plan in plans for path in plan.paths.values()}
     ours |= {matrix.name for plan in plans for matrix in plan.imatrices}

@@ -271,21 +271,21 @@ def made_of(path: Path, checkpoint: Checkpoint, examples: Examples, part: str = 
 
 def observe(family: AnyFamily, network: Any, example: object, sums: Sums) -> None:  # noqa: ANN401
     """Run one example in every mode and add up the inputs of the matrices."""
-    from valle_convert.network.arithmetic import INPUTS, unwatched
+    from valle_convert.network.arithmetic import INPUTS, unobserved
 
     def watch(part: str, name: str, inputs: Any, outputs: Any) -> None:  # noqa: ANN401 - tensors
         del outputs
         if name != INPUTS:
             sums.add(part, name, inputs.numpy())
 
-    network.watch = watch
+    network.observe = watch
     try:
         for case in family.trials.cases(network.model, example):
             if not case.repeats:
                 case.run(network)
                 sums.n_passes += 1
     finally:
-        network.watch = unwatched
+        network.observe = unobserved
 
 
 def check_fits(imatrix: ImatrixInput, source: Source) -> None:

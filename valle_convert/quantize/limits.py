@@ -108,6 +108,8 @@ class Earlier(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Gates:
+    """All limits of a run; `limits_of` gives the `Limits` of the files of a type."""
+
     #: By name, then by type; the empty type stands for all others.
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     earlier: Earlier | None = None  # a run that must not be better

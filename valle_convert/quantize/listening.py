@@ -216,12 +216,12 @@ class Audience:
 
     @property
     def key(self) -> tuple[object, ...]:
-        one = self.listening
-        given = (one.sentences, one.voice, one.codec)
+        options = self.listening
+        given = (options.sentences, options.voice, options.codec)
         digests = [
             sha256_of(Path(path)) if path and Path(path).is_file() else path for path in given
         ]
-        return (*digests, one.asr, self.measuring.n_utterances)
+        return (*digests, options.asr, self.measuring.n_utterances)
 
     def test(self, *, seed: int = 0) -> ListeningTest:
         """The sentences, ready to be spoken."""

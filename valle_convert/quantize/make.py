@@ -31,7 +31,7 @@ from valle_convert.llama.cpu import usable_cores
 from valle_convert.quantize.imatrix import SOURCE_KEY, ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, tensor_digests
 from valle_convert.quantize.options import RunLog
-from valle_convert.quantize.plan import TENSOR_LINE, BundlePlan, FilePlan, arguments_of
+from valle_convert.quantize.plan import TENSOR_LINE, TypePlan, UnitPlan, arguments_of
 from valle_convert.quantize.source import SourceBundle, write_tensors
 from valle_convert.quantize.tool import Quantizer
 from valle_convert.quantize.types import FileType
@@ -52,8 +52,8 @@ class Made(NamedTuple):
     faults: tuple[str, ...]
 
 
-def make_bundle(
-    plan: BundlePlan,
+def make_files(
+    plan: TypePlan,
     source: SourceBundle,
     *,
     force: bool = False,
@@ -78,14 +78,14 @@ def make_bundle(
             entries = []
             for part, file in targets.items():
                 made = files[part] = GgufFile(plan.paths[part], file, allow_part=True)
-                facts = plan.kind, source.bundle.files[part], units.get(part)
-                entries.append(pool.submit(_entry, made, file, *facts))
+                before, of_part = source.bundle.files[part], units.get(part)
+                entries.append(pool.submit(_entry, made, file, plan.kind, before, of_part))
             faults = faults_of(source, files)
         return Made(files, tuple(entry.result() for entry in entries), faults)
 
 
 def _write_part(
-    plan: FilePlan, work: BinaryIO, target: BinaryIO, part: GgufFile, unit: Unit
+    plan: UnitPlan, work: BinaryIO, target: BinaryIO, part: GgufFile, unit: Unit
 ) -> None:
     """Write the result of llama-quantize as a part, with keys that say how it was made."""
     header = open_written(plan.quantizer, work)
@@ -100,7 +100,7 @@ def _write_part(
 
 
 def _entry(
-    made: GgufFile, file: BinaryIO, kind: FileType, original: GgufFile, plan: FilePlan | None
+    made: GgufFile, file: BinaryIO, kind: FileType, original: GgufFile, plan: UnitPlan | None
 ) -> ManifestFile:
     """The manifest's entry of a written file, which was made by a plan, or copied."""
     file.seek(0)
@@ -130,7 +130,7 @@ def open_written(quantizer: Quantizer, work: BinaryIO) -> GgufFile:
         ) from error
 
 
-def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
+def run_quantizer(plan: UnitPlan, work: Path, log: RunLog) -> None:
     """Quantize into an open file; the log is kept, also after a failure."""
     lines: list[str] = []
     sizes = {name: tensor.n_bytes for name, tensor in plan.source.header.tensors.items()}
@@ -156,7 +156,7 @@ def run_quantizer(plan: FilePlan, work: Path, log: RunLog) -> None:
         log.keep_log(lines)
 
 
-def check_types(plan: FilePlan, header: GgufFile) -> None:
+def check_types(plan: UnitPlan, header: GgufFile) -> None:
     if plan.tensors is None:
         return
     expected = {tensor.name: (tensor.shape, tensor.ggml_type.name) for tensor in plan.tensors}
@@ -214,10 +214,10 @@ def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
     pairs = [(one, after.tensors.get(name)) for name, one in before.tensors.items()]
     same = [(old, new) for old, new in pairs if new is not None and new.shape == old.shape]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        faults = pool.map(_fault, *zip(*same, strict=True))
-        yield from (
-            f"{old.name} {fault}" for (old, _), fault in zip(same, faults, strict=True) if fault
-        )
+        faults = pool.map(lambda pair: _fault(*pair), same)
+        for (old, _), fault in zip(same, faults, strict=True):
+            if fault:
+                yield f"{old.name} {fault}"
 
 
 def _fault(before: TensorInfo, after: TensorInfo) -> str:

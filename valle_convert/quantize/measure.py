@@ -26,10 +26,11 @@ from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
 from valle_convert.files import atomic_output, sha256_of, valid_utf8
 from valle_convert.gguf_file.compare import signal_to_noise
+from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.listening.listen import LISTENING, ListeningTest
 from valle_convert.llama.context import EXACT, Settings
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.listening import Audience, Listening
 from valle_convert.quantize.manifest import Sha256
@@ -47,7 +48,7 @@ from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.quality import ALL, Expected, Measured, measure, run_reference
 from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, weights_of
+from valle_convert.quantize.types import FILE_TYPES, bits_and_weights
 from valle_convert.verify.report import Report
 from valle_convert.verify.tensors import rounding_decibels
 from valle_convert.wording import duration, plural
@@ -146,13 +147,13 @@ class Measurer:
                     kind, part = tensor.ggml_type, unit.part if several else ""
                     yield TensorReport(name, kind.name, kind.bits, known, part)
 
-    def _open(self, bundle: Bundle, settings: Settings = EXACT) -> Computing:
+    def _open(self, bundle: Bundle, settings: Settings = EXACT) -> AnyNetwork:
         how = replace(
             settings,
             n_threads=self.options.threads or None,
             n_gpu_layers=self.options.gpu_layers,
         )
-        network: Computing = bundle.family.open(
+        network: AnyNetwork = bundle.family.open(
             bundle, settings=how, adapters=self.options.adapters
         )
         return network
@@ -201,7 +202,7 @@ class Measurer:
     def _expected(self) -> Expected:
         examples, source, options = self.examples, self.source, self.options
 
-        def run(network: Computing, name: str) -> Expected:
+        def run(network: AnyNetwork, name: str) -> Expected:
             start, told = time.perf_counter(), False
             with self.log.progress("reference", examples.count, "utterances") as advance:
 
@@ -244,7 +245,7 @@ class Measurer:
             name=self.source.name if is_source else f"{self.source.stem}-F16.gguf",
             kind=kind,
             n_bytes=bundle.n_bytes,
-            **weights_of(quantized_tensors(bundle)),
+            **bits_and_weights(quantized_tensors(bundle)),
             measured=self._measure(bundle, kind, self._expected),
         )
 
@@ -259,9 +260,9 @@ class Measurer:
     def _baseline_files(self) -> tuple[Bundle, str]:
         """The F16 files: the source, or made from it."""
         source = self.source
-        main = next(iter(weights_of(quantized_tensors(source.bundle))["weights"]))
-        if main not in ("F32", "BF16"):
-            return source.bundle, main
+        most, _ = weights_by_type(quantized_tensors(source.bundle)).most_common(1)[0]
+        if most.name not in ("F32", "BF16"):
+            return source.bundle, most.name
         kind, options = FILE_TYPES["F16"], MakeOptions(threads=self.options.threads)
         quantizer = find_quantizer()
         files = dict(source.bundle.files)

@@ -106,9 +106,9 @@ class SpeechMeasured:
 
     def without_sound(self) -> Self:
         """The stored part; the sound is in the report of the run that listened."""
-        one = self.listening
-        repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))
-        listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
+        baseline = replace(self.listening.baseline, clips={})
+        repeat = replace(self.listening.repeat, clips={})
+        listening = replace(self.listening, baseline=baseline, repeat=repeat, sounds=())
         return replace(self, listened=replace(self.listened, clips={}), listening=listening)
 
 
@@ -137,13 +137,10 @@ def path_of(main: Path) -> Path:
     return main.with_name(main.name.removesuffix(".gguf") + SUFFIX)
 
 
-def digests_of(bundle: Bundle) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in bundle.paths}
-
-
 def read_measurements(bundle: Bundle, *, force: bool = False) -> Measurements:
     """The stored measurements of files, if the files are unchanged."""
-    digests, path = digests_of(bundle), path_of(bundle.path)
+    digests = {one.name: sha256_of(one) for one in bundle.paths}
+    path = path_of(bundle.path)
     if path.exists():
         try:
             found = _read(path)

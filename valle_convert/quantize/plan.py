@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from valle_convert import __version__
@@ -63,8 +64,8 @@ def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
 
 
 @dataclass(frozen=True)
-class FilePlan:
-    """A file before it is made: by what, from what, and what becomes of its tensors."""
+class UnitPlan:
+    """One run of llama-quantize: by what, from what, and what becomes of the tensors."""
 
     quantizer: Quantizer
     source: Source
@@ -81,8 +82,8 @@ class FilePlan:
     @property
     def tool(self) -> dict[str, str]:
         """The maker of the file, for manifest and report."""
-        one = self.quantizer
-        return {"name": one.kind, "version": self.tool_version, "sha256": one.sha256}
+        tool = self.quantizer
+        return {"name": tool.kind, "version": self.tool_version, "sha256": tool.sha256}
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -147,13 +148,13 @@ class FilePlan:
         return [*(key for key in keys_of_file(part) if key.name not in names), *made]
 
 
-def plan_file(
+def plan_unit(
     quantizer: Quantizer,
     source: Source,
     kind: FileType,
     options: MakeOptions,
     imatrix: ImatrixInput | None = None,
-) -> FilePlan:
+) -> UnitPlan:
     _check_source(source, kind, options)
     matrix = imatrix.path if imatrix else None
     log = quantizer.run(arguments_of(kind, options, source.path, None, matrix, dry_run=True))
@@ -164,7 +165,7 @@ def plan_file(
         tensors = tuple(
             TensorEntry(name, before[name].shape, GGML_TYPES[new], 0) for name, new in types.items()
         )
-    return FilePlan(
+    return UnitPlan(
         quantizer,
         source,
         kind,
@@ -178,11 +179,11 @@ def plan_file(
 
 
 @dataclass(frozen=True)
-class BundlePlan:
+class TypePlan:
     """The files of a model in one type, before they are made."""
 
     kind: FileType
-    units: Mapping[Unit, FilePlan]
+    units: Mapping[Unit, UnitPlan]
     paths: Mapping[str, Path]  # of all new files, by part, the main one first
     n_bytes: int | None  # the size of all files, exactly, or None
     #: The manifest's entries of existing files that need not be made again.
@@ -190,7 +191,7 @@ class BundlePlan:
     reason: str = ""  # why existing files are made again; empty if there are none
 
     @property
-    def main(self) -> FilePlan:
+    def main(self) -> UnitPlan:
         return next(iter(self.units.values()))
 
     @property
@@ -199,42 +200,46 @@ class BundlePlan:
 
     @property
     def tensors(self) -> tuple[TensorEntry, ...]:
-        return tuple(tensor for unit in self.units.values() for tensor in unit.tensors or ())
+        return tuple(tensor for plan in self.units.values() for tensor in plan.tensors or ())
 
     @property
     def fallbacks(self) -> tuple[Fallback, ...]:
         return tuple(
-            one for unit in self.units.values() for one in unit.fallbacks(unit.tensors or ())
+            one for plan in self.units.values() for one in plan.fallbacks(plan.tensors or ())
         )
 
     @property
     def imatrices(self) -> tuple[ImatrixInput, ...]:
-        return tuple(unit.imatrix for unit in self.units.values() if unit.imatrix)
+        return tuple(plan.imatrix for plan in self.units.values() if plan.imatrix)
 
     def with_imatrices(self, real: Mapping[str, ImatrixInput]) -> Self:
         """The plan with real matrices, by part, instead of placeholders."""
         if not self.imatrices:
             return self
-        units = {unit: replace(one, imatrix=real[unit.part]) for unit, one in self.units.items()}
+        units = {unit: replace(plan, imatrix=real[unit.part]) for unit, plan in self.units.items()}
         return replace(self, units=units)
 
 
-def plan_bundles(
+def plan_types(
     quantizer: Quantizer,
     source: SourceBundle,
     targets: Sequence[Mapping[str, Path]],
     options: MakeOptions,
     matrices: Matrices,
-) -> list[BundlePlan]:
+) -> list[TypePlan]:
     """Plans of all types, with placeholders for importance matrices that are not made yet."""
-    units = source.units
 
-    def planned(kind: FileType) -> dict[Unit, FilePlan]:
-        return {unit: plan_file(quantizer, one, kind, options) for unit, one in units.items()}
+    def planned(
+        kind: FileType, given: Mapping[str, ImatrixInput] = MappingProxyType({})
+    ) -> dict[Unit, UnitPlan]:
+        return {
+            unit: plan_unit(quantizer, file, kind, options, given.get(unit.part))
+            for unit, file in source.units.items()
+        }
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # a dry run takes one core
-        rows = list(pool.map(planned, options.types))
-    needing = {plan.kind.name for row in rows for plan in row.values() if plan.needs_imatrix}
+        found = list(pool.map(planned, options.types))
+    needing = {plan.kind.name for units in found for plan in units.values() if plan.needs_imatrix}
     given = matrices.planned() if needing or matrices.for_all else {}
     if needing and not given:
         kinds = ", ".join(k.name for k in options.types if k.name in needing)
@@ -247,16 +252,13 @@ def plan_bundles(
         )
         raise InputError(f"{kinds}{of} cannot be made without an importance matrix; {ways}.")
     plans = []
-    for kind, row, paths in zip(options.types, rows, targets, strict=True):
-        if given and (kind.name in needing or (matrices.for_all and kind.is_quantized)):
-            row = {  # noqa: PLW2901 - planned again
-                unit: plan_file(quantizer, one, kind, options, given[unit.part])
-                for unit, one in units.items()
-            }
-        sizes = [_bytes_of(unit, plan, source) for unit, plan in row.items()]
+    for kind, first, paths in zip(options.types, found, targets, strict=True):
+        again = given and (kind.name in needing or (matrices.for_all and kind.is_quantized))
+        units = planned(kind, given) if again else first
+        sizes = [_bytes_of(unit, plan, source) for unit, plan in units.items()]
         copied = sum(file.size for file in source.copied.values())
         known = None if None in sizes else sum(filter(None, sizes)) + copied
-        plans.append(BundlePlan(kind, row, paths, known))
+        plans.append(TypePlan(kind, units, paths, known))
     falling = {plan.kind.name: plan.fallbacks for plan in plans if plan.fallbacks}
     if falling and not options.allow_fallback:
         name, fallbacks = next(iter(falling.items()))
@@ -267,7 +269,7 @@ def plan_bundles(
     return plans
 
 
-def _bytes_of(unit: Unit, plan: FilePlan, source: SourceBundle) -> int | None:
+def _bytes_of(unit: Unit, plan: UnitPlan, source: SourceBundle) -> int | None:
     """The size of the file of a unit's part; of a joined one, only its own tensors count."""
     if unit.first is None or plan.tensors is None:
         return plan.n_bytes

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from valle_convert.errors import InputError
 from valle_convert.families.family import AnyFamily, Case, Speed
 from valle_convert.metrics import Logits, kl_divergence
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.progress import Advance
 
 ALL = "all"
@@ -75,7 +75,7 @@ class Expected:
 
 
 def run_reference(
-    family: AnyFamily, network: Computing, name: str, examples: Iterable[Any], advance: Advance
+    family: AnyFamily, network: AnyNetwork, name: str, examples: Iterable[Any], advance: Advance
 ) -> Expected:
     cases: list[tuple[Case[Any], Logits]] = []
     given: list[Any] = []
@@ -90,7 +90,7 @@ def run_reference(
 
 
 def measure(
-    family: AnyFamily, network: Computing, expected: Expected, advance: Advance
+    family: AnyFamily, network: AnyNetwork, expected: Expected, advance: Advance
 ) -> Measured:
     """Compare a network with the reference; `advance` is called after each case."""
     rows: dict[str, list[NDArray[np.float64]]] = {}
@@ -109,7 +109,7 @@ def measure(
     return Measured(quality, measure_greedy(family, network, expected), speed)
 
 
-def measure_greedy(family: AnyFamily, network: Computing, expected: Expected) -> Greedy:
+def measure_greedy(family: AnyFamily, network: AnyNetwork, expected: Expected) -> Greedy:
     """Speak the same, without randomness; the NAR finishes what the *reference's* AR said."""
     n_frames = n_equal = n_before = n_codes = n_codes_equal = 0
     for example, spoken in zip(expected.examples, expected.spoken, strict=True):

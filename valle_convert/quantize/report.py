@@ -31,7 +31,7 @@ from valle_convert.quantize.measurements import (
 )
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.source import quantized_tensors
-from valle_convert.quantize.types import weights_of
+from valle_convert.quantize.types import bits_and_weights
 from valle_convert.verify.run import main_type
 from valle_convert.wording import plural
 
@@ -314,7 +314,7 @@ class Evaluated:
             name=valid_utf8(self.path.name),
             kind=type_of(self.bundle),
             n_bytes=self.bundle.n_bytes,
-            **weights_of(quantized_tensors(self.bundle)),
+            **bits_and_weights(quantized_tensors(self.bundle)),
             sha256=next(iter(found.files.values()), None),
             tool=" ".join(map(str, filter(None, made))),
             imatrix=str(imatrix) if imatrix else None,

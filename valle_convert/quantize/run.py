@@ -1,7 +1,7 @@
 """`quantize`: plan everything, make every file, compare each with its source.
 
 source    the GGUF files to quantize; a checkpoint is converted first
-plan      a BundlePlan for each type, from llama.cpp's own dry run; fallbacks and disk are checked
+plan      a TypePlan for each type, from llama.cpp's own dry run; fallbacks and disk are checked
 folder    which files of earlier runs are kept
 make      one type after the other; the manifest is correct after each
 """
@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,22 +26,22 @@ from valle_convert.files import (
     protected,
     valid_utf8,
 )
-from valle_convert.gguf_file.read import GgufFile
+from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.quantize.folder import check_targets, known_files, others_in, with_kept
-from valle_convert.quantize.make import Made, faults_of, imatrix_entry, make_bundle
+from valle_convert.quantize.make import Made, faults_of, imatrix_entry, make_files
 from valle_convert.quantize.manifest import ManifestFile, write_manifest
 from valle_convert.quantize.matrices import Matrices, notes_on
 from valle_convert.quantize.options import FolderOptions, MakeOptions, RunLog
 from valle_convert.quantize.plan import (
-    BundlePlan,
     Fallback,
+    TypePlan,
     describe_fallbacks,
     file_name,
-    plan_bundles,
+    plan_types,
 )
 from valle_convert.quantize.source import Scratch, SourceBundle, open_source
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import matches, weights_of
+from valle_convert.quantize.types import bits_and_weights, matches
 from valle_convert.wording import plural
 
 _NAMES = {"kind": "type", "n_bytes": "bytes", "n_files": "files", "weights": "weights_by_type"}
@@ -63,14 +62,14 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
     faults: tuple[str, ...] = ()  # how the files differ from their source, in words
 
     @classmethod
-    def planned(cls, plan: BundlePlan) -> Self:
+    def planned(cls, plan: TypePlan) -> Self:
         return cls(
             name=valid_utf8(plan.path.name),
             kind=plan.kind.name,
             n_files=len(plan.paths),
             status="kept" if plan.kept else "planned",
             n_bytes=plan.n_bytes,
-            **weights_of(plan.tensors),
+            **bits_and_weights(plan.tensors),
             fallbacks=plan.fallbacks,
             imatrix=plan.imatrices[0].name if plan.imatrices else None,
         )
@@ -165,14 +164,14 @@ def quantize(
             check_targets(every, source, listed, existing)
         matrices = Matrices.of(source, folder, options, existing)
         _ = [one.digest for one in source.units.values()]  # starts them, beside the plan
-        plans = plan_bundles(quantizer, source, targets, options, matrices)
+        plans = plan_types(quantizer, source, targets, options, matrices)
         plans = [with_kept(one, source, listed, existing) for one in plans]
         report = MakeReport(
             source=source.name,
             source_sha256=source.main.sha256,
             tool=plans[0].main.tool | {"found": quantizer.how},
             files=tuple(map(MadeFile.planned, plans)),
-            notes=(*_notes(source, plans), *notes_on(source, matrices.given)),
+            notes=(*_notes(source, plans, options), *notes_on(source, matrices.given)),
             dry_run=existing.dry_run,
         )
         if existing.dry_run:
@@ -212,7 +211,7 @@ def _inputs_of(path: Path, checkpoint: Checkpoint | None, options: MakeOptions) 
 
 
 def _make_or_keep(
-    plan: BundlePlan,
+    plan: TypePlan,
     source: SourceBundle,
     listed: dict[str, ManifestFile],
     existing: FolderOptions,
@@ -229,16 +228,20 @@ def _make_or_keep(
     else:
         if plan.reason:
             log.message(f"making {name} again: {plan.reason}")
-        made = make_bundle(plan, source, force=existing.force, log=log)
+        made = make_files(plan, source, force=existing.force, log=log)
         listed |= {entry.name: entry for entry in made.entries}
-    tensors = {unit: tuple(made.files[unit.part].tensors.values()) for unit in plan.units}
-    found = (unit.fallbacks(tensors[one]) for one, unit in plan.units.items())
+    tensors: list[TensorInfo] = []
+    fallbacks: list[Fallback] = []
+    for unit, planned in plan.units.items():
+        of_unit = list(made.files[unit.part].tensors.values())
+        tensors += of_unit
+        fallbacks += planned.fallbacks(of_unit)
     result = msgspec.structs.replace(
         MadeFile.planned(plan),
         status="kept" if plan.kept else "made",
         n_bytes=sum(entry.n_bytes for entry in made.entries),
-        **weights_of([tensor for one in tensors.values() for tensor in one]),
-        fallbacks=tuple(chain.from_iterable(found)),
+        **bits_and_weights(tensors),
+        fallbacks=tuple(fallbacks),
         sha256=made.entries[0].sha256,
         faults=made.faults,
         seconds=time.perf_counter() - start,
@@ -251,22 +254,21 @@ def _make_or_keep(
     return result
 
 
-def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
+def _notes(source: SourceBundle, plans: Sequence[TypePlan], options: MakeOptions) -> Iterator[str]:
     yield from (plan.kind.note for plan in plans if plan.kind.note)
-    files = [plan for one in plans for plan in one.units.values()]
-    names = {name for one in source.units.values() for name in one.header.tensors}
+    names = {name for file in source.units.values() for name in file.header.tensors}
     fallen = {one.tensor for plan in plans for one in plan.fallbacks}
-    types = {(one.name, one.ggml_type.name) for plan in files for one in plan.tensors or ()}
-    for given in dict.fromkeys(one for plan in files for one in plan.options.tensor_types):
+    types = {(one.name, one.ggml_type.name) for plan in plans for one in plan.tensors}
+    for given in dict.fromkeys(options.tensor_types):
         matched = {name for name in names if matches(given, name)}
         kind = given.rpartition("=")[2].upper()
         if not matched:
             yield f"the tensor type {given} matches no tensor of {source.name}"
         elif types and not matched & fallen and not any((one, kind) in types for one in matched):
             yield f"the tensor type {given} changes no tensor of {source.name}"
-    unknown = [plan for plan in files if plan.tensors is None]
+    unknown = [one for plan in plans for one in plan.units.values() if one.tensors is None]
     if unknown:
-        kinds = ", ".join(dict.fromkeys(plan.kind.name for plan in unknown))
+        kinds = ", ".join(dict.fromkeys(one.kind.name for one in unknown))
         yield (
             f"the log of {unknown[0].tool_version} has an unknown format, so "
             f"types and sizes of {kinds} were not predicted; those of the result are "
@@ -274,7 +276,7 @@ def _notes(source: SourceBundle, plans: Sequence[BundlePlan]) -> Iterator[str]:
         )
 
 
-def _check_space(source: SourceBundle, plans: Sequence[BundlePlan], folder: Path) -> None:
+def _check_space(source: SourceBundle, plans: Sequence[TypePlan], folder: Path) -> None:
     new = [plan for plan in plans if not plan.kept]
     n_bytes = source.bundle.n_bytes
     sizes = [n_bytes if plan.n_bytes is None else plan.n_bytes for plan in new]

@@ -28,7 +28,7 @@ from valle_convert.gguf_file.plan import PlannedFile
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.gguf_file.types import GgmlType
 from valle_convert.metrics import kl_divergence
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.network.weights import BundleTensors, ConvertedTensors
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
@@ -174,13 +174,13 @@ def scan(
         matrices = {} if given is None else read_matrices(source, given)
         for note in notes_on(source, matrices):
             log.message(f"note: {note}")
-        one = Scan(quantizer, source, source.conversion, examples, making.threads, matrices)
-        found = one.run(kinds, log.progress)
+        scanner = Scan(quantizer, source, source.conversion, examples, making.threads, matrices)
+        found = scanner.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:
             mixture = choose_mixture(found, target_bits=aim.target_bits)
         elif aim.max_kl is not None:
-            mixture = mixture_within(one, found, aim.max_kl)
+            mixture = mixture_within(scanner, found, aim.max_kl)
     return ScanReport(source.name, examples.description, tuple(found), mixture)
 
 
@@ -261,10 +261,10 @@ class Scan:
         self._files[kind.name] = [file for _, file in made]
         weights = BundleTensors(made, self.plan.description.recovered, ConvertedTensors)
         for name in self._sources:
-            one = next(file for _, file in made if name in file.tensors)
-            self._made.setdefault((name, one.tensors[name].ggml_type.name), weights)
+            file = next(file for _, file in made if name in file.tensors)
+            self._made.setdefault((name, file.tensors[name].ggml_type.name), weights)
 
-    def _network(self, kinds: Mapping[str, str]) -> Computing:
+    def _network(self, kinds: Mapping[str, str]) -> AnyNetwork:
         exchanged = {
             source: self._made[name, kind]
             for name, kind in kinds.items()
@@ -273,7 +273,7 @@ class Scan:
         }
         description = self.plan.description
         tensors = _Exchanged(description.tensors, exchanged)
-        network: Computing = self.plan.family.reference(tensors, description)
+        network: AnyNetwork = self.plan.family.reference(tensors, description)
         return network
 
 

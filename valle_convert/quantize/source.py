@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from valle_convert.checkpoint import Checkpoint, read_checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan
+from valle_convert.families.bundle import Bundle, Plan, open_files, paths_of, plan_bundle
 from valle_convert.families.family import AnyFamily, Choices, Unit
 from valle_convert.files import check_free_space, os_faults, sha256_of, valid_utf8
 from valle_convert.gguf_file.header import (
@@ -167,7 +167,7 @@ def open_source(
                 f"{path} is a checkpoint, and files made from it are compared with it; leave out "
                 f"--checkpoint {checkpoint.given or checkpoint.path}."
             )
-        return source_of_plan(plan(checkpoint), scratch, log)
+        return source_of_plan(plan_bundle(checkpoint), scratch, log)
     bundle = open_checked(file)
     if not bundle.main.tensors:
         raise InputError(f"{path} has no tensors, so there is nothing to quantize.")

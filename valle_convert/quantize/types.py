@@ -147,7 +147,7 @@ def matches(tensor_type: str, tensor: str) -> bool:
     return re.search(tensor_type.partition("=")[0], tensor) is not None
 
 
-def weights_of(tensors: Sequence[TensorEntry]) -> dict[str, Any]:
+def bits_and_weights(tensors: Sequence[TensorEntry]) -> dict[str, Any]:
     """`bits_per_weight` over all tensors, as llama-quantize counts them (None without any), and
     `weights`: how many have which type, most first.
     """

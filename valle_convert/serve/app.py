@@ -177,8 +177,8 @@ class Routes:
         return self._settings.bundle.path.stem
 
     async def models(self, _request: Request) -> Response:
-        one = {"id": self._model, "object": "model", "owned_by": "valle-convert"}
-        return JSONResponse({"models": [{"id": self._model}], "object": "list", "data": [one]})
+        model = {"id": self._model, "object": "model", "owned_by": "valle-convert"}
+        return JSONResponse({"models": [{"id": self._model}], "object": "list", "data": [model]})
 
     async def health(self, _request: Request) -> Response:
         if not self._worker.is_ready:

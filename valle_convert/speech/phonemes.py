@@ -14,7 +14,7 @@ from valle_convert.decode.speech import Prefix, Speech
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.model.inputs import NULL_PHONEMES
 from valle_convert.model.spec import LANGUAGES, Codes, GemmaModel
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.speech.recordings import Recording
 from valle_convert.speech.results import SpeakOptions
 from valle_convert.speech.speaker import Line, Speaker, sayable
@@ -34,7 +34,7 @@ Tokenize = Callable[[str], list[int]]
 Detokenize = Callable[[Sequence[int]], str]
 
 
-N = TypeVar("N", bound=Computing)
+N = TypeVar("N", bound=AnyNetwork)
 
 
 class PhonemeSpeaker(Speaker[Recording, Codes, Codes], Generic[N]):
@@ -65,7 +65,8 @@ class PhonemeSpeaker(Speaker[Recording, Codes, Codes], Generic[N]):
             return [read(text, self._language(options.language), is_phonemes=True)]
         given = None if options.language is None else self._language(options.language)
         sentences, notices = sentences_of(text, given, self._languages, whole=whole)
-        return sayable(((one[0], partial(read, *one)) for one in sentences), notices)
+        lines = ((sentence, partial(read, sentence, language)) for sentence, language in sentences)
+        return sayable(lines, notices)
 
     def _silence(self, options: SpeakOptions) -> Line[Codes]:
         """The text input for a recording without transcript."""
@@ -128,15 +129,8 @@ def prefix_of(
     same = [(before, speech) for before, speech in recent if before.language == line.language]
     if not same:
         return None
-    phonemes = np.concatenate(
-        [
-            *(
-                before.rows[:-1] if i == 0 else before.rows[1:-1]
-                for i, (before, _) in enumerate(same)
-            ),
-            line.rows[-1:],
-        ]
-    )
+    inner = [before.rows[1:-1] for before, _ in same]  # without the marks around each sentence
+    phonemes = np.concatenate([line.rows[:1], *inner, line.rows[-1:]])
     return Prefix(phonemes, np.concatenate([speech.codes for _, speech in same]))
 
 

@@ -23,8 +23,8 @@ from valle_convert.speech.results import DEFAULT_FRAME_RATE
 Recording = str | Path | Audio | SavedCodes
 
 
-class Recordings:
-    """The format of a model's codes, and a codec for it or None."""
+class ModelCodec:
+    """The format of a model's codes, and a codec for them, if there is one."""
 
     def __init__(self, model: CodeFormat, codec: AudioCodec | None) -> None:
         if codec is not None:

@@ -85,8 +85,9 @@ def _settings_of(options: object, group: str = "") -> Iterator[SpeakSetting]:
             yield from _settings_of(value, one.name)
             continue
         help_ = f"`{one.name}` of the levels above 0" if prefix else one.metadata.get("help", "")
-        place = (group, one.name) if group else (one.name, "")
-        yield SpeakSetting(prefix + one.name, *place, *_kind(hints[one.name]), value, help_)
+        field, inner = (group, one.name) if group else (one.name, "")
+        kind, choices = _kind(hints[one.name])
+        yield SpeakSetting(prefix + one.name, field, inner, kind, choices, value, help_)
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:  # noqa: ANN401 - an annotation

@@ -32,7 +32,7 @@ from valle_convert.decode.speech import Speech, Timings
 from valle_convert.errors import InputError
 from valle_convert.model.spec import CodeFormat, Codes
 from valle_convert.progress import silent
-from valle_convert.speech.recordings import Recordings
+from valle_convert.speech.recordings import ModelCodec
 from valle_convert.speech.results import Piece, SpeakOptions, Spoken
 
 #: How often a sentence is drawn if the model ends before its first frame.
@@ -84,7 +84,7 @@ class SentenceInputs(Generic[RowsT, VoiceT]):
     level_0: Codes | None = None  # codes [frames] to decode only the other levels; None decodes all
 
 
-class Speaker(Recordings, Closing, Generic[SourceT, RowsT, VoiceT]):
+class Speaker(ModelCodec, Closing, Generic[SourceT, RowsT, VoiceT]):
     """A model that speaks. Close it, or use it as a context manager.
 
     SourceT is a voice as given, VoiceT a voice for the network, RowsT a text for the network.

@@ -29,7 +29,7 @@ from valle_convert.families.bundle import Bundle, Plan
 from valle_convert.families.family import Case
 from valle_convert.metrics import Logits, kl_divergence, nmse
 from valle_convert.network.arithmetic import EXACT, Arithmetic
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 from valle_convert.network.weights import (
     BundleTensors,
     ConvertedTensors,
@@ -199,7 +199,7 @@ def reference_numbers(
     plan: Plan,
     bundle: Bundle,
     adapters: Sequence[Any],
-    run: Callable[[Computing], Mapping[K, Logits]],
+    run: Callable[[AnyNetwork], Mapping[K, Logits]],
     *,
     is_rounded: bool = False,
 ) -> dict[K, References]:
@@ -251,7 +251,7 @@ class Yardstick:
             plan, bundle, adapters, partial(self.run, repeat=False), is_rounded=is_rounded
         )
 
-    def run(self, network: Computing, *, repeat: bool = True) -> dict[str, Logits]:
+    def run(self, network: AnyNetwork, *, repeat: bool = True) -> dict[str, Logits]:
         """The logits of every case. Without `repeat`, what a case repeats is not computed again."""
         found: dict[str, Logits] = {}
         for case in cases_of(self._plan, network.model, self._seed):
@@ -263,7 +263,7 @@ class Yardstick:
         return found
 
 
-def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
+def check_logits(yardstick: Yardstick, network: AnyNetwork) -> Iterator[Check]:
     """One check for each head and task."""
     found = yardstick.run(network)
     usual = median(one.cost for one in yardstick.numbers.values())
@@ -272,24 +272,24 @@ def check_logits(yardstick: Yardstick, network: Computing) -> Iterator[Check]:
         if logits is None:
             yield Check.failure(label, "the file lacks this head or task")
             continue
-        one = numbers.judge(logits, usual)
-        if one.problem:
-            yield Check.failure(label, one.problem)
+        judged = numbers.judge(logits, usual)
+        if judged.problem:
+            yield Check.failure(label, judged.problem)
             continue
         divergence = float(kl_divergence(numbers.meant, logits).mean())
-        changed = round((1 - one.best_code) * one.n_rows)
-        ties = f", {changed} of {one.n_rows} best codes changed" if changed else ""
-        if changed and not one.decided:
+        changed = round((1 - judged.best_code) * judged.n_rows)
+        ties = f", {changed} of {judged.n_rows} best codes changed" if changed else ""
+        if changed and not judged.decided:
             ties += " (all of them ties)"
-        values = {key: value for key, value in asdict(one).items() if key != "problem"}
+        values = {key: value for key, value in asdict(judged).items() if key != "problem"}
         yield Check(
             label,
-            passed=one.passed,
-            summary=f"NMSE {one.nmse:.1e} (one prediction {one.worst_row:.1e}, one code "
-            f"{one.worst_code:.1e}){ties}; to the checkpoint NMSE {one.nmse_to_checkpoint:.1e}, "
-            f"KL {divergence:.1e}",
+            passed=judged.passed,
+            summary=f"NMSE {judged.nmse:.1e} (one prediction {judged.worst_row:.1e}, one code "
+            f"{judged.worst_code:.1e}){ties}; to the checkpoint NMSE "
+            f"{judged.nmse_to_checkpoint:.1e}, KL {divergence:.1e}",
             values={**values, "kl_to_checkpoint": divergence},
-            limit=f"{one.limit}; for one prediction or code {one.allowed_outlier:.1e}, and "
+            limit=f"{judged.limit}; for one prediction or code {judged.allowed_outlier:.1e}, and "
             "no best code changed except ties",
-            badness=one.badness,
+            badness=judged.badness,
         )

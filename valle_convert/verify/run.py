@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.checkpoint.lora import LoraFile
 from valle_convert.errors import EnvironmentFault, InputError
-from valle_convert.families.bundle import Bundle, Plan, open_files
-from valle_convert.families.bundle import plan as plan_bundle
+from valle_convert.families.bundle import Bundle, Plan, open_files, plan_bundle
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import weights_by_type
 from valle_convert.gguf_file.read import GgufFile, look_at
@@ -32,7 +31,7 @@ from valle_convert.verify.structure import (
     check_structure,
     named,
     pairs_of,
-    what_llama_must_not_see,
+    why_llama_would_abort,
 )
 from valle_convert.verify.tensors import check_tensors
 from valle_convert.wording import plural
@@ -66,7 +65,7 @@ def verify(
             plan.checkpoint.path, bundle.path, check, "structure", main_type(bundle)
         )
     with_llama = find_library() is not None
-    danger = what_llama_must_not_see(plan, bundle)
+    danger = why_llama_would_abort(plan, bundle)
     run = _Run(plan, bundle, n_texts or plan.family.n_texts, seed, settings, adapters, progress)
     for name in levels:
         start = time.perf_counter()
@@ -79,7 +78,7 @@ def verify(
             # llama.cpp aborts the whole process on some of these.
             checks = [Check.failure(name, f"not run, since {danger}")]
         elif with_llama:
-            checks = getattr(run, name)()
+            checks = {"tokenizer": run.tokenizer, "logits": run.logits, "trace": run.trace}[name]()
         skipped = None if with_llama or name == "tensors" else NEEDS_LLAMA
         run.done.append(Level(name, tuple(checks), time.perf_counter() - start, skipped))
     notes = (f"tokenizer: {plan.tokenizer.source} ({plan.tokenizer.reason})",)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def check_structure(plan: Plan, bundle: Bundle, with_llama: bool) -> Iterator[Ch
         if said != bundle.main.keys.get(gguf_keys.SOURCE_SHA256_KEY):
             words = f"{file.path.name} was made from another checkpoint than {bundle.path.name}"
             yield named(Check.failure("source", words), part, plan)
-    if with_llama and not what_llama_must_not_see(plan, bundle):
+    if with_llama and not why_llama_would_abort(plan, bundle):
         yield _check_llama(bundle)
 
 
@@ -113,30 +113,28 @@ def check_source(checkpoint: Checkpoint, file: GgufFile) -> Check | None:
     )
 
 
-def what_llama_must_not_see(plan: Plan, bundle: Bundle) -> str:
-    """Sizes or shapes on which llama.cpp may abort, or "".
+def why_llama_would_abort(plan: Plan, bundle: Bundle) -> str:
+    """The sizes or shapes on which llama.cpp may abort, in words; or "".
 
     Other keys, such as epsilon or positions, may be wrong: llama.cpp then computes something else,
     and the comparison shows it.
     """
     if list(plan.files) != list(bundle.files):
         return f"there are {len(bundle.files)} files, expected {len(plan.files)}"
-    faults: list[str] = []
-    for _, planned, file in pairs_of(plan, bundle):
-        faults += _tensor_faults(planned, file)
+    pairs = [(planned, file) for _, planned, file in pairs_of(plan, bundle)]
+    faults = [fault for pair in pairs for fault in _tensor_faults(*pair)]
     faults = faults or list(plan.family.dangers(bundle.files))
-    for _, planned, file in pairs_of(plan, bundle) if not faults else ():
-        faults += _size_faults(planned, file)
+    faults = faults or [fault for pair in pairs for fault in _size_faults(*pair)]
     if not faults:
         try:
             found = bundle.model
         except InputError as error:
             return str(error)
-        tables = [
-            [(part, tables) for part, tables, _ in plan.family.nets(model)]
-            for model in (plan.model, found)
-        ]
-        if tables[0] != tables[1] or plan.model.n_levels != found.n_levels:
+
+        def tables_of(model: Any) -> list[object]:  # noqa: ANN401 - the family's own
+            return [(part, tables) for part, tables, _ in plan.family.tables_and_heads(model)]
+
+        if tables_of(plan.model) != tables_of(found) or plan.model.n_levels != found.n_levels:
             faults.append("its tables are not the checkpoint's")
     return listing(faults, separator="; ")
 
@@ -164,15 +162,15 @@ def _check_model(plan: Plan, bundle: Bundle) -> Check:
     differences = (
         plan.family.differences(plan.model, found) if same_family else [bundle.family.title]
     )
-    nets = list(bundle.family.nets(found))
-    n_tables = sum(len(tables) for _, tables, _ in nets)
-    n_heads = sum(len(heads) for _, _, heads in nets)
+    parts = list(bundle.family.tables_and_heads(found))
+    n_tables = sum(len(tables) for _, tables, _ in parts)
+    n_heads = sum(len(heads) for _, _, heads in parts)
+    others = f"not as in the checkpoint: {', '.join(differences)}"
     return Check(
         "model description",
         passed=not differences,
         summary=f"{plural(n_tables, 'table')} and {plural(n_heads, 'head')} "
-        + (f"not as in the checkpoint: {', '.join(differences)}" if differences else "")
-        + ("" if differences else "as in the checkpoint"),
+        + (others if differences else "as in the checkpoint"),
         values={"tables": n_tables, "heads": n_heads},
     )
 
@@ -187,12 +185,10 @@ def check_keys(
     n_compared = 0
     for key in plan.keys:
         is_free = key.name.startswith(_FREE_PREFIXES) and key.name != _EXACT_GENERAL
-        if is_free or key.name in _OPTIONAL_KEYS:
-            continue
+        if is_free or key.name in _OPTIONAL_KEYS or key.name in gguf_keys.DIGEST_KEYS:
+            continue  # quantizing omits the digests
         n_compared += 1
-        if key.name in gguf_keys.DIGEST_KEYS:
-            n_compared -= 1  # quantizing omits them
-        elif key.name in _FREE_KEYS:  # required, with any value
+        if key.name in _FREE_KEYS:  # required, with any value
             faults += [] if key.name in file.keys else [f"{key.name} is missing"]
         else:
             faults += _key_faults(key, deferred.get(key.name, key.value), file)

@@ -73,7 +73,7 @@ _PartsOf = Callable[[int], Mapping[_Place, Deviation]]
 
 
 class _Recorder:
-    """A `Watch` that records a reference in the form of llama.cpp."""
+    """An `Observer` that records a reference in the form of llama.cpp."""
 
     def __init__(self, wanted: Callable[[int, str], bool]) -> None:
         self._wanted = wanted
@@ -126,7 +126,7 @@ def trace(
         """Every place that llama.cpp gives in each case, in the order of the network."""
 
         def run(reference: Any) -> dict[tuple[str, _Place], FloatArray]:  # noqa: ANN401
-            reference.watch = recorder = _Recorder(wanted)
+            reference.observe = recorder = _Recorder(wanted)
             kept: dict[tuple[str, _Place], FloatArray] = {}
             for case in chosen:
                 case.run(reference)
@@ -204,16 +204,16 @@ def _check(name: str, judged: Mapping[_Place, Deviation], parts_of: _PartsOf) ->
         place = max(judged, key=lambda one: judged[one].badness)
         words = f"right in {n_layers}; closest to the limit is"
     _, layer, what = place
-    one = judged[place]
+    deviation = judged[place]
     where = "the inputs" if what == INPUTS else f"layer {layer}"
     where += "" if what in (INPUTS, _OUTPUT) else f", {what}"
     return Check(
         f"trace {name}",
         passed=not off,
-        summary=f"{words} {where}: {one.words}",
-        values={"layer": layer, "part": what, "nmse_to_checkpoint": one.nmse_to_checkpoint},
-        limit=one.limit,
-        badness=one.badness,
+        summary=f"{words} {where}: {deviation.words}",
+        values={"layer": layer, "part": what, "nmse_to_checkpoint": deviation.nmse_to_checkpoint},
+        limit=deviation.limit,
+        badness=deviation.badness,
     )
 
 

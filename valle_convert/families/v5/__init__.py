@@ -62,11 +62,6 @@ class VersionFive(GemmaFamily[Model, Network]):
         main.refuse_part()
         return (PART,)
 
-    def read_model(self, files: Mapping[str, GgufFile]) -> Model:
-        from valle_convert.families.v5.files import read_model
-
-        return read_model(files[PART])
-
     def comparable(self, checkpoint: Checkpoint, bundle: Bundle) -> Checkpoint:
         from valle_convert.families.v5.old import as_repaired
 
@@ -85,15 +80,17 @@ class VersionFive(GemmaFamily[Model, Network]):
         fits = AdapterBase.of(base)
         return [Adapter(one, fits) for one in adapters]
 
-    def words(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        sizes, behaviour = super().words(model)
+    def summary(self, model: Model) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        sizes, behaviour = super().summary(model)
         sums = {
             "prompt levels summed": model.config.sum_prompt,
             "response levels summed": model.config.sum_response,
         }
         return sizes, {**behaviour, **sums}
 
-    def nets(self, model: Model) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def tables_and_heads(
+        self, model: Model
+    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         yield PART, model.tables, model.heads
 
 

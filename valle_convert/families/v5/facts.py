@@ -59,15 +59,19 @@ def _table_sources(n_levels: int) -> dict[str, str]:
 
 def rows_of_tables(config: ModelConfig) -> dict[str, int | None]:
     """The tables that a model needs, with their rows; None if the tensor itself decides."""
-    levels, codes, capabilities = range(config.n_levels), config.codebook_size, config.capabilities
+    levels, codes = range(config.n_levels), config.codebook_size
     rows: dict[str, int | None] = {"phonemes": None, "level": config.n_levels, "task": None}
     rows |= {"separator": 1} | {f"prompt.{i}": codes for i in levels}
     # The first and the last response table have one more row: the stop and the mask code.
     rows |= {"response.ar": codes + 1, "response.mask": codes + 1}
     rows |= {f"response.{i}": codes for i in levels[1:]}
-    further = {"lang": ("language", None), "len": ("length", LENGTH_STOP + 1)}
-    further |= {"tone": ("tone", None)}
-    return rows | dict(further[one] for one in capabilities if one in further)
+    if "lang" in config.capabilities:
+        rows["language"] = None
+    if "len" in config.capabilities:
+        rows["length"] = LENGTH_STOP + 1
+    if "tone" in config.capabilities:
+        rows["tone"] = None
+    return rows
 
 
 def rows_of_heads(config: ModelConfig, n_phonemes: int, n_text: int = 0) -> dict[str, int]:
@@ -131,7 +135,7 @@ def describe(checkpoint: Checkpoint, codec: str | None = None) -> Description[Mo
     split = (
         "classifiers.proj.0.weight" in collector.specs or "classifier.weight" not in collector.specs
     )
-    has_biases = f"classifier{'s.proj.0' if split else ''}.bias" in collector.specs
+    has_biases = f"{'classifiers.proj.0' if split else 'classifier'}.bias" in collector.specs
     collector.agree("split_classifiers", said["split_classifiers"], split)
     collector.agree("classifiers_bias", said["classifiers_bias"], has_biases)
     wanted = rows_of_heads(config, n_phonemes, n_text if split else 0)

@@ -3,11 +3,11 @@
 docs/gguf-keys.md describes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError
-from valle_convert.families.gemma import main_keys, n_token_rows, read_main
+from valle_convert.families.gemma import PART, main_keys, n_token_rows, read_main
 from valle_convert.families.v5.facts import rows_of_heads, rows_of_tables
 from valle_convert.families.v5.old import is_old, why_wrong
 from valle_convert.gguf_file.header import Key
@@ -47,7 +47,8 @@ def model_keys(model: Model) -> Iterator[Key]:
     yield from row_keys(model.tables, model.heads)
 
 
-def read_model(file: GgufFile) -> Model:
+def read_model(files: Mapping[str, GgufFile]) -> Model:
+    file = files[PART]
     if is_old(file):
         raise InputError(why_wrong(file.path))
     if (family := file.keys.get(FAMILY_KEY)) is not None:

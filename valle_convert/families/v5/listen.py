@@ -29,7 +29,7 @@ from valle_convert.model.spec import Codes, Model
 from valle_convert.network.protocol import Network
 from valle_convert.progress import Progress
 from valle_convert.speech.phonemes import phoneme_tokenizer
-from valle_convert.speech.recordings import Recordings
+from valle_convert.speech.recordings import ModelCodec
 from valle_convert.wording import plural
 
 #: Heads without codes, which are not in the mean over all codes.
@@ -116,7 +116,7 @@ def read_sentences(
         said = say_all(recorded, model, phoneme_tokenizer(file, opened)[0])
     prompt = None
     if voice is not None:
-        prompt, _ = Recordings(model, codec).prompt(voice, PROMPT_SECONDS, str(voice))
+        prompt, _ = ModelCodec(model, codec).prompt(voice, PROMPT_SECONDS, str(voice))
     nothing = np.zeros((0, model.config.n_levels), np.int64)
     return [
         Sentence(

@@ -133,7 +133,7 @@ def read_old(
         stats={},
         companions=(*given.files, *(biases.inputs if biases is not None else ())),
         notes=given.notes,
-        words={name: part.words for name, part in rows.items()},
+        row_names={name: part.row_names for name, part in rows.items()},
         vocabulary=_vocabulary(file, names[: rows["text_emb.weight"].n_rows]),
         assumed=assumed,
         lost=tuple(lost),

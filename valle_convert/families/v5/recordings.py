@@ -20,7 +20,7 @@ from valle_convert.files import atomic_output, check_outputs, locked_folder, mad
 from valle_convert.model.spec import LANGUAGES, Codes, Model
 from valle_convert.progress import Progress, silent
 from valle_convert.speech.phonemes import Tokenize, line_of, phoneme_tokenizer
-from valle_convert.speech.recordings import Recordings
+from valle_convert.speech.recordings import ModelCodec
 from valle_convert.speech.speaker import Line
 from valle_convert.text.languages import detect_language, known_language
 
@@ -67,16 +67,16 @@ def fill_folder(
         # All texts are checked before a codec is loaded or downloaded.
         said = say_all(recorded, model, tokenize, language=language, is_phonemes=is_phonemes)
         encoder = None if all(map(is_codes_path, heard)) else open_codec(codec, model)
-        recordings = Recordings(model, encoder)
+        model_codec = ModelCodec(model, encoder)
         prompt: Codes | None = None
         notices: tuple[str, ...] = ()
         if voice is not None:
-            prompt, notices = recordings.prompt(voice, PROMPT_SECONDS, str(voice))
+            prompt, notices = model_codec.prompt(voice, PROMPT_SECONDS, str(voice))
         with progress("recordings", len(recorded), "") as advance:
             for one, line, name in zip(recorded, said, names, strict=True):
                 arrays: dict[str, NDArray[Any]] = {
                     "phonemes": line.rows,
-                    "response": recordings.prompt(one.path, None, str(one.path))[0],
+                    "response": model_codec.prompt(one.path, None, str(one.path))[0],
                 }
                 if prompt is not None:
                     arrays["prompt"] = prompt

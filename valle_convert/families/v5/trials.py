@@ -106,7 +106,7 @@ def cases(model: Model, utterance: Utterance) -> Iterator[Case[Network]]:
 
 
 def pass_case(name: str, head: str, segments: Sequence[Segment], n_outputs: int) -> Case[Network]:
-    """One pass, of which the last elements are compared."""
+    """One pass, whose last elements are compared."""
     return Case(name, head, partial(_pass, segments=segments, head=head, n_outputs=n_outputs))
 
 

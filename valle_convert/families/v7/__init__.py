@@ -40,9 +40,9 @@ class VersionSeven(GemmaFamily[VersionSevenModel, AllLevelsNetwork]):
     def part_keys(self, part: str) -> Mapping[str, Any]:
         return {FAMILY_KEY: self.name, PART_KEY: part}
 
-    def words(self, model: VersionSevenModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def summary(self, model: VersionSevenModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         config = model.config
-        sizes, behaviour = super().words(model)
+        sizes, behaviour = super().summary(model)
         widths = {
             "encoders' feed-forward width": config.n_ff_encoder,
             "decoders' feed-forward width": config.n_ff_decoder,
@@ -56,7 +56,7 @@ class VersionSeven(GemmaFamily[VersionSevenModel, AllLevelsNetwork]):
         }
         return {**sizes, **widths}, {**behaviour, **switches}
 
-    def nets(
+    def tables_and_heads(
         self, model: VersionSevenModel
     ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         yield PART, model.tables, model.heads

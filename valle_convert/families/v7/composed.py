@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from valle_convert.decode.causal import check_context
 from valle_convert.families.v7.facts import DIGITS, VersionSevenModel
 from valle_convert.model.inputs import Condition, FloatArray, IntArray, join
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 
 Encoded = Literal["prompt", "response"]
 
 
-class AllLevelsNetwork(Computing):
+class AllLevelsNetwork(AnyNetwork):
     """A model of version 7 that computes. Close it, or use it as a context manager.
 
     d is the width, A the codebook size.

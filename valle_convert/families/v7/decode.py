@@ -4,7 +4,7 @@ import numpy as np
 
 from valle_convert.decode.greedy import frames_for, most_frames
 from valle_convert.decode.masked import demask
-from valle_convert.decode.options import UNWATCHED, Callbacks, Decoded, DecodeOptions
+from valle_convert.decode.options import NO_WATCH, Callbacks, Decoded, DecodeOptions
 from valle_convert.decode.sampling import Logits
 from valle_convert.families.v7.composed import AllLevelsNetwork
 from valle_convert.model.inputs import Condition
@@ -20,7 +20,7 @@ def decode_levels(
     *,
     level_0: Codes | None = None,  # fixed codes of level 0, [n_frames]
     prefix: Codes | None = None,  # the speech before, [frames, levels]; not part of the result
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     """Decode codes [n_frames, levels]; a model may give the stop code at any place."""
     config = network.model.config

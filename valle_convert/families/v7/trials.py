@@ -151,7 +151,7 @@ def measure_speed(network: AllLevelsNetwork) -> Speed:
     assert condition.prompt is not None  # noqa: S101 - it has a voice
     one_pass = partial(network.levels, condition, response)
     one_pass()  # dequantizes weights
-    one = median_ms(one_pass, _SPEED_PASSES)
+    pass_ms = median_ms(one_pass, _SPEED_PASSES)
     n_passes, n_frames = 2 * DecodeOptions().max_steps, len(response)
     n_positions = len(condition.phonemes) + len(condition.prompt) + n_frames + 4
-    return Speed(one * n_passes / n_frames, one, n_positions)
+    return Speed(pass_ms * n_passes / n_frames, pass_ms, n_positions)

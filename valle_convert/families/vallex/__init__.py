@@ -97,8 +97,8 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
         return Arithmetic(lambda x: gelu_from_table(x * factor) / factor, input_rounding(types))
 
     def loaded(self, files: Mapping[str, GgufFile]) -> Mapping[str, Sequence[GgufFile]]:
-        ar, body, *levels = files.items()
-        return dict([(ar[0], [ar[1]]), *((part, [level, body[1]]) for part, level in levels)])
+        ar, body, *levels = files
+        return {ar: [files[ar]], **{level: [files[level], files[body]] for level in levels}}
 
     def speaker_on(
         self, network: ComposedNetwork, bundle: Bundle, codec: AudioCodec | None, opened: ExitStack
@@ -114,26 +114,25 @@ class VallEX(Family[VallexModel, "ComposedNetwork"]):
             raise InputError("VALL-E X has one table of symbols; leave --tokenizer out.")
         return files.symbol_tokenizer().file
 
-    def words(self, model: VallexModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        nets = (model.ar, model.nar)
-        sizes: dict[str, Any] = {
-            words: " and ".join(dict.fromkeys(str(getattr(net, key)) for net in nets))
-            for words, key in (
-                ("width", "n_embd"),
-                ("layers", "n_layer"),
-                ("heads", "n_head"),
-                ("feed-forward width", "n_ff"),
-            )
+    def summary(self, model: VallexModel) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        ar, nar = model.ar, model.nar
+        pairs = {
+            "width": (ar.n_embd, nar.n_embd),
+            "layers": (ar.n_layer, nar.n_layer),
+            "heads": (ar.n_head, nar.n_head),
+            "feed-forward width": (ar.n_ff, nar.n_ff),
         }
-        sizes["text rows"] = model.n_text
+        sizes = {words: f"{a}" if a == b else f"{a} and {b}" for words, (a, b) in pairs.items()}
         behaviour = {
             "attention": "AR: text in both directions, audio causally; NAR: in both directions",
             "activation": f"ReLU, as GELU with the factor {model.activation_factor}",
             "languages": list(model.languages),
         }
-        return sizes, behaviour
+        return {**sizes, "text rows": model.n_text}, behaviour
 
-    def nets(self, model: VallexModel) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
+    def tables_and_heads(
+        self, model: VallexModel
+    ) -> Iterator[tuple[str, tuple[Table, ...], tuple[Head, ...]]]:
         for net in (model.ar, model.nar):
             yield net.name, net.tables, net.heads
 

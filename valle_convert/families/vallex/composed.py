@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from valle_convert.decode.batch import Element
 from valle_convert.families.vallex.facts import Net, VallexModel
-from valle_convert.network.protocol import Computing
+from valle_convert.network.protocol import AnyNetwork
 
 Rows = NDArray[np.float32]
 Ids = NDArray[np.integer]
@@ -42,7 +42,7 @@ class VallexText:
         )
 
 
-class ComposedNetwork(Computing):
+class ComposedNetwork(AnyNetwork):
     """AR and NAR of one model, and the state of the AR's sequences, each named by any key.
 
     AR logits have one code more than NAR logits: stop, the codebook size.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from valle_convert.decode.batch import Element, Steps, alone
 from valle_convert.decode.nar import decode_levels_above
 from valle_convert.decode.options import (
-    UNWATCHED,
+    NO_WATCH,
     Callbacks,
     Decoded,
     DecodeOptions,
@@ -62,7 +62,7 @@ def vallex_steps(
     *,
     max_frames: int | None = None,  # the limit; None for `MAX_CODES_A_SYMBOL` only
     level_0: Codes | None = None,  # [frames], to decode only the levels above it
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Steps[Speech]:
     end: End = "stop"
     if level_0 is None:
@@ -87,7 +87,7 @@ def vallex_ar_steps(
     rng: np.random.Generator,
     *,
     max_frames: int | None = None,
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Steps[Decoded]:
     """Decode level 0 of the best continuation, which may be interrupted; the prompt is [frames]."""
     stop = network.model.codebook_size
@@ -145,7 +145,7 @@ def decode_vallex_nar(
     sampling: SamplingOptions,
     rng: np.random.Generator,
     *,
-    watch: Callbacks = UNWATCHED,
+    watch: Callbacks = NO_WATCH,
 ) -> Decoded:
     predict = partial(network.pass_nar, text, prompt)
     return decode_levels_above(predict, level_0, network.model.n_levels, sampling, rng, watch)

@@ -287,9 +287,9 @@ def table_source(net: str, table: str) -> str:
 def _with_heads(checkpoint: Checkpoint, net: Net) -> Net:
     """With the number of attention heads, which only some containers have."""
     config = checkpoint.config
-    told = config.get("nhead")
+    nhead = config.get("nhead")
     advice = "give the number of attention heads with --config, as a file with the line nhead: N"
-    if told is None:
+    if nhead is None:
         if net.n_embd % _USUAL_HEAD_SIZE:
             raise InputError(
                 f"{checkpoint.path} lacks the number of attention heads (nhead), and its "
@@ -297,12 +297,12 @@ def _with_heads(checkpoint: Checkpoint, net: Net) -> Net:
             )
         return replace(net, n_head=net.n_embd // _USUAL_HEAD_SIZE)
     width = config.get("decoder_dim", net.n_embd)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (told, width))
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (nhead, width))
     # A NAR of another width (scale_factor) has heads of the same size.
-    n_head = told * net.n_embd // width if whole else 0
-    if not n_head or net.n_embd % n_head or n_head * width != told * net.n_embd:
+    n_head = nhead * net.n_embd // width if whole else 0
+    if not n_head or net.n_embd % n_head or n_head * width != nhead * net.n_embd:
         raise InputError(
-            f"{checkpoint.path}: nhead is {told!r}, which does not divide the width "
+            f"{checkpoint.path}: nhead is {nhead!r}, which does not divide the width "
             f"{net.n_embd} of {net.name}_decoder; {advice}."
         )
     return replace(net, n_head=n_head)

@@ -95,7 +95,7 @@ def tagged_sentences(
     if _TAG.search(text) is None:
         given = None if language is None else known_language(language, VALLEX_LANGUAGES)
         sentences, notices = sentences_of(text, given, VALLEX_LANGUAGES)
-        pieces = [TaggedText(*one) for one in sentences]
+        pieces = [TaggedText(sentence, language) for sentence, language in sentences]
         if notices:
             first = next(i for i, piece in enumerate(pieces) if could_be_either(piece.text))
             pieces[first] = replace(pieces[first], notices=notices)

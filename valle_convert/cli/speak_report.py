@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Report:
+class SpeakReport:
     """What `speak` wrote; `spoken` is None if saved codes were only decoded."""
 
     written: WrittenAudio | None
@@ -69,7 +69,7 @@ def _log_written(written: WrittenAudio) -> None:
         console.log(f"note: made {quieter:.1f} dB quieter to avoid clipping")
 
 
-def _to_json(report: Report) -> dict[str, Any]:
+def _to_json(report: SpeakReport) -> dict[str, Any]:
     audio, spoken, load = report.written, report.spoken, round(report.load_seconds, 4)
     written = {
         "file": str(audio.path) if audio else None,
