@@ -6,7 +6,7 @@ speaks the recordings that all files are compared with, with a seed used for not
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,15 +98,37 @@ class Listening:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "sentences": list(self.names),
+            "sentences": self.names,
+            "different_texts": self.n_texts,
             "references": self.references,
             "codec": self.codec,
             "recogniser": self.recogniser,
-            "recordings": None if self.recordings is None else listened_to_json(self.recordings),
+            "recordings": self.recordings and listened_to_json(self.recordings),
             "baseline": listened_to_json(self.baseline),
             "repeat": listened_to_json(self.repeat, self.baseline),
             "repeat_how": self.repeat_how,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class FileSpeech:
+    """What a file says, compared with F16; valid for the same `key`."""
+
+    key: str
+    listened: Listened
+    listening: Listening
+    beyond_noise: tuple[str, ...]  # what it says worse than F16
+
+    def without_sound(self) -> Self:
+        """The stored part; the sound is in the report of the run that listened."""
+        one = self.listening
+        repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))
+        listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
+        return replace(self, listened=replace(self.listened, clips={}), listening=listening)
+
+    def to_json(self) -> dict[str, Any]:
+        listened = listened_to_json(self.listened, self.listening.baseline)
+        return {"listened": listened, "beyond_noise": self.beyond_noise}
 
 
 def listened_to_json(listened: Listened, base: Listened | None = None) -> dict[str, Any]:
@@ -114,15 +136,11 @@ def listened_to_json(listened: Listened, base: Listened | None = None) -> dict[s
     found: dict[str, Any] = {}
     for measure, places in listened.tallies.items():
         for place, tally in places.items():
-            entry: dict[str, Any] = _interval(tally.estimate())
             other = base.tallies.get(measure, {}).get(place) if base else None
-            entry["difference"] = _interval(tally.minus(other)) if other else None
+            difference = asdict(tally.minus(other)) if other else None
+            entry = asdict(tally.estimate()) | {"difference": difference}
             found.setdefault(measure, {})[place] = entry
     return found
-
-
-def _interval(estimate: Estimate) -> dict[str, float]:
-    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
 def means_of(files: Files, base: Listened | None = None) -> Table:

@@ -1,17 +1,20 @@
 """The tables of an evaluation's report: columns, their meaning, and the files as rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
 from valle_convert.quantize.listening import Table, means_of, places_of
+from valle_convert.quantize.measurements import Evaluated
 from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
+from valle_convert.quantize.report import EvaluationReport, nearness
 
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
-#: By importance: name, key of `_values`, format, meaning.
-COLUMNS = (
+#: Name, key of `_values`, format, meaning.
+Column = tuple[str, str, str, str]
+#: By importance.
+COLUMNS: tuple[Column, ...] = (
     ("type", "kind", "", "of the file, as llama-quantize spells it"),
     (
         "verdict",
@@ -63,20 +66,20 @@ COLUMNS = (
 _N_ANSWER = 6
 
 
-def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
+def _values(report: EvaluationReport, row: Evaluated) -> dict[str, str | float]:
     values: dict[str, str | float] = {
         "kind": row.kind,
         "verdict": _verdict(row),
         "mib": row.n_bytes / 2**20,
         "bits": row.bits_per_weight,
-        "of_baseline": row.n_bytes / report.baseline.n_bytes,
+        "of_baseline": row.n_bytes / report.compared.baseline.n_bytes,
     }
     if row.measured is not None:
         measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
         values |= {key: value for one in measured for key, value in asdict(one).items()}
     if row.kl is not None and not row.is_baseline:
         values["distance"] = nearness(row.kl)[0]
-    listened = row.listened
+    listened = row.speech.listened if row.speech else None
     if row.is_baseline and report.listening is not None:
         listened = report.listening.baseline
     for measure in _HEARD:
@@ -85,7 +88,7 @@ def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]
     return values
 
 
-def _verdict(row: FileReport) -> str:
+def _verdict(row: Evaluated) -> str:
     if row.is_baseline:
         return "baseline"
     if row.is_wrong:
@@ -99,9 +102,9 @@ def _verdict(row: FileReport) -> str:
     return ", ".join(words) or "not judged"
 
 
-def summary(report: EvaluationReport) -> Table:
+def summary(report: EvaluationReport, columns: Sequence[Column] = COLUMNS) -> Table:
     rows = [_values(report, row) for row in report.rows]
-    shown = [(name, key, form) for name, key, form, _ in COLUMNS if any(key in row for row in rows)]
+    shown = [(name, key, form) for name, key, form, _ in columns if any(key in row for row in rows)]
     return [name for name, _, _ in shown], [
         [format(row[key], form) if key in row else "" for _, key, form in shown] for row in rows
     ]
@@ -109,14 +112,11 @@ def summary(report: EvaluationReport) -> Table:
 
 def answer(report: EvaluationReport) -> Table:
     """The columns that decide which file to take; they fit a terminal."""
-    header, rows = summary(report)
-    n = sum(column[0] in header for column in COLUMNS[:_N_ANSWER])
-    return header[:n], [row[:n] for row in rows]
+    return summary(report, COLUMNS[:_N_ANSWER])
 
 
 def details(report: EvaluationReport) -> Table:
-    (header, rows), n = summary(report), len(answer(report)[0])
-    return header[:1] + header[n:], [row[:1] + row[n:] for row in rows]
+    return summary(report, (COLUMNS[0], *COLUMNS[_N_ANSWER:]))
 
 
 def legend(report: EvaluationReport) -> list[str]:
@@ -150,7 +150,7 @@ def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
         ("F16", listening.baseline),
         (f"F16 again ({listening.repeat_how})", listening.repeat),
     ]
-    files += [(file.kind, file.listened) for file in report.files if file.listened]
+    files += [(file.kind, file.speech.listened) for file in report.files if file.speech]
     recordings = listening.recordings
     everything = [("recordings", recordings), *files] if recordings is not None else files
     yield "What is said", means_of(everything)
