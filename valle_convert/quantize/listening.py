@@ -5,7 +5,7 @@ The sentences are the given utterances (`--data`), or texts (`--sentences`). For
 speaks the recordings that all files are compared with, with a seed used for nothing else.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,9 +18,7 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of, valid_utf8
 from valle_convert.listening.listen import (
     DISTANCE,
-    EVERYWHERE,
     LISTENING,
-    MEASURES,
     NLL,
     PHONEMES,
     RETRIEVAL,
@@ -31,7 +29,6 @@ from valle_convert.listening.listen import (
     Recogniser,
     Sentence,
 )
-from valle_convert.listening.measures import Estimate, Tally
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
@@ -39,9 +36,6 @@ from valle_convert.quantize.options import ListenOptions, MeasureOptions
 from valle_convert.quantize.source import SourceBundle
 from valle_convert.wording import plural
 
-Files = Sequence[tuple[str, Listened]]
-#: A header, and rows of cells.
-Table = tuple[list[str], list[list[str]]]
 #: Nothing random is in these.
 _STEADY = (NLL, PHONEMES)
 #: What is said is judged by these, over all ways of speaking.
@@ -141,40 +135,6 @@ def listened_to_json(listened: Listened, base: Listened | None = None) -> dict[s
             entry = asdict(tally.estimate()) | {"difference": difference}
             found.setdefault(measure, {})[place] = entry
     return found
-
-
-def means_of(files: Files, base: Listened | None = None) -> Table:
-    """One row per file, one column per measure: the mean, or its difference from `base`."""
-    measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
-    titles = (f"{one.title}, {one.unit}" if one.unit else one.title for one in measures)
-
-    def cell(mine: Tally | None, its: Tally | None) -> str:
-        if mine is None or (base is not None and its is None):
-            return ""
-        return in_words(mine.minus(its), "+") if its else in_words(mine.estimate())
-
-    rows = [
-        [name, *(cell(file.total(one), base.total(one) if base else None) for one in measures)]
-        for name, file in files
-        if file is not base
-    ]
-    return ["file", *titles], rows
-
-
-def places_of(measure: Measure, files: Files) -> Table:
-    """One measure with its interval, a row a file, a column a head or way of speaking."""
-    places = list(dict.fromkeys(place for _, file in files for place in file.places(measure)))
-    places.sort(key=lambda one: one == EVERYWHERE)
-    rows = []
-    for name, file in files:
-        tallies = [file.tallies.get(measure.name, {}).get(place) for place in places]
-        rows.append([name, *(in_words(one.estimate()) if one else "" for one in tallies)])
-    return ["file", *places], rows
-
-
-def in_words(estimate: Estimate, sign: str = "") -> str:
-    """`3.221 (3.115 to 3.331)`."""
-    return f"{estimate.mean:{sign}.3f} ({estimate.low:{sign}.3f} to {estimate.high:{sign}.3f})"
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:

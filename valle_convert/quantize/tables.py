@@ -3,12 +3,22 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
-from valle_convert.quantize.listening import Table, means_of, places_of
+from valle_convert.listening.listen import (
+    EVERYWHERE,
+    MEASURES,
+    NLL,
+    RETRIEVAL,
+    WORDS,
+    Listened,
+    Measure,
+)
 from valle_convert.quantize.measurements import Evaluated
 from valle_convert.quantize.quality import ALL
 from valle_convert.quantize.report import EvaluationReport, nearness
 
+Files = Sequence[tuple[str, Listened]]
+#: A header, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
 #: Name, key of `_values`, format, meaning.
@@ -156,9 +166,43 @@ def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
     yield "What is said", means_of(everything)
     yield "What is said: difference to F16", means_of(everything, listening.baseline)
     for measure in MEASURES.values():
-        if len(listening.baseline.places(measure)) > 2:
+        places = listening.baseline.places(measure)
+        if len(places) > 2:
             place = "head" if measure is NLL else "way of speaking"
-            yield f"{measure.title} by {place}", places_of(measure, files)
+            columns = [(one, measure, one) for one in places]
+            yield f"{measure.title} by {place}", _spoken(files, columns)
+
+
+def means_of(files: Files, base: Listened | None = None) -> Table:
+    """Each measure over all places, or its difference from `base`."""
+    columns = [
+        (f"{one.title}, {one.unit}" if one.unit else one.title, one, EVERYWHERE)
+        for one in MEASURES.values()
+        if any(file.total(one) for _, file in files)
+    ]
+    return _spoken(files, columns, base)
+
+
+def _spoken(
+    files: Files,
+    columns: Sequence[tuple[str, Measure, str]],
+    base: Listened | None = None,
+) -> Table:
+    """A row a file, a column a measure at a place: `3.221 (3.115 to 3.331)`, or the difference."""
+
+    def cell(file: Listened, measure: Measure, place: str) -> str:
+        mine, its = file.total(measure, place), base.total(measure, place) if base else None
+        if mine is None or (base is not None and its is None):
+            return ""
+        one, sign = (mine.minus(its), "+") if its else (mine.estimate(), "")
+        return f"{one.mean:{sign}.3f} ({one.low:{sign}.3f} to {one.high:{sign}.3f})"
+
+    rows = [
+        [name, *(cell(file, measure, place) for _, measure, place in columns)]
+        for name, file in files
+        if file is not base
+    ]
+    return ["file", *(title for title, _, _ in columns)], rows
 
 
 def heard_legend(report: EvaluationReport) -> Iterator[str]:
