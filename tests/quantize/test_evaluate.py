@@ -256,7 +256,7 @@ def test_verdicts_are_kept_and_require_passed_asks_for_them(
     assert by_type["Q8_0"]["failures"] == []
     assert outcomes(evaluated) == {"wide-Q8_0.gguf": "passed", "wide-Q4_0.gguf": "failed"}
     (finding,) = json.loads(cli(*required, "--json").out)["findings"]
-    assert finding["problem"] == "failed (limits: max_kl 1e-09)"
+    assert finding["problem"] == f"failed: {by_type['Q4_0']['failures'][0]}"
     assert cli("check-manifest", evaluated).code == 0
     # A file that is made again, of whatever bytes, has not passed.
     again = ("quantize", gguf_256, evaluated, "--types", "Q8_0", "--force", "--tensor-type")

@@ -149,20 +149,20 @@ class _Run:
         return file.compared is not None and file.compared.inputs == self.measurer.inputs
 
     def finish(self, bundle: Bundle, file: Evaluated) -> Evaluated:
-        measurer, speech = self.measurer, file.speech
+        measurer = self.measurer
         if self.is_known(file):
             measurer.log.message(f"kept the measurements of {file.name}")
         else:
             file = measurer.measure(bundle, file)
-        is_audible = measurer.audience is not None and file.measured is not None
-        if is_audible and (speech is None or speech.key != measurer.speech_key):
-            file = structs.replace(file, speech=measurer.listen(bundle, file.name))
+        stored = speech = file.speech
+        if measurer.audience is None or file.measured is None:
+            speech = None  # nothing says whether the stored one is current
+        elif speech is None or speech.key != measurer.speech_key:
+            stored = speech = measurer.listen(bundle, file.name)
         faults = [self.faults[one] for one in bundle.paths if one in self.faults]
-        file = judged(file, self.gates, faults)
+        file = judged(structs.replace(file, speech=speech), self.gates, faults)
         if self.given.keep:
-            write_measurements(bundle.path, file)
-        if measurer.audience is None:  # this run does not know whether the stored speech is current
-            file = structs.replace(file, speech=None)
+            write_measurements(bundle.path, structs.replace(file, speech=stored))
         return file
 
 

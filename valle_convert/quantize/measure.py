@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,15 +211,13 @@ class Measurer:
         examples, source, options = self.examples, self.source, self.options
 
         def run(network: Computing, name: str) -> Expected:
-            start, told = time.perf_counter(), False
+            start, done = time.perf_counter(), count()
             with self.log.progress("reference", examples.count, "utterances") as advance:
 
                 def follow(n: int) -> None:
-                    nonlocal told
                     advance(n)
-                    if not told:
+                    if next(done) == 0:
                         self._tell_how_long(time.perf_counter() - start)
-                        told = True
 
                 return run_reference(source.family, network, name, examples, follow)
 

@@ -102,10 +102,9 @@ class Evaluated(
         return None if self.measured is None else self.measured.quality[ALL].best_code
 
     @property
-    def open_question(self) -> str:
-        """A limit on what was not measured; empty if there is none."""
-        is_open = self.limits and self.limits.is_open(self.measured, self.speech)
-        return f"limits were given ({self.limits.why})" if self.limits and is_open else ""
+    def is_open(self) -> bool:
+        """Whether a limit is on something that was not measured."""
+        return self.limits is not None and self.outcome == "not judged"
 
     def to_json(self) -> dict[str, Any]:
         """An entry of a report, which says once what all files are compared with."""
@@ -205,11 +204,10 @@ def check_folder(
     missing = [] if models else [Finding(MANIFEST, "it lists no model")]
     for file in models:
         one = verdicts.get((file.name, file.sha256))
-        outcome = one.outcome if one else "not judged"
-        if outcome != "passed":
-            given = one.limits.given if one and one.limits else {}
-            limits = ", ".join(f"{name} {value:g}" for name, value in given.items())
-            missing.append(Finding(file.name, f"{outcome}{limits and f' (limits: {limits})'}"))
+        if one is None or one.outcome == "not judged":
+            missing.append(Finding(file.name, "not judged"))
+        elif one.outcome == "failed":
+            missing.append(Finding(file.name, f"failed: {'; '.join(one.failures)}"))
     return replace(found, findings=(*found.findings, *missing))
 
 

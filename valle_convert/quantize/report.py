@@ -117,31 +117,31 @@ class EvaluationReport:
         return tuple(file for file in self.files if file.measured)
 
     @property
-    def faults(self) -> tuple[str, ...]:
-        return tuple(f"{file.name}: {fault}" for file in self.files for fault in file.failures)
-
-    @property
-    def open_questions(self) -> tuple[str, ...]:
-        return tuple(f"{one.name}: {one.open_question}" for one in self.files if one.open_question)
+    def exit_code(self) -> int:
+        """0 passed, 1 failed, 3 not measured."""
+        if any(file.failures for file in self.files):
+            return EXIT_FAILED_CHECK
+        return EXIT_ENVIRONMENT if any(file.is_open for file in self.files) else EXIT_OK
 
     @property
     def passed(self) -> bool:
-        return not self.faults and not self.open_questions
-
-    @property
-    def exit_code(self) -> int:
-        """0 passed, 1 failed, 3 not measured."""
-        return EXIT_OK if self.passed else EXIT_FAILED_CHECK if self.faults else EXIT_ENVIRONMENT
+        return self.exit_code == EXIT_OK
 
     def advice(self) -> Advice:
         return advise(self.files)
 
     def verdict(self) -> str:
         """Whether the files are right, and how near they are to the reference."""
-        if self.faults:
-            return f"FAILED: {'; '.join(self.faults)}."
-        if self.open_questions:
-            return f"NOT MEASURED: {'; '.join(self.open_questions)}."
+        failures = [f"{file.name}: {one}" for file in self.files for one in file.failures]
+        if failures:
+            return f"FAILED: {'; '.join(failures)}."
+        unknown = [
+            f"{one.name}: limits were given ({one.limits.why})"
+            for one in self.files
+            if one.limits and one.is_open
+        ]
+        if unknown:
+            return f"NOT MEASURED: {'; '.join(unknown)}."
         right = sum(file.verified is not None for file in self.files)
         limited = sum(file.limits is not None for file in self.files)
         near = ", ".join(
@@ -198,9 +198,9 @@ def judged(file: Evaluated, gates: Gates, faults: Sequence[str] = ()) -> Evaluat
     verified, limits = file.verified, gates.limits_of(file.kind)
     failures = [verified.verdict.rstrip(".")] if verified and file.is_wrong else []
     failures += faults
+    is_open = not verified
     if limits is not None:
         failures += limits.failures(file.measured, file.speech)
-    found = structs.replace(file, limits=limits, failures=tuple(failures))
-    is_open = found.open_question or not (verified or limits)
+        is_open = limits.is_open(file.measured, file.speech)
     outcome = "failed" if failures else "not judged" if is_open else "passed"
-    return structs.replace(found, outcome=outcome)
+    return structs.replace(file, limits=limits, failures=tuple(failures), outcome=outcome)

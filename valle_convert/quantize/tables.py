@@ -105,7 +105,7 @@ def _verdict(row: Evaluated) -> str:
         return WRONG
     if row.failures:
         return BEYOND
-    if row.open_question:
+    if row.is_open:
         return "not measured"
     words = ["right"] if row.verified else []
     words += ["within limits"] if row.limits else []
