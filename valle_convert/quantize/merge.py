@@ -147,16 +147,15 @@ def _options_of(file: ManifestFile, kind: str) -> str:
 
 def _check_measured(models: Sequence[Released], gates: Gates | None, *, has_report: bool) -> bool:
     """Whether the models were measured, which limits and reports need."""
-    found = {one.path: one.report.compared for one in models}
-    missing = [path for path, compared in found.items() if compared is None]
-    first = next(filter(None, found.values()), None)
-    if first is None and gates is None and not has_report:
+    if gates is None and not has_report and not any(one.report.compared for one in models):
         return False
-    if first is None or missing:
-        raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
-    if gates is not None:
-        types = {one.report.kind for one in models}
-        gates.check(types, first.source, first.checkpoint, first.sequences)
+    types = {one.report.kind for one in models}
+    for one in models:
+        found = one.report.compared
+        if found is None:
+            raise InputError(f"{one.path} was not measured. Run `valle-convert evaluate` on it.")
+        if gates is not None:
+            gates.check(types, found.source, found.checkpoint, found.sequences)
     return True
 
 

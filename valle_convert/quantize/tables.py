@@ -30,30 +30,20 @@ COLUMNS: tuple[Column, ...] = (
         "verdict",
         "verdict",
         "",
-        (
-            "right: the file holds its checkpoint's weights, and llama.cpp computes what they "
-            "mean; within limits: it loses no more than the user allows. Neither says how much "
-            "that is"
-        ),
+        "right: verified against its checkpoint; within limits: it loses no more than you allow",
     ),
     ("size, MiB", "mib", ".2f", "of the file"),
     (
         "distance",
         "distance",
         "",
-        (
-            "from the reference, by the mean KL: very close up to 0.001, close up to 0.01, "
-            "changed up to 0.1, far above"
-        ),
+        "by the mean KL: very close up to 0.001, close up to 0.01, changed up to 0.1, far above",
     ),
     (
         "KL mean",
         "kl_mean",
         ".2e",
-        (
-            "how far the predicted distributions are from the reference's: Kullback-Leibler "
-            "divergence, mean over all predictions, in nats; 0 is the same"
-        ),
+        "Kullback-Leibler divergence of the predictions from the reference's, mean, in nats",
     ),
     ("top-1", "best_code", ".2%", "agreement of the most likely code with the reference's"),
     *((one.title, one.name, ".3f" if one.unit else ".1%", one.meaning) for one in _HEARD),
@@ -61,12 +51,7 @@ COLUMNS: tuple[Column, ...] = (
     ("AR step, ms", "ar_step", ".2f", "median time of one code of level 0, on this machine"),
     ("NAR pass, ms", "nar_pass", ".1f", "median time of one pass over a level above"),
     ("AR equal", "ar_equal", ".1%", "codes of level 0 that stay the same in greedy decoding"),
-    (
-        "NAR equal",
-        "nar_equal",
-        ".1%",
-        "codes of the levels above that stay the same, given the reference's level 0",
-    ),
+    ("NAR equal", "nar_equal", ".1%", "the same of the levels above, after equal level 0"),
     ("of F16", "of_baseline", ".1%", "size over that of the first row"),
     ("NMSE", "nmse", ".2e", "squared error of the logits over the reference's squared logits"),
     ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
