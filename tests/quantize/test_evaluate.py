@@ -222,6 +222,7 @@ def test_nothing_is_measured_twice_and_runs_join(
         lambda text: re.sub(r'"kl_mean": [-\d.e]+', '"kl_mean": NaN', text),
         lambda text: text.replace('"all": {', '"everything": {'),
         lambda text: text.replace('"passed"', '"good"'),
+        lambda text: text.replace('"type": "Q4_0"', '"type": "<b>Q4_0</b>"'),
     ],
 )
 def test_damaged_measurements_are_refused(

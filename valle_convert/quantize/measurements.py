@@ -33,7 +33,7 @@ from valle_convert.quantize.manifest import (
 )
 from valle_convert.quantize.quality import ALL, Measured
 from valle_convert.quantize.source import quantized_tensors
-from valle_convert.quantize.types import weights_of
+from valle_convert.quantize.types import FILE_TYPES, weights_of
 from valle_convert.verify.run import main_type
 
 SUFFIX = ".measurements.json"
@@ -67,7 +67,7 @@ class Evaluated(
 
     schema_version: Literal[2] = 2
     name: str
-    kind: str
+    kind: Annotated[str, msgspec.Meta(pattern=r"\A\w+\Z")]
     n_bytes: Annotated[int, msgspec.Meta(gt=0, lt=1 << 62)]
     bits_per_weight: float
     weights: dict[str, int]
@@ -111,8 +111,9 @@ class Evaluated(
         alone = structs.replace(self, compared=None, speech=None)
         plain: dict[str, Any] = msgspec.to_builtins(alone)
         del plain["schema_version"], plain["compared"], plain["speech"]
+        measured = plain.pop("measured") or {}
         speech = self.speech.to_json() if self.speech else {"listened": None, "beyond_noise": None}
-        return plain | (plain.pop("measured") or {}) | speech
+        return plain | measured | speech
 
 
 class Compared(msgspec.Struct, frozen=True, eq=False):
@@ -135,7 +136,7 @@ class Compared(msgspec.Struct, frozen=True, eq=False):
 def type_of(bundle: Bundle) -> str:
     """The type that files were quantized to, else the one that most weights have."""
     made = bundle.main.keys.get("valle.quantize.type")
-    return made if isinstance(made, str) else main_type(bundle)
+    return made if isinstance(made, str) and made in FILE_TYPES else main_type(bundle)
 
 
 def unmeasured(bundle: Bundle) -> Evaluated:
