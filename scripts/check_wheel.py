@@ -30,9 +30,9 @@ TEMPLATES = "import jinja2; print(*jinja2.PackageLoader('valle_convert.quantize'
 #: What each extra has to make possible, as Python.
 IMPORTS: Mapping[str, str] = {
     "llama": "from valle_convert.llama.library import load_library; load_library()",
-    "speech": "import soundfile, soxr, phonemizer, espeakng_loader, py3langid, pykakasi",
+    "speech": "import cn2an, soundfile, soxr, phonemizer, espeakng_loader, py3langid, pykakasi",
     "report": "import matplotlib.pyplot",
-    "vallex": "import cn2an, eng_to_ipa, inflect, jieba, pypinyin",
+    "vallex": "import eng_to_ipa, inflect, jieba, pypinyin",
     "japanese": "import pyopenjtalk",
     "hub": "import hf_xet",
     "serve": "import python_multipart, prometheus_client, python_stretch, starlette, uvicorn",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from threading import Lock, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,14 +13,18 @@ _END = object()
 BACKGROUND = Lock()
 
 
-def in_background(run: Callable[[], T]) -> Future[T]:
-    def running() -> T:
-        with BACKGROUND:
-            return run()
+def in_background(run: Callable[[], T], *, awaited: bool = True) -> Future[T]:
+    """The later result of a function; the process ends without it if it is not `awaited`."""
+    future: Future[T] = Future()
 
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(running)
-    pool.shutdown(wait=False)
+    def running() -> None:
+        with BACKGROUND:
+            try:
+                future.set_result(run())
+            except BaseException as error:
+                future.set_exception(error)
+
+    Thread(target=running, daemon=not awaited).start()
     return future
 
 

@@ -168,7 +168,7 @@ SAFETENSORS: list[tuple[Make, str]] = [
     # ---- tensors
     (
         removed("model.norm.weight", "classifiers.proj.3.weight"),
-        "missing: classifiers.proj.3.weight [64, 64], model.norm.weight [64]",
+        "missing: classifiers.proj.3.weight, model.norm.weight.",
     ),
     (replaced("vision.weight", (3, 3)), "unexpected: vision.weight [3, 3]"),
     (replaced("len_emb.weight", (12, 64)), "len_emb.weight is [12, 64], expected [11, 64]"),
@@ -203,7 +203,7 @@ SAFETENSORS: list[tuple[Make, str]] = [
     (with_config(VERSION_7, x__len_use_logits=True), "len_use_logits is True in the config"),
     (
         removed("resps_emb.proj.2.weight", "proms_emb.pos_embedding", shape=VERSION_7),
-        "missing: proms_emb.pos_embedding [1, 8, 64], resps_emb.proj.2.weight [64, 128]",
+        "missing: proms_emb.pos_embedding, resps_emb.proj.2.weight.",
     ),
     (
         replaced("resps_emb.proj.0.weight", (192, 64), VERSION_7),

@@ -134,6 +134,34 @@ def test_a_signal_that_a_destructor_swallows_ends_the_program_all_the_same(how: 
     assert done.stderr == "error: Interrupted; no unfinished file was left behind.\n"
 
 
+HASHES_FOR_MINUTES = """
+import hashlib, os, signal, sys, threading, time
+from valle_convert.cli import main
+
+digest = hashlib.file_digest
+
+def hashes(*arguments):
+    if threading.current_thread() is threading.main_thread():
+        return digest(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(300)
+
+hashlib.file_digest = hashes
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_an_interrupt_does_not_wait_for_the_digest_of_the_source(
+    command: str, gguf: Path, tmp_path: Path
+) -> None:
+    arguments = {"convert": [CHECKPOINT], "quantize": ["quantize", gguf, "--types", "F16"]}[command]
+    done = run_python("-c", HASHES_FOR_MINUTES, *arguments, tmp_path / "out", timeout=30)
+    assert done.returncode == 130
+    assert done.stderr.endswith("error: Interrupted; no unfinished file was left behind.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 # Without POSIX
 
 AS_ON_WINDOWS = """

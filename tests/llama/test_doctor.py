@@ -1,9 +1,10 @@
+import os
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from support import PROJECT, run_python
+from support import PROJECT, run_program, run_python
 
 from valle_convert.cli.app import COMMANDS
 from valle_convert.doctor import (
@@ -75,6 +76,15 @@ def test_nothing_found_is_a_report_and_no_error(
     assert missing["quantize"] == ("no library",)
     programs = {program.name: program.problem for program in report.programs}
     assert "not an executable program" in (programs["llama-quantize"] or "")
+
+
+def test_the_command_that_builds_llama_is_shown_if_it_does_not_work(
+    tmp_path: Path,
+) -> None:
+    assert "CMAKE_ARGS" not in run_program("doctor").stdout
+    without = run_program("doctor", env=os.environ | {"LLAMA_CPP_LIB_PATH": str(tmp_path)})
+    assert without.returncode == 3
+    assert "CMAKE_ARGS" in without.stdout
 
 
 def test_requirements_are_read_as_pip_writes_them() -> None:

@@ -29,7 +29,7 @@ from valle_convert.quantize.evaluate import Given, evaluate, prune
 from valle_convert.quantize.forms import FORMS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import ManifestFile, read_manifest, write_manifest
-from valle_convert.quantize.measurements import measurements_in
+from valle_convert.quantize.measurements import measurements_in, path_of
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.report import EvaluationReport
 from valle_convert.quantize.run import quantize
@@ -332,6 +332,9 @@ def test_a_folder_is_inspected_a_line_a_file(
     assert all(" passed " in row for row in rows)
     shown = json.loads(cli("inspect", evaluated, "--json").out)
     assert [Path(one["path"]).name for one in shown] == [name for name, _ in kinds]
+    path_of(evaluated / "wide-Q4_0.gguf").unlink()
+    _, _, *rows = cli("inspect", evaluated).out.splitlines()
+    assert [" not measured " in row for row in rows] == [True, False]
     # A checkpoint in a folder is what the folder stands for, as everywhere.
     (evaluated / "model.sft").symlink_to(checkpoint_256)
     assert "checkpoint" in cli("inspect", evaluated).out.splitlines()[0]

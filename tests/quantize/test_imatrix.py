@@ -12,8 +12,9 @@ import torch
 from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex, vallex_state
 from numpy.typing import NDArray
+from quantize.conftest import Family
 from quantize.making import WIDE, voice_file
-from support import Cli, error_of
+from support import Cli, error_of, with_keys
 from torch import nn
 from vallex_golden import CHECKPOINT as VALLEX
 
@@ -28,6 +29,7 @@ from valle_convert.families.vallex.reference import VallexReference
 from valle_convert.families.vallex.trials import cases, read_utterance
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
+    SOURCE_KEY,
     Entry,
     ImatrixFile,
     Sums,
@@ -314,6 +316,31 @@ def test_a_matrix_of_the_other_network_or_of_none_is_refused(
     )
     assert "belongs to another model" in error_of(cli(*run, tmp_path / "x.gguf"), 2)
     assert not (tmp_path / "o.gguf").exists()
+
+
+def test_a_matrix_of_another_checkpoint_is_named(family: Family, cli: Cli, tmp_path: Path) -> None:
+    matrix, out = tmp_path / "m.gguf", tmp_path / "o.gguf"
+    assert cli("imatrix", family.checkpoint, "-o", matrix, "--utterances", 1).code == 0
+    bf16 = tmp_path / "bf16.gguf"
+    assert cli(family.checkpoint, bf16, "--outtype", "bf16", "--verify", "none").code == 0
+    words = "was made from another checkpoint"
+    for source, is_other in (
+        (family.checkpoint, False),
+        (family.source, False),
+        (bf16, False),
+        (family.another(tmp_path / "other"), True),
+        (tmp_path / "other" / family.checkpoint.name, True),
+    ):
+        result = cli("quantize", source, out, "Q4_0", "--imatrix", matrix, "--dry-run")
+        assert (result.code, words in result.err) == (0, is_other), source
+        scanned = ("scan", source, "--types", "Q4_0", "--imatrix", matrix, "--utterances", 1)
+        if source.suffix != ".gguf":
+            assert (words in cli(*scanned).err) == is_other
+    # One of llama-imatrix does not say from which model it was made.
+    for path in tmp_path.glob("m*.gguf"):
+        with_keys(path, path, drop=[SOURCE_KEY])
+    result = cli("quantize", source, out, "Q4_0", "--imatrix", matrix, "--dry-run")
+    assert (result.code, words in result.err) == (0, False)
 
 
 def test_a_voice_file_is_an_utterance_whose_beginning_is_the_prompt(tmp_path: Path) -> None:

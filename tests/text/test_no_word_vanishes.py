@@ -1,6 +1,7 @@
 """No word of a text vanishes on its way to a model's input without being named."""
 
 import re
+import time
 import unicodedata
 from collections import defaultdict
 from functools import cache
@@ -163,6 +164,19 @@ def test_a_minus_is_said_before_a_number_and_not_in_a_range(number: str, path: P
     assert word not in sounds(read(path, ranges)[0])
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(PATHS),
+    st.integers(0, 10**12),
+    st.integers(0, 10**12) | st.integers(0, 12).map(lambda power: 10**power),
+)
+def test_two_numbers_are_read_differently(path: Path, first: int, second: int) -> None:
+    for other in {second, first * 10, first // 10} - {first}:
+        assert read(path, f"{first}")[0] != read(path, f"{other}")[0]
+    if path[1] in ("ja", "ko", "zh"):
+        assert read(path, f"{first}.{second}")[0] != read(path, f"{first}{second}")[0]
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_fraction_is_not_two_numbers(path: Path) -> None:
     for fraction in ("7/9", "⅞", "5 ⅞"):
@@ -198,6 +212,15 @@ def test_length_loses_nothing(language: str, word: str, space: str) -> None:
     assert n_long >= 30 * n_short * 0.97  # cut words may sound otherwise at the cut
 
 
+@pytest.mark.parametrize(
+    ("language", "text"), [("en", "7" * 10_000), ("zh", "7" * 20_000), ("ko", "1" + "😀" * 20_000)]
+)
+def test_a_long_word_is_read_in_seconds(language: str, text: str) -> None:
+    started = time.process_time()
+    assert sounds(to_phonemes(text, language))
+    assert time.process_time() - started < 4  # by the square of the length, 9 to 36
+
+
 def test_a_text_of_many_pages_is_read_to_its_end() -> None:
     assert (read(("vallex", "ja"), "さかなをたべました" * 500)[0] or "").count("na") == 500
 
@@ -218,6 +241,15 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         # A superscript is no digit of the number before it.
         ("phonemes ja", "10⁶", "10 6"),
         ("phonemes ja", "₆/", "6 /"),
+        ("phonemes ja", "35000と1,234.5", "さんまんごせんとせんにひゃくさんじゅうよんてんご"),
+        (
+            "phonemes ja",
+            "3本、12人、14時、１２万円",
+            "さんぼん、じゅうににん、じゅうよんじ、じゅうにまんえん",
+        ),
+        ("phonemes ja", "007 10⁶ 5%", "れいれいなな じゅう ろく ごパーセント"),
+        ("phonemes zh", "105000、1.2.3、2024年", "十万五千、一点二点三、二零二四年"),
+        ("phonemes ko", "12345.6 & 5%", "만이천삼백사십오점육 앤드 오퍼센트"),
         ("phonemes en", "a/⁵ @½", "a / ⁵ @ ½"),
         ("phonemes de", "&√, →#", "& √, → #"),
         # Zero width and soft hyphens, apostrophes.
@@ -251,6 +283,29 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("vallex en", "1½ cups", "1 1/2 cups"),
         ("vallex en", "10² km", "10 2 km"),
         ("vallex en", "5≤6", "5 less than or equal to 6"),
+        ("phonemes en", "10⁻³", "10 -3"),
+        ("vallex zh", "10⁻²", "十 负二"),
+        (
+            "phonemes en",
+            "costs .5 or $1 or $-5 and $3 million",
+            "costs 0.5 or 1 dollar or -5 dollars and 3 million dollars",
+        ),
+        ("phonemes zh", "110,350或1000,110", "110350或一千,一百一十"),
+        # Markdown and HTML.
+        ("phonemes en", "a **bold** word", "a bold word"),
+        ("phonemes ko", "안녕~", "안녕"),
+        ("phonemes de", "R&amp;D kostet&nbsp;&#8364;5", "R & D kostet 5 €"),
+        # Abbreviations, times, ordinals and Roman numerals.
+        (
+            "phonemes de",
+            "z. B. Prof. Dr. Meier usw.",
+            "zum Beispiel Professor Doktor Meier und so weiter.",
+        ),
+        ("phonemes en", "this vs. that, i.e. both", "this versus that, that is both"),
+        ("phonemes de", "um 14:30 Uhr, 9.05 Uhr und 8:00 Uhr", "um 14 Uhr 30, 9 Uhr 5 und 8 Uhr"),
+        ("phonemes de", "am 3. Mai, der 2. Tag", "am dritte Mai, der zweite Tag"),
+        ("phonemes fr", "Louis XIV, le XXIe et la 2e", "Louis 14, le 21ème et la 2ème"),
+        ("vallex en", "World War II in the 1980s", "World War 2 in the nineteen eighties"),
         # Years are read in pairs, other numbers are not.
         ("vallex en", "1900", "nineteen hundred"),
         ("vallex en", "1905", "nineteen oh five"),
@@ -258,7 +313,7 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         ("vallex en", "2005", "two thousand five"),
         ("vallex en", "2100", "two thousand one hundred"),
         ("vallex en", "the 1,000,000th", "the one millionth"),
-        ("vallex en", "€2m or $1.50bn", "two euros m or one dollar and fifty cents bn"),
+        ("vallex en", "€2m or $1.50bn", "2 million euros or 1.50 billion dollars"),
         ("vallex en", "on 5/3/2020", "on 5 3 2020"),
         ("vallex en", "$" + "1" * 5000, "1" * 5000 + " dollars"),
         ("vallex zh", "价格１，０００．５元", "价格一千点五元"),

@@ -84,7 +84,6 @@ class CarriedVocabulary:
     #: Of the phonemes, with their ids; possibly only one of several with the same id.
     strings: Mapping[str, int]
     merges: tuple[tuple[str, ...], ...]
-    document: bytes  # a tokenizer.json of the two, invalid if strings are missing
 
 
 @runtime_checkable

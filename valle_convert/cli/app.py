@@ -118,8 +118,7 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's or typer's
         # Options of the program itself, such as --help.
-        known = COMMANDS.keys() | {"--help", "-h", "--version", "--install-completion"}
-        if args and args[0] not in known and not args[0].startswith("--show-completion"):
+        if args and args[0] not in COMMANDS.keys() | {"--help", "-h", "--version"}:
             _refuse_misspelt(args[0], [*COMMANDS])
             args = [_DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)

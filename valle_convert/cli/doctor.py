@@ -64,8 +64,8 @@ def _show(report: DoctorReport) -> None:
         for program in report.programs
     ]
     console.data_table(rows)
-    console.data(f"install for this CPU: {report.install}")
     if llama.problem:
+        console.data(f"install for this CPU: {report.install}")
         console.data(llama.problem)
     if report.tuned:
         from valle_convert.llama.tuning import SENTENCE

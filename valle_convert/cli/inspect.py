@@ -105,7 +105,7 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
         kind = one.provenance.get("valle.quantize.type") or (main.type if main else "")
         name = Path(one.path).name
         size = console.n_bytes(one.n_bytes)
-        rows.append((name, str(kind), size, verdicts.get(name, ""), one.kind))
+        rows.append((name, str(kind), size, verdicts.get(name, "not measured"), one.kind))
     console.data_table(rows, header=("file", "type", "size", "verdict", ""))
 
 

@@ -31,7 +31,7 @@ from valle_convert.gguf_file.plan import PlannedFile, PlannedTensor
 from valle_convert.gguf_file.types import F32, STRING, GgmlType
 from valle_convert.model.description import RowBlock
 from valle_convert.progress import Progress, silent
-from valle_convert.threads import made_ahead
+from valle_convert.threads import in_background, made_ahead
 
 # Small enough for the cache: with 8 MiB, the main thread takes 1.5 s for 908 MiB instead of 1.0.
 _PIECE_BYTES = 1 << 20
@@ -76,8 +76,8 @@ def write_plan_to(plan: PlannedFile, file: BinaryIO, *, progress: Progress = sil
     header = header_of(plan, values)
     size = len(header) + plan.data_bytes
     data_digest = hashlib.sha256()
-    with ThreadPoolExecutor(2) as hashing, progress("writing", size, "B") as advance:
-        sha256 = hashing.submit(plan.checkpoint.sha256)
+    sha256 = in_background(plan.checkpoint.sha256, awaited=False)
+    with ThreadPoolExecutor(1) as hashing, progress("writing", size, "B") as advance:
         pending: Future[None] | None = None
         advance(file.write(header))
         for view in made_ahead(_data(plan)):

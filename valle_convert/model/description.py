@@ -164,6 +164,8 @@ class Collector:
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
         self.faults: list[str] = []
+        #: Wrong sizes, reported only if no tensor is missing: others are derived from its size.
+        self.sizes: list[str] = []
         self._of_other_types: list[str] = []
         self._missing: list[str] = []
         self._taken: set[str] = set()
@@ -171,13 +173,13 @@ class Collector:
     def take(self, name: str, shape: tuple[int, ...]) -> None:
         spec = self.specs.get(name)
         if spec is None:
-            self._missing.append(f"{name} {list(shape)}")
+            self._missing.append(name)
             return
         if name in self._taken:
             return
         self._taken.add(name)
         if spec.shape != shape:
-            self.faults.append(f"{name} is {list(spec.shape)}, expected {list(shape)}")
+            self.sizes.append(f"{name} is {list(spec.shape)}, expected {list(shape)}")
         elif spec.dtype not in WEIGHT_DTYPES:
             self._of_other_types.append(f"{name} ({spec.dtype_name})")
 
@@ -210,7 +212,8 @@ class Collector:
                 unexpected.append(f"{name} {list(spec.shape)}")
             else:
                 dropped.append(Dropped(name, reason))
-        parts = [listing(self.faults, separator="; ")] if self.faults else []
+        faults = self.faults if self._missing else [*self.faults, *self.sizes]
+        parts = [listing(faults, separator="; ")] if faults else []
         parts += [
             f"{words}: {listing(names)}"
             for words, names in (
@@ -221,7 +224,7 @@ class Collector:
             if names
         ]
         if parts:
-            if not (self.faults or self._missing or unexpected):
+            if not (faults or self._missing or unexpected):
                 advice = "Save these tensors in float32."
             raise InputError(f"{complaint}: {listing(parts, separator='; ')}. {advice}")
         return dropped

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from valle_convert.quantize.source import Scratch, Source
 
 PREFIX = "valle.imatrix."
+SOURCE_KEY = f"{PREFIX}source_sha256"
 _PART = f"{PREFIX}part"
 _SUM, _COUNTS = ".in_sum2", ".counts"
 _MAX_TEXT = 127  # bytes of a string in llama.cpp's list of overrides
@@ -259,7 +260,7 @@ def collect_imatrices(
 
 def _origin(checkpoint: Checkpoint, examples: Examples) -> tuple[Key, ...]:
     return (
-        Key(f"{PREFIX}source_sha256", checkpoint.sha256(), "string"),
+        Key(SOURCE_KEY, checkpoint.sha256(), "string"),
         Key(f"{PREFIX}source_lora", checkpoint.lora or "", "string"),
         Key(f"{PREFIX}sequences_sha256", examples.digest, "string"),
         Key(f"{PREFIX}utterances", examples.count, "u32"),

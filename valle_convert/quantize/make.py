@@ -28,8 +28,7 @@ from valle_convert.gguf_file.header import write_entries
 from valle_convert.gguf_file.keys import DIGEST_KEYS, FILE_TYPE_KEY
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
 from valle_convert.llama.cpu import usable_cores
-from valle_convert.quantize.imatrix import PREFIX as IMATRIX_PREFIX
-from valle_convert.quantize.imatrix import ImatrixInput
+from valle_convert.quantize.imatrix import SOURCE_KEY, ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, tensor_digests
 from valle_convert.quantize.options import RunLog
 from valle_convert.quantize.plan import TENSOR_LINE, BundlePlan, FilePlan, arguments_of
@@ -182,7 +181,7 @@ def imatrix_entry(imatrix: ImatrixInput) -> ManifestFile:
         kind="imatrix",
         n_bytes=imatrix.path.stat().st_size,
         sha256=imatrix.sha256,
-        source_sha256=header.keys[f"{IMATRIX_PREFIX}source_sha256"],
+        source_sha256=header.keys[SOURCE_KEY],
         tool={"name": "valle-convert imatrix"},
         arguments=(imatrix.contents.datasets[0],),
         imatrix_sha256=None,

@@ -5,15 +5,17 @@ are planned with a placeholder that has the right entries, names and sizes; the 
 after everything else was checked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from valle_convert.errors import InputError
 from valle_convert.files import check_input_file, check_outputs
+from valle_convert.gguf_file.read import GgufFile
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.imatrix import (
+    SOURCE_KEY,
     ImatrixInput,
     check_fits,
     collect_imatrices,
@@ -62,6 +64,17 @@ class Matrices:
             calibration = Examples.seeded(family, source.model, N_RANDOM, seed=0)
         paths = imatrix_paths(family, parts, target)
         return cls(source, given, calibration, paths, folder is not None, path is not None)
+
+    def notes(self) -> Iterator[str]:
+        """Names given matrices of another checkpoint; those of llama-imatrix do not say which."""
+        said = {one.name: GgufFile(one.path).keys.get(SOURCE_KEY) for one in self.given.values()}
+        source = self.source
+        names = [n for n, of in said.items() if of and source.checkpoint_sha256 not in (None, of)]
+        if names:
+            yield (
+                f"the importance matrix in {' and '.join(names)} was made from another checkpoint "
+                f"than {source.name}; make it again, unless both hold the same weights"
+            )
 
     def planned(self, scratch: Scratch) -> Mapping[str, ImatrixInput]:
         """The given matrices, or placeholders; empty if there are none."""

@@ -175,7 +175,7 @@ def quantize(
             source_sha256=None,
             tool=plans[0].main.tool | {"found": quantizer.how},
             files=tuple(map(MadeFile.planned, plans)),
-            notes=tuple(_notes(source, plans)),
+            notes=(*_notes(source, plans), *matrices.notes()),
             dry_run=existing.dry_run,
         )
         if existing.dry_run:

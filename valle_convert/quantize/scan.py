@@ -170,11 +170,12 @@ def scan(
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
-        matrices = Matrices.of(source, None, making).given
+        matrices = Matrices.of(source, None, making)
+        for note in matrices.notes():
+            log.message(f"note: {note}")
         source.complete(log.progress)
-        one = Scan(
-            quantizer, source, source.conversion, examples, making.threads, matrices, scratch
-        )
+        given, n_threads = matrices.given, making.threads
+        one = Scan(quantizer, source, source.conversion, examples, n_threads, given, scratch)
         found = one.run(kinds, log.progress)
         mixture = None
         if aim.target_bits is not None:

@@ -33,7 +33,7 @@ from valle_convert.gguf_file.header import (
     tensor_entries,
     write_entries,
 )
-from valle_convert.gguf_file.keys import DIGEST_KEYS, is_converted
+from valle_convert.gguf_file.keys import DIGEST_KEYS, SOURCE_SHA256_KEY, is_converted
 from valle_convert.gguf_file.read import GgufFile, TensorInfo, look_at
 from valle_convert.gguf_file.write import header_of, write_plan_to
 from valle_convert.progress import Progress, silent
@@ -109,6 +109,13 @@ class SourceBundle:
         return self.bundle.model
 
     @property
+    def checkpoint_sha256(self) -> str | None:
+        """The digest of the checkpoint that the files are made from, if they have it."""
+        if self.is_converted_here and self.conversion is not None:
+            return self.conversion.checkpoint.sha256()
+        return self.bundle.main.keys.get(SOURCE_SHA256_KEY)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the weights are in the files; those of a checkpoint begin as headers."""
         return not self.is_converted_here or self._is_done
@@ -147,7 +154,8 @@ class SourceBundle:
 
     def start_digests(self) -> None:
         for source in self.units.values():
-            source.digest = source.digest or in_background(partial(sha256_of, source.given))
+            if source.digest is None:
+                source.digest = in_background(partial(sha256_of, source.given), awaited=False)
 
 
 def open_source(path: Path, checkpoint: Checkpoint | None, scratch: Scratch) -> SourceBundle:

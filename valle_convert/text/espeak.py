@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from valle_convert.errors import EnvironmentFault
 from valle_convert.extras import require
 from valle_convert.text.folding import HAN
 
-#: Marks of the training data; between digits they belong to the number.
+#: Marks of the training data; some belong to the number before.
 MARKS = ';:,.!?¡¿—…"«»“”(){}[]'
-_MARK = re.compile(rf"(\s*(?:(?!(?<=\d)[.,:](?=\d))[{re.escape(MARKS)}]\s*)+)")
+_MARK = re.compile(
+    rf"((?<!\s)\s*(?:(?!(?<=\d)(?:[.,:](?=\d)|\.(?= [a-zäöü])))[{re.escape(MARKS)}]\s*)+)"
+)
 #: Numbers, pinyin with its tone, Chinese, words, signs.
 _WORD = re.compile(
     rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]+"
@@ -116,12 +120,12 @@ def _has_all(phonemes: str, words: list[str]) -> bool:
     else:
         return True
     expected = [(sound, i) for i, word in enumerate(words) for sound in word]
-    rows = [list(range(len(phonemes) + 1))]
-    for n, (sound, _) in enumerate(expected, 1):
-        above, row = rows[-1], [n]
-        for k, found in enumerate(phonemes, 1):
-            row.append(min(above[k - 1] + (sound != found), above[k] + 1, row[-1] + 1))
-        rows.append(row)
+    found, columns = np.array(list(phonemes)), np.arange(len(phonemes) + 1)
+    rows = [columns]
+    for n, (sound, _) in enumerate(expected, 1):  # a row at a time: 700 bytes may have 2,000 sounds
+        above = rows[-1]
+        row = np.append(n, np.minimum(above[:-1] + (found != sound), above[1:] + 1))
+        rows.append(np.minimum.accumulate(row - columns) + columns)
     n, k = len(expected), len(phonemes)
     present: set[int] = set()
     while n and k:

@@ -9,7 +9,7 @@ number of rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,14 +74,9 @@ class TokenizerChoice:
 
 def open_tokenizer(path: Path) -> TokenizerFile:
     """Read a tokenizer.json or, if its name ends in `.model`, a SentencePiece model."""
-    data = read_file(path)
-    return _parsed(path, data, parse_sentencepiece if path.suffix == ".model" else parse_bpe)
-
-
-def _parsed(
-    path: Path, data: bytes, parse: Callable[[bytes, str], PhonemeBpe | SentencePieceBpe]
-) -> TokenizerFile:
-    return TokenizerFile(path, parse(data, str(path)), data, hashlib.sha256(data).hexdigest())
+    data, is_model = read_file(path), path.suffix == ".model"
+    tokenizer = (parse_sentencepiece if is_model else parse_bpe)(data, str(path))
+    return TokenizerFile(path, tokenizer, data, hashlib.sha256(data).hexdigest())
 
 
 def choose_tokenizer(
@@ -105,13 +100,6 @@ def choose_tokenizer(
     else:
         file, source = open_tokenizer(BUILT_IN), "built-in"
         reason = f"no {FILE_NAME} lies beside the checkpoint"
-        if carried is not None:
-            if _differences(file.tokenizer, carried):
-                file, source = _parsed(checkpoint, carried.document, parse_bpe), "carried"
-                reason = "the built-in one differs from what the file carries"
-            else:
-                n_strings, n_merges = len(carried.strings), len(carried.merges)
-                reason = f"the file's {n_strings} strings and {n_merges} merges are in it"
     if isinstance(file.tokenizer, PhonemeBpe) and file.tokenizer.left_out:
         reason += f", without its {' and '.join(file.tokenizer.left_out)}"
     problems = _disagreements(file.tokenizer, symmap, n_text_rows)
@@ -128,7 +116,9 @@ def choose_tokenizer(
     agreement = f"its {file.tokenizer.n_ids} ids are the checkpoint's {n_text_rows} rows"
     if symmap is not None:
         agreement += f", its {len(symmap)} strings the checkpoint's own"
-    elif carried is None:
+    elif carried is not None:
+        agreement += f", its {len(carried.strings)} strings and {len(carried.merges)} merges too"
+    else:
         agreement += ", and the checkpoint has no vocabulary to compare with"
     return TokenizerChoice(file, source, reason, agreement)
 

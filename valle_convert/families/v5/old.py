@@ -8,7 +8,6 @@ under the checkpoint's names, as numbers for the reference and as stored blocks 
 are moved as a whole, and no number is rounded a second time.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -322,31 +321,7 @@ def _vocabulary(file: GgufFile, names: list[str]) -> CarriedVocabulary | None:
     merges = file.keys.get("tokenizer.ggml.merges")
     if not isinstance(merges, list) or len(set(names)) != len(names):
         return None
-    ids = {name: id_ for id_, name in enumerate(names)}
-    specials = [name for name in ("<unk>", "<bos>", "</eos>", "<mask>") if name in ids]
-    around = [
-        {"SpecialToken": {"id": "<bos>", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"SpecialToken": {"id": "</eos>", "type_id": 0}},
-    ]
-    document = {
-        "version": "1.0",
-        "added_tokens": [{"id": ids[name], "content": name, "special": True} for name in specials],
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": around,
-            "pair": around,
-            "special_tokens": {
-                name: {"id": name, "ids": [ids[name]], "tokens": [name]}
-                for name in specials
-                if name in ("<bos>", "</eos>")
-            },
-        },
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": ids, "merges": merges},
-    }
     return CarriedVocabulary(
-        strings=ids,
+        strings={name: id_ for id_, name in enumerate(names)},
         merges=tuple(tuple(str(merge).split(" ")) for merge in merges),
-        document=json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass"),
     )

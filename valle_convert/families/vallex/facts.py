@@ -167,16 +167,17 @@ def describe(
     refuse_relatives(checkpoint)
     specs = checkpoint.tensors.specs
     collector = Collector(specs)
-    n_levels = count_numbered(specs, "nar_audio_embeddings.{}.word_embeddings.weight")
+    n_levels = max(
+        count_numbered(specs, "nar_audio_embeddings.{}.word_embeddings.weight"),
+        count_numbered(specs, "nar_predict_layers.{}.weight") + 1,
+    )
     n_codes = max(1, collector.rows_of("ar_predict_layer.weight") - 1)
     n_text = max(1, collector.rows_of(table_source("ar", "text")))
     n_languages = max(1, collector.rows_of(table_source("ar", "language")))
     if n_levels < 2:
-        collector.faults.append(
-            f"there are {n_levels} tables nar_audio_embeddings.*, expected 2 or more: it has no NAR"
-        )
+        collector.faults.append("it has no NAR, since there is no nar_predict_layers.0.weight")
     if n_text < len(VALLEX_SYMBOLS):
-        collector.faults.append(f"{n_text} rows of text, expected {len(VALLEX_SYMBOLS)} symbols")
+        collector.sizes.append(f"{n_text} rows of text, expected {len(VALLEX_SYMBOLS)} symbols")
     ar = _take_net(collector, "ar", n_text, n_languages, {"audio": n_codes + 2})
     audio = {f"audio.{i}": n_codes + (i == 0) for i in range(n_levels)}
     nar = _take_net(collector, "nar", n_text, n_languages, audio)
@@ -247,13 +248,14 @@ def _take_net(
     specs = collector.specs
     table = specs.get(table_source(name, "text"))
     d = table.shape[-1] if table is not None and table.shape else 1
-    n_layer = count_numbered(specs, f"{name}_decoder.layers.{{}}.linear1.weight")
+    layers = [f"{name}_decoder.layers.{{}}.{source}" for source, *_ in _LAYER]
+    n_layer = max(count_numbered(specs, layer) for layer in layers)
     up = specs.get(f"{name}_decoder.layers.0.linear1.weight")
     n_ff = up.shape[0] if up is not None and up.shape else 1
     if n_layer < 1:
         collector.faults.append(f"{name}_decoder has no layers")
     if d % 2:
-        collector.faults.append(f"the width {d} of {name}_decoder is odd")
+        collector.sizes.append(f"the width {d} of {name}_decoder is odd")
     rows = RowBlocks()
     for label, n_rows in {"text": n_text, "language": n_languages, **audio}.items():
         collector.take(table_source(name, label), (n_rows, d))

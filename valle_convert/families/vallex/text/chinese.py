@@ -11,8 +11,9 @@ from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import plain, put_together, table
-from valle_convert.text.folding import HAN, signs_in_words
+from valle_convert.families.vallex.text.plain import plain, put_together
+from valle_convert.text.folding import HAN, signs_in_words, table
+from valle_convert.text.numerals import numbers_in_words
 
 #: Symbols of the parts of a bopomofo syllable.
 INITIALS = table(
@@ -43,10 +44,6 @@ _LETTERS = table(
     u=ㄧㄡ v=ㄨㄟ w=ㄉㄚˊ_ㄅㄨˋ_ㄌㄧㄡˋ x=ㄞˋ_ㄎㄜˋ_ㄙ y=ㄨㄞˋ z=ㄗㄟˋ
     """
 )
-_YEAR = re.compile(r"(?<!\d)(\d{4})(?=年)")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_MAX_DIGITS = 16  # longer numbers have no name in cn2an
-
 _SYLLABLE = re.compile(
     rf"(?P<initial>[{''.join(INITIALS)}]?)(?P<final>[ㄚ-ㄩㄇ]*)(?P<tone>[ˊˇˋ˙]?)"
 )
@@ -54,7 +51,8 @@ _SYLLABLE = re.compile(
 
 def chinese_symbols(text: str) -> tuple[str, list[str]]:
     """Convert text to symbols. Also return the characters that were skipped."""
-    symbols, unsaid = put_together(_pieces(_expanded(plain(text, "zh"))))
+    text = numbers_in_words(signs_in_words(plain(text, "zh"), "zh"), "zh")
+    symbols, unsaid = put_together(_pieces(text))
     return re.sub(r" (?=[~-])", "", symbols), unsaid
 
 
@@ -91,19 +89,6 @@ def spell_syllable(bopomofo: str) -> str | None:
     else:
         vowel = "wo" if final == "ㄛ" and initial in _LABIALS and initial else FINALS[final]
     return INITIALS.get(initial, "") + vowel + TONES[tone]
-
-
-def _expanded(text: str) -> str:
-    text = _YEAR.sub(lambda n: _in_chinese(n[1], "direct"), signs_in_words(text, "zh"))
-    return _NUMBER.sub(lambda n: _in_chinese(n[0], "low"), text)
-
-
-def _in_chinese(number: str, mode: str) -> str:
-    whole = number.partition(".")[0]
-    if len(whole) > _MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
-        mode = "direct"
-    numbers = require("cn2an", "Reading Chinese numbers", extra="vallex")
-    return str(numbers.an2cn(str(number), mode))
 
 
 @cache

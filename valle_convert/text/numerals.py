@@ -1,0 +1,68 @@
+"""Numbers in Japanese, Chinese and Korean words, since espeak-ng's voices drop points and powers.
+
+>>> numbers_in_words("35000円, 3本", "ja"), numbers_in_words("3.5", "zh")
+('さんまんごせん円, 三本', '三点五')
+"""
+
+import re
+
+from valle_convert.extras import require
+from valle_convert.text.folding import HAN
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)*")
+#: Years are read digit by digit in Chinese.
+_YEAR = re.compile(r"(?<!\d)\d{4}(?=年)")
+_CHINESE = "零一二三四五六七八九十百千万亿点"
+_WORDS = {
+    "ja": "れい いち に さん よん ご ろく なな はち きゅう じゅう ひゃく せん まん おく てん",
+    "ko": "영 일 이 삼 사 오 육 칠 팔 구 십 백 천 만 억 점",
+}
+#: Japanese sounds that change beside each other.
+_CHANGED = {
+    "さんひゃく": "さんびゃく",
+    "ろくひゃく": "ろっぴゃく",
+    "はちひゃく": "はっぴゃく",
+    "さんせん": "さんぜん",
+    "はちせん": "はっせん",
+}
+#: A digit whose reading depends on the counter after it stays a kanji.
+_COUNTED = re.compile(rf"(?<![\d.])[1-9](?=[{HAN}つ])")
+#: Longer numbers are read digit by digit.
+_MAX_DIGITS = 12
+
+
+def numbers_in_words(text: str, language: str) -> str:
+    """For ja, ko and zh. A Japanese digit before a counter becomes a kanji, the rest hiragana."""
+    if language == "zh":
+        text = _YEAR.sub(lambda year: _digits(year[0]), text)
+        return _NUMBER.sub(lambda number: _in_chinese(number[0]), text)
+    if language == "ja":
+        text = re.sub(r"(?<=\d\d)時(?!間)", "じ", text)  # pykakasi knows it after kanji only
+        text = _COUNTED.sub(lambda digit: _CHINESE[int(digit[0])], text)
+    return _NUMBER.sub(lambda number: _translated(_in_chinese(number[0]), language), text)
+
+
+def _translated(number: str, language: str) -> str:
+    # Only Chinese says the zeros inside of a number, and one hundred.
+    number = re.sub("(?<=[百千万亿])零|一(?=[十百千])", "", number)
+    if language == "ko":
+        number = number.removeprefix("一") if number[1:2] == "万" else number
+    for chinese, word in zip(_CHINESE, _WORDS[language].split(), strict=True):
+        number = number.replace(chinese, word)
+    return re.sub("|".join(_CHANGED), lambda sounds: _CHANGED[sounds[0]], number)
+
+
+def _in_chinese(number: str) -> str:
+    whole, *others = number.split(".")
+    read = _digits if len(others) == 1 else _cardinal
+    return "点".join([_cardinal(whole), *map(read, others)])
+
+
+def _digits(digits: str) -> str:
+    return "".join(_CHINESE[int(digit)] for digit in digits)
+
+
+def _cardinal(digits: str) -> str:
+    if len(digits) > _MAX_DIGITS or (len(digits) > 1 and digits[0] == "0"):
+        return _digits(digits)
+    return str(require("cn2an", "Reading numbers").an2cn(digits, "low"))
