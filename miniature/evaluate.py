@@ -34,7 +34,7 @@ from valle_convert.listening.listen import (
 )
 from valle_convert.listening.measures import Estimate
 from valle_convert.model.inputs import Condition
-from valle_convert.quantize.listening import means_of
+from valle_convert.quantize.tables import means_of
 
 PROMPT_TEXT = "Good morning everybody."
 

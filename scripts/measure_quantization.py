@@ -30,14 +30,14 @@ from valle_convert.quantize.evaluate import FileSelection, evaluate  # noqa: E40
 from valle_convert.quantize.examples import Examples  # noqa: E402
 from valle_convert.quantize.imatrix import make_imatrices  # noqa: E402
 from valle_convert.quantize.limits import Gates  # noqa: E402
+from valle_convert.quantize.measurements import Evaluated  # noqa: E402
 from valle_convert.quantize.options import (  # noqa: E402
     FolderOptions,
     MakeOptions,
     MeasureOptions,
     RunLog,
 )
-from valle_convert.quantize.quality import ALL, Quality  # noqa: E402
-from valle_convert.quantize.report import EvaluationReport, FileReport  # noqa: E402
+from valle_convert.quantize.report import EvaluationReport  # noqa: E402
 from valle_convert.quantize.run import quantize  # noqa: E402
 from valle_convert.quantize.scan import (  # noqa: E402
     SCANNED,
@@ -73,10 +73,10 @@ class Found:
     """Everything that was measured; files by type."""
 
     n: int
-    bare: dict[str, FileReport]
-    noise: dict[str, FileReport]
-    real: dict[str, FileReport]
-    mixed: list[tuple[str, FileReport]]
+    bare: dict[str, Evaluated]
+    noise: dict[str, Evaluated]
+    real: dict[str, Evaluated]
+    mixed: list[tuple[str, Evaluated]]
     sensitivities: tuple[Sensitivity, ...]
 
 
@@ -207,11 +207,10 @@ def _kind(tensor: str) -> str:
     return tensor.split(".", 2)[-1].removesuffix(".weight") if "blk." in tensor else tensor
 
 
-def _cells(file: FileReport | None) -> tuple[str, str]:
-    if file is None or file.measured is None:
+def _cells(file: Evaluated | None) -> tuple[str, str]:
+    if file is None or file.kl is None:
         return "", ""
-    total: Quality = file.measured.quality[ALL]
-    return f"{total.kl_mean:.2e}", f"{total.best_code:.1%}"
+    return f"{file.kl:.2e}", f"{file.top_1:.1%}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec import structs
 
 from valle_convert.audio.files import Audio
 from valle_convert.families.family import Speed
@@ -17,10 +18,11 @@ from valle_convert.listening.listen import (
     Listened,
 )
 from valle_convert.listening.measures import Tally
-from valle_convert.quantize.listening import Listening
-from valle_convert.quantize.measurements import Baseline, Compared, TensorReport, Verified
+from valle_convert.quantize.limits import Gates
+from valle_convert.quantize.listening import FileSpeech, Listening
+from valle_convert.quantize.measurements import Compared, Evaluated, TensorReport, Verified
 from valle_convert.quantize.quality import ALL, Greedy, Measured, Quality
-from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.report import EvaluationReport, judged
 
 MIB = 1 << 20
 #: Of usual types: bits a weight, and a divergence that such a file may have.
@@ -78,10 +80,18 @@ def make_report(
 ) -> EvaluationReport:
     """A run that measured, verified and perhaps listened."""
     heads = ["ar", *(f"nar.{i}" for i in range(1, levels))]
+    compared = Compared(
+        inputs={},
+        source="model-f16.gguf",
+        checkpoint=None,
+        reference="model.sft in PyTorch, float32",
+        sequences=f"{n_texts} given utterances",
+        different_texts=n_texts,
+        baseline=file_of("F16", measured(4e-7, heads, 0.999)),
+    )
     files = []
     for kind in kinds:
         bits, kl = TYPES[kind]
-        name = f"model-{kind}.gguf"
         tensors = [
             TensorReport(f"blk.{layer}.{part}.weight", kind, bits, 20.0 / kl**0.1)
             for layer in range(layers)
@@ -90,39 +100,36 @@ def make_report(
                 *("ffn_gate", "ffn_up", "ffn_down"),
             )
         ]
-        files.append(
-            FileReport(
-                name=name,
-                kind=kind,
-                n_bytes=round(bits * 25 * MIB),
-                bits_per_weight=bits,
-                weights={kind: 200_000_000},
-                sha256="0" * 64,
-                measured=measured(kl, heads),
-                verified=verified(name),
-                tensors=(*tensors, TensorReport("token_embd.weight", "Q6_K", 6.56, 35.0)),
-                listened=listened(n_texts, kl) if heard else None,
-                beyond_noise=(() if kl < 0.05 else ("NLL 3.4, F16 3.0",)) if heard else None,
-            )
+        file = structs.replace(
+            file_of(kind, measured(kl, heads)),
+            compared=compared,
+            verified=verified(f"model-{kind}.gguf"),
+            tensors=(*tensors, TensorReport("token_embd.weight", "Q6_K", 6.56, 35.0)),
+            speech=speech(n_texts, kl) if heard else None,
         )
-    base = Baseline(
-        "model-f16.gguf", "F16", 400 * MIB, 16.0, {"F16": 200_000_000}, measured(4e-7, heads, 0.999)
-    )
-    compared = Compared(
-        inputs={},
-        source="model-f16.gguf",
-        checkpoint=None,
-        reference="model.sft in PyTorch, float32",
-        utterances=f"{n_texts} given utterances",
-        n_texts=n_texts,
-        baseline=base,
-    )
+        files.append(judged(file, Gates()))
     return EvaluationReport(
-        compared,
         tuple(files),
-        listening=listening(n_texts) if heard else None,
         command="valle-convert evaluate out/ --types " + ",".join(kinds),
         date="2026-01-01T00:00:00+00:00",
+    )
+
+
+def file_of(kind: str, measured: Measured | None) -> Evaluated:
+    bits = TYPES.get(kind, (16.0,))[0]
+    return Evaluated(
+        name=f"model-{kind}.gguf",
+        kind=kind,
+        n_bytes=round(bits * 25 * MIB),
+        bits_per_weight=bits,
+        weights={kind: 200_000_000},
+        measured=measured,
+    )
+
+
+def speech(n: int, kl: float) -> FileSpeech:
+    return FileSpeech(
+        "0", listened(n, kl), listening(n), () if kl < 0.05 else ("NLL 3.4, F16 3.0",)
     )
 
 

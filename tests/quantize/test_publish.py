@@ -140,18 +140,15 @@ def test_a_dry_run_writes_the_card_only_which_says_what_was_measured(
     assert {"gguf", "text-to-speech"} <= set(matter["tags"])
     rows = table_of(card)
     assert [row[1] for row in rows] == ["Q2_K", "Q4_K_M", "Q8_0"]
-    by_name = {next(iter(one.files)): one.predictions for one in measurements_in(folder)}
+    by_name = {one.name: one for one in measurements_in(folder)}
     for name, _, size, _, kl, best, _ in rows:
         path = folder / name.strip("`")
         assert float(size.removesuffix(" MiB")) * 2**20 == pytest.approx(
             path.stat().st_size, abs=0.06 * 2**20
         )
         found = by_name[path.name]
-        assert found is not None
-        assert found.measured is not None
-        quality = found.measured.quality["all"]
-        assert float(kl) == pytest.approx(quality.kl_mean, rel=0.06)
-        assert float(best.rstrip("%")) / 100 == pytest.approx(quality.best_code, abs=1e-3)
+        assert float(kl) == pytest.approx(found.kl, rel=0.06)
+        assert float(best.rstrip("%")) / 100 == pytest.approx(found.top_1, abs=1e-3)
     text = card.read_text()
     for path in folder.glob("*.gguf"):
         assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in text
@@ -166,7 +163,7 @@ def test_a_dry_run_writes_the_card_only_which_says_what_was_measured(
 @pytest.mark.parametrize("words", ["<script>x</script>", "[x](http://evil)", "a\n# b", "`|x"])
 def test_words_of_files_are_no_markup(folder: Path, words: str) -> None:
     def evil(value: dict[str, Any]) -> None:
-        value["predictions"]["compared"]["reference"] = words
+        value["compared"]["reference"] = words
 
     for kind in ("Q8_0", "Q4_K_M", "Q2_K"):
         change(folder, kind, evil)
@@ -177,21 +174,21 @@ def test_a_card_recommends_by_the_rule_of_the_report(folder: Path, cli: Cli) -> 
     for kind, kl in (("Q8_0", 1e-4), ("Q4_K_M", 5e-3), ("Q2_K", 0.2)):
 
         def near(value: dict[str, Any], kl: float = kl) -> None:
-            value["predictions"]["compared"]["n_texts"] = 8
-            value["predictions"]["measured"]["quality"]["all"]["kl_mean"] = kl
+            value["compared"]["different_texts"] = 8
+            value["measured"]["quality"]["all"]["kl_mean"] = kl
 
         change(folder, kind, near)
     assert (recommended(folder, cli) or "").endswith("-Q4_K_M.gguf")
     text = (folder / "README.md").read_text()
     assert "Take Q4_K_M" in text.split("## Which one")[1].split("##")[0]
     for kind, left in (("Q4_K_M", "-Q8_0.gguf"), ("Q8_0", "")):
-        change(folder, kind, lambda value: value["judgement"].update(failures=["KL mean 1"]))
+        change(folder, kind, lambda value: value.update(failures=["KL mean 1"]))
         assert (recommended(folder, cli) or "").endswith(left)
     # Files that were measured in different ways are in no table together.
     change(
         folder,
         "Q2_K",
-        lambda value: value["predictions"]["compared"]["inputs"].update(data="0" * 64),
+        lambda value: value["compared"]["inputs"].update(data="0" * 64),
     )
     assert "were not measured in one way" in error_of(cli("publish", folder, "--force"), 2)
 
@@ -200,7 +197,7 @@ def test_a_file_that_failed_its_limit_is_refused_and_the_card_says_which(
     folder: Path, cli: Cli
 ) -> None:
     failure = "KL mean 1.00e+00, allowed 1.00e-09"
-    change(folder, "Q2_K", lambda value: value["judgement"].update(failures=[failure]))
+    change(folder, "Q2_K", lambda value: value.update(failures=[failure]))
     assert "-Q2_K.gguf failed the last `evaluate`" in error_of(cli("publish", folder), 1)
     assert not (folder / "README.md").exists()
     assert cli("publish", folder, "--force").code == 0

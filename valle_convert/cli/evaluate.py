@@ -270,6 +270,5 @@ def _show(result: EvaluationReport) -> None:
         console.log(f"{title}:\n{console.table(cells, header=columns)}")
     for line in result.facts():
         console.log(line)
-    if result.recommendation():
-        console.data(result.recommendation())
+    console.data(result.advice().sentence)
     console.data(result.verdict())

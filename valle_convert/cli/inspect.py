@@ -98,11 +98,7 @@ def _show_folder(folder: Path, summaries: list[Summary], *, as_json: bool) -> No
     if as_json:
         console.data_json([asdict(one) for one in summaries])
         return
-    verdicts = {
-        name: one.judgement.outcome if one.judgement else "not judged"
-        for one in measurements_in(folder)
-        for name in one.files
-    }
+    verdicts = {name: one.outcome for one in measurements_in(folder) for name in one.sha256}
     rows = []
     for one in summaries:
         main = max(one.groups, key=lambda group: group.n_weights, default=None)

@@ -44,7 +44,7 @@ def publish(
     if repository is not None:
         check_repository(repository, repository)
     read = read_release(folder)
-    failed = [one.path.name for one in read.models if one.report.faults]
+    failed = [one.path.name for one in read.models if one.report.failures]
     if failed and not force:
         console.error(
             f"{listing(failed, 2)} failed the last `evaluate`; remove the file, or give --force."

@@ -120,9 +120,9 @@ class Listened:
         """Where it was measured; the total comes last."""
         return list(self.tallies.get(measure.name, ()))
 
-    def total(self, measure: Measure) -> Tally | None:
-        """Over all places; None if it was not measured."""
-        return self.tallies.get(measure.name, {}).get(EVERYWHERE)
+    def total(self, measure: Measure, place: str = EVERYWHERE) -> Tally | None:
+        """Over all places, or at one; None if it was not measured."""
+        return self.tallies.get(measure.name, {}).get(place)
 
 
 class Recogniser:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
+from msgspec import structs
 
 from valle_convert.checkpoint import Checkpoint
 from valle_convert.errors import InputError, ValleConvertError
@@ -31,7 +31,7 @@ from valle_convert.llama.library import load_library
 from valle_convert.llama.probe import prove_library
 from valle_convert.quantize.examples import Examples
 from valle_convert.quantize.folder import unlisted_in
-from valle_convert.quantize.limits import Gates, identity_of
+from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.listening import Audience
 from valle_convert.quantize.manifest import (
     MANIFEST,
@@ -42,14 +42,16 @@ from valle_convert.quantize.manifest import (
 )
 from valle_convert.quantize.measure import Measurer, open_adapters
 from valle_convert.quantize.measurements import (
-    Measurements,
+    Evaluated,
     path_of,
     read_measurements,
+    type_of,
+    unmeasured,
     write_measurements,
 )
 from valle_convert.quantize.options import ListenOptions, MeasureOptions, RunLog
 from valle_convert.quantize.release import converted_models_in
-from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
+from valle_convert.quantize.report import EvaluationReport, judged
 from valle_convert.quantize.source import (
     Scratch,
     SourceBundle,
@@ -102,32 +104,25 @@ def evaluate(
         examples = Examples.choose(
             source.family, source.model, measuring.data, measuring.n_utterances
         )
-        conversion = source.conversion
-        digest = None if conversion is None else {"sha256": conversion.checkpoint.sha256()}
+        measurer = Measurer(source, examples, measuring, scratch, log, len(bundles))
         types = set(map(type_of, bundles))
-        gates.check(types, identity_of(source.name, digest), examples.description)
+        gates.check(types, source.name, measurer.checkpoint, examples.description)
         if measuring.adapters:
             open_adapters(source, measuring)
-        audience = None
         if listening is not None:
-            audience = Audience.of(source, examples, measuring, listening)
+            measurer.audience = Audience.of(source, examples, measuring, listening)
         if prunes:
             _check_prunes(given)
         paths = [*source.paths, *(path for one in bundles for path in one.paths)]
         remove_old(reports, paths, force=given.force)
-        run = _Run(
-            given,
-            gates,
-            _changed(given, bundles),
-            Measurer(source, examples, measuring, audience, scratch, log, len(bundles)),
-        )
+        run = _Run(given, gates, _changed(given, bundles), measurer)
         if measuring.reference or measuring.save_reference:
-            run.measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
-        known = list(map(run.start, bundles))
-        run.measurer.n_files = sum(not run.is_known(one) for one in known)
-        report = report_of(list(map(run.finish, known)))
+            measurer.reference  # noqa: B018 - fails, or is saved, before an hour of work
+        known = [run.start(one) for one in bundles]
+        measurer.n_left = sum(not run.is_known(one) for one in known)
+        report = EvaluationReport(tuple(map(run.finish, bundles, known)))
         if prunes:
-            report = replace(report, notes=(*report.notes, *_prune(given, bundles, source, report)))
+            report = replace(report, notes=tuple(_prune(given, bundles, source, report)))
         return report
 
 
@@ -141,36 +136,33 @@ class _Run:
     def start(self, bundle: Bundle) -> Evaluated:
         """The stored measurements; the verdict is removed until there is a new one."""
         if not self.given.keep:
-            return Evaluated(bundle, Measurements(1, {}))
+            return unmeasured(bundle)
         check_outputs([path_of(bundle.path)], force=True)
         known = read_measurements(bundle, force=self.given.force)
-        if known.judgement is not None:
-            known = msgspec.structs.replace(known, judgement=None)
+        if known.outcome != "not judged":
+            known = structs.replace(known, outcome="not judged", limits=None)
             write_measurements(bundle.path, known)
-        return Evaluated(bundle, known)
+        return known
 
-    def is_known(self, model: Evaluated) -> bool:
-        found = model.measurements.predictions
-        return found is not None and found.compared.inputs == self.measurer.inputs
+    def is_known(self, file: Evaluated) -> bool:
+        return file.compared is not None and file.compared.inputs == self.measurer.inputs
 
-    def finish(self, model: Evaluated) -> Evaluated:
-        measurer, bundle, known = self.measurer, model.bundle, model.measurements
-        name, predictions, speech = valid_utf8(model.path.name), known.predictions, known.speech
-        if predictions is None or not self.is_known(model):
-            predictions = measurer.predictions(bundle, name)
+    def finish(self, bundle: Bundle, file: Evaluated) -> Evaluated:
+        measurer = self.measurer
+        if self.is_known(file):
+            measurer.log.message(f"kept the measurements of {file.name}")
         else:
-            measurer.log.message(f"kept the measurements of {name}")
-        is_audible = measurer.audience is not None and predictions.measured is not None
-        if is_audible and (speech is None or speech.key != measurer.speech_key):
-            speech = measurer.speech(bundle, name)
-        measured = Measurements(1, known.files, predictions, speech)
-        result = judged(Evaluated(bundle, measured), self.gates, self.faults)
+            file = measurer.measure(bundle, file)
+        stored = speech = file.speech
+        if measurer.audience is None or file.measured is None:
+            speech = None  # nothing says whether the stored one is current
+        elif speech is None or speech.key != measurer.speech_key:
+            stored = speech = measurer.listen(bundle, file.name)
+        faults = [self.faults[one] for one in bundle.paths if one in self.faults]
+        file = judged(structs.replace(file, speech=speech), self.gates, faults)
         if self.given.keep:
-            write_measurements(model.path, result.measurements)
-        if measurer.audience is None:  # this run does not know whether the stored speech is current
-            silent = msgspec.structs.replace(result.measurements, speech=None)
-            return replace(result, measurements=silent)
-        return result
+            write_measurements(bundle.path, structs.replace(file, speech=stored))
+        return file
 
 
 def _open(given: FileSelection) -> Iterator[Bundle]:

@@ -20,10 +20,10 @@ from valle_convert.extras import require
 from valle_convert.files import write_text_atomically
 from valle_convert.listening.measures import mel_bands
 from valle_convert.quantize import tables
-from valle_convert.quantize.measurements import TensorReport
+from valle_convert.quantize.measurements import Evaluated, TensorReport
 from valle_convert.quantize.plots import plots, svg_of
 from valle_convert.quantize.render import render
-from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
+from valle_convert.quantize.report import EvaluationReport, nearness
 from valle_convert.quantize.tables import BEYOND, WRONG
 from valle_convert.strict_json import to_json_text
 
@@ -48,23 +48,11 @@ _PEAK = 0.97
 
 
 def to_markdown(report: EvaluationReport) -> str:
-    return render("report.md.jinja", _values(report))
+    return render("report.md.jinja", {"report": report, "tables": tables})
 
 
 def to_html(report: EvaluationReport) -> str:
-    return render("report.html.jinja", _values(report) | _page_values(report))
-
-
-def _values(report: EvaluationReport) -> dict[str, Any]:
-    return {
-        "report": report,
-        "answer": tables.answer(report),
-        "details": tables.details(report),
-        "legend": tables.legend(report),
-        "heard": list(tables.heard(report)),
-        "heard_legend": list(tables.heard_legend(report)),
-        "by_head": list(tables.by_head(report)),
-    }
+    return render("report.html.jinja", _page_values(report))
 
 
 FORMS: dict[str, Callable[[EvaluationReport], str]] = {
@@ -92,11 +80,13 @@ def write_report(report: EvaluationReport, target: Path, *, force: bool) -> None
 def _page_values(report: EvaluationReport) -> dict[str, Any]:
     advice = report.advice()
     return {
+        "report": report,
+        "tables": tables,
         "advice": advice,
         "first_clips": _first_clips(report, advice.take),
         "verdict_class": _verdict_class(report),
         "plots": [(title, svg_of(figure)) for title, figure in plots(report)],
-        "samples": list(_samples(report)),
+        "samples": _samples(report),
         "matrices": [(file, _map_of(file)) for file in report.measured if file.tensors],
         "marks": _MARKS,
         "shade": _shade,
@@ -118,7 +108,7 @@ def _samples(report: EvaluationReport) -> Iterator[tuple[str, Audio, list[Any]]]
     listening = report.listening
     if listening is None:
         return
-    heard = [(file.kind, file.listened) for file in report.files if file.listened]
+    heard = [(file.kind, file.speech.listened) for file in report.files if file.speech]
     clips = [(name, one.clips) for name, one in (("F16", listening.baseline), *heard) if one.clips]
     for n, recording in enumerate(listening.sounds):
         sounds = [
@@ -128,12 +118,12 @@ def _samples(report: EvaluationReport) -> Iterator[tuple[str, Audio, list[Any]]]
         yield listening.names[n], recording, sounds
 
 
-def _first_clips(report: EvaluationReport, file: FileReport | None) -> dict[str, Any] | None:
+def _first_clips(report: EvaluationReport, file: Evaluated | None) -> dict[str, Any] | None:
     """The first sentence by F16 and by a file, if both said something."""
     listening = report.listening
-    if file is None or file.listened is None or listening is None or not listening.names:
+    if file is None or file.speech is None or listening is None or not listening.names:
         return None
-    for way, said in file.listened.clips.items():
+    for way, said in file.speech.listened.clips.items():
         pair = listening.baseline.clips[way][0], said[0]
         if None not in pair:
             title = f"{listening.names[0]} ({way})"
@@ -141,7 +131,7 @@ def _first_clips(report: EvaluationReport, file: FileReport | None) -> dict[str,
     return None
 
 
-def _map_of(file: FileReport) -> dict[str, Any]:
+def _map_of(file: Evaluated) -> dict[str, Any]:
     """Layers by kinds of matrices; others in rows of their own."""
     layers: dict[str, dict[str, TensorReport]] = {}
     others: list[tuple[str, TensorReport]] = []

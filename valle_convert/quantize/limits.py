@@ -15,6 +15,7 @@ import msgspec
 from valle_convert.errors import InputError
 from valle_convert.files import valid_utf8
 from valle_convert.listening.listen import NLL, RETRIEVAL, WORDS, Listened, Measure
+from valle_convert.quantize.listening import FileSpeech
 from valle_convert.quantize.manifest import read_struct
 from valle_convert.quantize.quality import ALL, Measured, Quality
 from valle_convert.quantize.types import file_type
@@ -48,23 +49,19 @@ class Limits:
         said = [_WORDS[name][0].format(value) for name, value in self.given.items()]
         return f"{', '.join(said)} ({self.why})"
 
-    def is_open(self, measured: Measured | None, listened: Listened | None) -> bool:
+    def is_open(self, measured: Measured | None, speech: FileSpeech | None) -> bool:
         """Whether a limit is on something that was not measured."""
-        return any(not (measured if one in _ON_PREDICTIONS else listened) for one in self.given)
+        return any(not (measured if one in _ON_PREDICTIONS else speech) for one in self.given)
 
-    def failures(
-        self, measured: Measured | None, listened: Listened | None, base: Listened | None
-    ) -> tuple[str, ...]:
-        """Which limits a file exceeds; not-a-number exceeds every limit.
-
-        The speech of the F16 file is `base`.
-        """
+    def failures(self, measured: Measured | None, speech: FileSpeech | None) -> tuple[str, ...]:
+        """Which limits a file exceeds; not-a-number exceeds every limit."""
         found: dict[str, float] = {}
         if measured is not None:
             total = measured.quality[ALL]
             found |= {"max_kl": total.kl_mean, "min_agreement": total.best_code}
-        if listened is not None and base is not None:
-            found["max_nll"] = _mean(listened, NLL) - _mean(base, NLL)
+        if speech is not None:
+            listened = speech.listened
+            found["max_nll"] = _mean(listened, NLL) - _mean(speech.listening.baseline, NLL)
             found["min_retrieval"] = _mean(listened, RETRIEVAL)
             found["max_wer"] = _mean(listened, WORDS)
         given = {name: limit for name, limit in self.given.items() if name in found}
@@ -134,7 +131,13 @@ class Gates:
             why.append(f"no worse than {self.earlier.name} by a factor of {self.margin:g}")
         return Limits("; ".join(why), given) if why else None
 
-    def check(self, types: Collection[str], source: str, utterances: str) -> None:
+    def check(
+        self,
+        types: Collection[str],
+        source: str,
+        checkpoint: Mapping[str, str] | None,
+        sequences: str,
+    ) -> None:
         """Refuse limits of types that are not evaluated, and a run of other files or data."""
         for name, values in self.limits.items():
             idle = sorted(values.keys() - {*types, ""})
@@ -151,16 +154,17 @@ class Gates:
                 f"{earlier.name} has no measurements of {', '.join(new)}. Measure these files "
                 "without --no-worse-than."
             )
-        was = identity_of(earlier.source, earlier.checkpoint)
-        if was != source:
+        was = _identity(earlier.source, earlier.checkpoint)
+        now = _identity(source, checkpoint)
+        if was != now:
             raise InputError(
-                f"{earlier.name} compares with {was:.40}, and this run with {source:.40}. Give a "
+                f"{earlier.name} compares with {was:.40}, and this run with {now:.40}. Give a "
                 "report of the same model."
             )
-        if earlier.sequences != utterances:
+        if earlier.sequences != sequences:
             raise InputError(
                 f"{earlier.name} was measured over {earlier.sequences}, and this run over "
-                f"{utterances}; give the same --data and --utterances."
+                f"{sequences}; give the same --data and --utterances."
             )
 
 
@@ -215,6 +219,6 @@ def _mean(listened: Listened, measure: Measure) -> float:
     return math.nan if tally is None else tally.mean
 
 
-def identity_of(source: str, checkpoint: Mapping[str, str] | None) -> str:
+def _identity(source: str, checkpoint: Mapping[str, str] | None) -> str:
     """What files are compared with: a checkpoint by its digest, else a file by its name."""
     return f"sha256 {checkpoint['sha256']}" if checkpoint and "sha256" in checkpoint else source

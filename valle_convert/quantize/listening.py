@@ -5,8 +5,8 @@ The sentences are the given utterances (`--data`), or texts (`--sentences`). For
 speaks the recordings that all files are compared with, with a seed used for nothing else.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +18,7 @@ from valle_convert.families.bundle import Bundle
 from valle_convert.files import sha256_of, valid_utf8
 from valle_convert.listening.listen import (
     DISTANCE,
-    EVERYWHERE,
     LISTENING,
-    MEASURES,
     NLL,
     PHONEMES,
     RETRIEVAL,
@@ -31,7 +29,6 @@ from valle_convert.listening.listen import (
     Recogniser,
     Sentence,
 )
-from valle_convert.listening.measures import Estimate, Tally
 from valle_convert.llama.cpu import usable_cores
 from valle_convert.progress import Progress
 from valle_convert.quantize.examples import Examples
@@ -39,9 +36,6 @@ from valle_convert.quantize.options import ListenOptions, MeasureOptions
 from valle_convert.quantize.source import SourceBundle
 from valle_convert.wording import plural
 
-Files = Sequence[tuple[str, Listened]]
-#: A header, and rows of cells.
-Table = tuple[list[str], list[list[str]]]
 #: Nothing random is in these.
 _STEADY = (NLL, PHONEMES)
 #: What is said is judged by these, over all ways of speaking.
@@ -98,15 +92,37 @@ class Listening:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "sentences": list(self.names),
+            "sentences": self.names,
+            "different_texts": self.n_texts,
             "references": self.references,
             "codec": self.codec,
             "recogniser": self.recogniser,
-            "recordings": None if self.recordings is None else listened_to_json(self.recordings),
+            "recordings": self.recordings and listened_to_json(self.recordings),
             "baseline": listened_to_json(self.baseline),
             "repeat": listened_to_json(self.repeat, self.baseline),
             "repeat_how": self.repeat_how,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class FileSpeech:
+    """What a file says, compared with F16; valid for the same `key`."""
+
+    key: str
+    listened: Listened
+    listening: Listening
+    beyond_noise: tuple[str, ...]  # what it says worse than F16
+
+    def without_sound(self) -> Self:
+        """The stored part; the sound is in the report of the run that listened."""
+        one = self.listening
+        repeat, baseline = (replace(heard, clips={}) for heard in (one.repeat, one.baseline))
+        listening = replace(one, baseline=baseline, repeat=repeat, sounds=())
+        return replace(self, listened=replace(self.listened, clips={}), listening=listening)
+
+    def to_json(self) -> dict[str, Any]:
+        listened = listened_to_json(self.listened, self.listening.baseline)
+        return {"listened": listened, "beyond_noise": self.beyond_noise}
 
 
 def listened_to_json(listened: Listened, base: Listened | None = None) -> dict[str, Any]:
@@ -114,49 +130,11 @@ def listened_to_json(listened: Listened, base: Listened | None = None) -> dict[s
     found: dict[str, Any] = {}
     for measure, places in listened.tallies.items():
         for place, tally in places.items():
-            entry: dict[str, Any] = _interval(tally.estimate())
             other = base.tallies.get(measure, {}).get(place) if base else None
-            entry["difference"] = _interval(tally.minus(other)) if other else None
+            difference = asdict(tally.minus(other)) if other else None
+            entry = asdict(tally.estimate()) | {"difference": difference}
             found.setdefault(measure, {})[place] = entry
     return found
-
-
-def _interval(estimate: Estimate) -> dict[str, float]:
-    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
-
-
-def means_of(files: Files, base: Listened | None = None) -> Table:
-    """One row per file, one column per measure: the mean, or its difference from `base`."""
-    measures = [one for one in MEASURES.values() if any(file.total(one) for _, file in files)]
-    titles = (f"{one.title}, {one.unit}" if one.unit else one.title for one in measures)
-
-    def cell(mine: Tally | None, its: Tally | None) -> str:
-        if mine is None or (base is not None and its is None):
-            return ""
-        return in_words(mine.minus(its), "+") if its else in_words(mine.estimate())
-
-    rows = [
-        [name, *(cell(file.total(one), base.total(one) if base else None) for one in measures)]
-        for name, file in files
-        if file is not base
-    ]
-    return ["file", *titles], rows
-
-
-def places_of(measure: Measure, files: Files) -> Table:
-    """One measure with its interval, a row a file, a column a head or way of speaking."""
-    places = list(dict.fromkeys(place for _, file in files for place in file.places(measure)))
-    places.sort(key=lambda one: one == EVERYWHERE)
-    rows = []
-    for name, file in files:
-        tallies = [file.tallies.get(measure.name, {}).get(place) for place in places]
-        rows.append([name, *(in_words(one.estimate()) if one else "" for one in tallies)])
-    return ["file", *places], rows
-
-
-def in_words(estimate: Estimate, sign: str = "") -> str:
-    """`3.221 (3.115 to 3.331)`."""
-    return f"{estimate.mean:{sign}.3f} ({estimate.low:{sign}.3f} to {estimate.high:{sign}.3f})"
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:

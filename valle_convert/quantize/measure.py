@@ -10,13 +10,15 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -32,24 +34,24 @@ from valle_convert.listening.listen import LISTENING, ListeningTest
 from valle_convert.llama.context import EXACT, Settings
 from valle_convert.network.protocol import AnyNetwork
 from valle_convert.quantize.examples import Examples
-from valle_convert.quantize.listening import Audience, Listening
+from valle_convert.quantize.listening import Audience, FileSpeech, Listening
 from valle_convert.quantize.manifest import Sha256
 from valle_convert.quantize.measurements import (
-    Baseline,
     Compared,
-    Predictions,
-    SpeechMeasured,
+    Evaluated,
     TensorReport,
     Verified,
     key_of,
+    unmeasured,
 )
 from valle_convert.quantize.options import MakeOptions, MeasureOptions, RunLog
 from valle_convert.quantize.plan import arguments_of
 from valle_convert.quantize.quality import ALL, Expected, Measured, measure, run_reference
 from valle_convert.quantize.source import Scratch, SourceBundle, quantized_tensors, split_off
 from valle_convert.quantize.tool import find_quantizer
-from valle_convert.quantize.types import FILE_TYPES, bits_and_weights
+from valle_convert.quantize.types import FILE_TYPES
 from valle_convert.verify.report import Report
+from valle_convert.verify.run import verify
 from valle_convert.verify.tensors import rounding_decibels
 from valle_convert.wording import duration, plural
 
@@ -65,11 +67,18 @@ class Measurer:
     source: SourceBundle
     examples: Examples
     options: MeasureOptions
-    audience: Audience | None
     scratch: Scratch
     log: RunLog
-    n_files: int = 1
-    _n_measured: int = field(default=0, init=False)
+    n_left: int  # files to measure
+    audience: Audience | None = None
+
+    @cached_property
+    def checkpoint(self) -> dict[str, str] | None:
+        """Its name and digest; None without one."""
+        if self.source.conversion is None:
+            return None
+        checkpoint = self.source.conversion.checkpoint
+        return {"name": valid_utf8(checkpoint.path.name), "sha256": checkpoint.sha256()}
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -91,39 +100,39 @@ class Measurer:
     def speech_key(self) -> str:
         return key_of(self.inputs, *(self.audience.key if self.audience else ()))
 
-    def predictions(self, bundle: Bundle, name: str) -> Predictions:
+    def measure(self, bundle: Bundle, file: Evaluated) -> Evaluated:
         (expected, compared), start = self.reference, time.perf_counter()
         report = self._verify(bundle)
         verified = measured = None
         if report is not None:
             verified = Verified("passed" if report.passed else "failed", report.verdict())
         if report is not None and any(one.failed for one in report.levels[:1]):
-            self.log.message(f"{name} is not measured because its structure is wrong")
+            self.log.message(f"{file.name} is not measured because its structure is wrong")
         else:
-            measured = self._measure(bundle, name, expected)
+            measured = self._measure(bundle, file.name, expected)
             total = measured.quality[ALL]
             self.log.message(
-                f"measured {name}: KL mean {total.kl_mean:.2e}, top-1 agreement "
+                f"measured {file.name}: KL mean {total.kl_mean:.2e}, top-1 agreement "
                 f"{total.best_code:.2%}"
             )
-        self._n_measured += 1
-        left = self.n_files - 1
-        if self._n_measured == 1 and left:
-            needed = duration((time.perf_counter() - start) * left)
-            self.log.message(f"{plural(left, 'file')} to go: about {needed}")
-        return Predictions(
+        self.n_left -= 1
+        if self.n_left:
+            needed = duration((time.perf_counter() - start) * self.n_left)
+            self.log.message(f"{plural(self.n_left, 'file')} to go: about {needed}")
+        return structs.replace(
+            file,
             compared=compared,
             measured=measured,
             verified=verified,
             tensors=tuple(self._tensors(bundle, report)),
         )
 
-    def speech(self, bundle: Bundle, name: str) -> SpeechMeasured:
+    def listen(self, bundle: Bundle, name: str) -> FileSpeech:
         listening, test = self._listening
         network: Any
         with self._open(bundle, LISTENING) as network:
             listened = test.listen(network, self.log.progress, f"listening to {name}")
-        return SpeechMeasured(self.speech_key, listened, listening)
+        return FileSpeech(self.speech_key, listened, listening, listening.beyond_noise(listened))
 
     def _tensors(self, bundle: Bundle, report: Report | None) -> Iterator[TensorReport]:
         """The type and error of every matrix; `verify` has measured those of quantized ones."""
@@ -159,8 +168,6 @@ class Measurer:
         return network
 
     def _verify(self, bundle: Bundle) -> Report | None:
-        from valle_convert.verify.run import verify
-
         if self.source.conversion is None:
             return None
         report = verify(
@@ -180,17 +187,14 @@ class Measurer:
         """The reference: read from a `--save-reference` file, or computed."""
         if self.options.reference is not None:
             return read_reference(self.options.reference, self.inputs, self.examples)
-        plan, checkpoint, expected = self.source.conversion, None, self._expected
-        if plan is not None:
-            name, digest = valid_utf8(plan.checkpoint.path.name), plan.checkpoint.sha256()
-            checkpoint = {"name": name, "sha256": digest}
+        expected = self._expected
         compared = Compared(
             inputs=self.inputs,
             source=self.source.name,
-            checkpoint=checkpoint,
+            checkpoint=self.checkpoint,
             reference=expected.name,
-            utterances=self.examples.description,
-            n_texts=self.examples.n_texts,
+            sequences=self.examples.description,
+            different_texts=self.examples.n_texts,
             baseline=self._baseline,
         )
         if self.options.save_reference is not None:
@@ -203,15 +207,13 @@ class Measurer:
         examples, source, options = self.examples, self.source, self.options
 
         def run(network: AnyNetwork, name: str) -> Expected:
-            start, told = time.perf_counter(), False
+            start, done = time.perf_counter(), count()
             with self.log.progress("reference", examples.count, "utterances") as advance:
 
                 def follow(n: int) -> None:
-                    nonlocal told
                     advance(n)
-                    if not told:
+                    if next(done) == 0:
                         self._tell_how_long(time.perf_counter() - start)
-                        told = True
 
                 return run_reference(source.family, network, name, examples, follow)
 
@@ -228,7 +230,7 @@ class Measurer:
 
     def _tell_how_long(self, seconds: float) -> None:
         """Estimate the time from the first utterance on the reference."""
-        n, n_files = self.examples.count, self.n_files
+        n, n_files = self.examples.count, self.n_left
         verifying = 0 if self.source.conversion is None else _VERIFYING
         left = seconds * (n - 1 + _MEASURING * n + n_files * (_MEASURING * n + verifying))
         listening = "" if self.audience is None else ", without listening"
@@ -238,16 +240,12 @@ class Measurer:
         )
 
     @cached_property
-    def _baseline(self) -> Baseline:
+    def _baseline(self) -> Evaluated:
         bundle, kind = self._baseline_files
         is_source = bundle is self.source.bundle
-        return Baseline(
-            name=self.source.name if is_source else f"{self.source.stem}-F16.gguf",
-            kind=kind,
-            n_bytes=bundle.n_bytes,
-            **bits_and_weights(quantized_tensors(bundle)),
-            measured=self._measure(bundle, kind, self._expected),
-        )
+        name = self.source.name if is_source else f"{self.source.stem}-F16.gguf"
+        measured = self._measure(bundle, kind, self._expected)
+        return structs.replace(unmeasured(bundle), name=name, kind=kind, measured=measured)
 
     @cached_property
     def _listening(self) -> tuple[Listening, ListeningTest]:
@@ -299,7 +297,7 @@ _KEY = "valle-convert"
 
 
 class _Header(msgspec.Struct, frozen=True):
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     compared: Compared
     sha256: Sha256
 
@@ -308,7 +306,7 @@ def save_reference(path: Path, expected: Expected, compared: Compared) -> None:
     """Write the file. The command has already checked that it may be overwritten."""
     arrays = {f"logits.{i:06}": logits for i, (_, logits) in enumerate(expected.cases)}
     arrays |= {f"spoken.{i:06}": np.asarray(one, np.int64) for i, one in enumerate(expected.spoken)}
-    header = _Header(1, compared, _digest(arrays))
+    header = _Header(2, compared, _digest(arrays))
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_output(path, force=True) as file:
         file.write(save(plain, {_KEY: msgspec.json.encode(header).decode()}))

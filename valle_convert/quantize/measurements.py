@@ -9,19 +9,19 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import structs
 
 from valle_convert.errors import InputError
 from valle_convert.families.bundle import Bundle
-from valle_convert.files import sha256_of
-from valle_convert.listening.listen import Listened
+from valle_convert.files import sha256_of, valid_utf8
 from valle_convert.progress import Progress, silent
-from valle_convert.quantize.limits import Limits, identity_of
-from valle_convert.quantize.listening import Listening
+from valle_convert.quantize.limits import Limits
+from valle_convert.quantize.listening import FileSpeech
 from valle_convert.quantize.manifest import (
     MANIFEST,
     Finding,
@@ -32,9 +32,11 @@ from valle_convert.quantize.manifest import (
     write_struct,
 )
 from valle_convert.quantize.quality import ALL, Measured
+from valle_convert.quantize.source import quantized_tensors
+from valle_convert.quantize.types import FILE_TYPES, bits_and_weights
+from valle_convert.verify.run import main_type
 
 SUFFIX = ".measurements.json"
-Outcome = Literal["passed", "failed", "not judged"]
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -54,19 +56,67 @@ class TensorReport(msgspec.Struct, frozen=True, rename={"kind": "type"}):
     part: str = ""
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The F16 file that sizes and speeds are compared with."""
+class Evaluated(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    eq=False,
+    rename={"kind": "type", "n_bytes": "bytes", "weights": "weights_by_type"},
+):
+    """A model's files, what was measured of them, and the verdict."""
 
+    schema_version: Literal[2] = 2
     name: str
-    kind: str
-    n_bytes: int
+    kind: Annotated[str, msgspec.Meta(pattern=r"\A\w+\Z")]
+    n_bytes: Annotated[int, msgspec.Meta(gt=0, lt=1 << 62)]
     bits_per_weight: float
     weights: dict[str, int]
-    measured: Measured
+    sha256: dict[str, Sha256] = {}  # by the name of each file, the main one first
+    tool: str = ""  # the program that quantized it; empty if its keys do not say
+    imatrix: str | None = None  # the name of the importance matrix
+    compared: "Compared | None" = None
+    measured: Measured | None = None  # None if its structure is wrong, too
+    verified: Verified | None = None  # the result of `verify`; None without a checkpoint
+    tensors: tuple[TensorReport, ...] = ()
+    speech: FileSpeech | None = None
+    outcome: Literal["passed", "failed", "not judged"] = "not judged"
+    limits: Limits | None = None
+    failures: tuple[str, ...] = ()  # what is wrong, and which limits it exceeds
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.measured is not None and self.compared is None
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.verified is not None and self.verified.outcome == "failed"
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL divergence over all predictions, in nats; None if it was not measured."""
+        return None if self.measured is None else self.measured.quality[ALL].kl_mean
+
+    @property
+    def top_1(self) -> float | None:
+        """Top-1 agreement with the reference over all predictions; None if not measured."""
+        return None if self.measured is None else self.measured.quality[ALL].best_code
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a limit is on something that was not measured."""
+        return self.limits is not None and self.outcome == "not judged"
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of a report, which says once what all files are compared with."""
+        alone = structs.replace(self, compared=None, speech=None)
+        plain: dict[str, Any] = msgspec.to_builtins(alone)
+        del plain["schema_version"], plain["compared"], plain["speech"]
+        measured = plain.pop("measured") or {}
+        speech = self.speech.to_json() if self.speech else {"listened": None, "beyond_noise": None}
+        return plain | measured | speech
 
 
-class Compared(msgspec.Struct, frozen=True):
+class Compared(msgspec.Struct, frozen=True, eq=False):
     """What files are compared with, and on which data."""
 
     #: Everything that a measurement depends on except the file, each as a digest.
@@ -74,73 +124,43 @@ class Compared(msgspec.Struct, frozen=True):
     source: str  # the name of the reference
     checkpoint: dict[str, str] | None  # its name and digest; None without one
     reference: str  # in words
-    utterances: str  # in words
-    n_texts: int  # the number of different texts in the data
-    baseline: Baseline
+    sequences: str  # the utterances, in words
+    different_texts: int
+    baseline: Evaluated  # the F16 file, for sizes and speeds
 
-    @property
-    def identity(self) -> str:
-        """A checkpoint by its digest, else a file by its name."""
-        return identity_of(self.source, self.checkpoint)
-
-
-class Predictions(msgspec.Struct, frozen=True):
-    """What was measured of the predictions, unless the file is damaged, and whether it is right."""
-
-    compared: Compared
-    measured: Measured | None
-    verified: Verified | None
-    tensors: tuple[TensorReport, ...]
-
-    @property
-    def is_finite(self) -> bool:
-        found = self.measured
-        return found is None or math.isfinite(found.quality[ALL].kl_mean + found.quality[ALL].nmse)
+    def __post_init__(self) -> None:
+        if not self.baseline.is_baseline:
+            raise ValueError("the baseline was not measured")
 
 
-@dataclass(frozen=True, eq=False)
-class SpeechMeasured:
-    key: Sha256
-    listened: Listened
-    listening: Listening
-
-    def without_sound(self) -> Self:
-        """The stored part; the sound is in the report of the run that listened."""
-        baseline = replace(self.listening.baseline, clips={})
-        repeat = replace(self.listening.repeat, clips={})
-        listening = replace(self.listening, baseline=baseline, repeat=repeat, sounds=())
-        return replace(self, listened=replace(self.listened, clips={}), listening=listening)
+def type_of(bundle: Bundle) -> str:
+    """The type that files were quantized to, else the one that most weights have."""
+    made = bundle.main.keys.get("valle.quantize.type")
+    return made if isinstance(made, str) and made in FILE_TYPES else main_type(bundle)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """A verdict: the limits that were used, and everything beyond them."""
-
-    outcome: Outcome
-    limits: Limits | None = None
-    failures: tuple[str, ...] = ()
-
-
-class Measurements(msgspec.Struct, frozen=True):
-    """The contents of a file. `files`: the digests of the measured files, the main one first.
-    `judgement` is None while a run that judges the file is in progress.
-    """
-
-    schema_version: Literal[1]
-    files: dict[str, Sha256]
-    predictions: Predictions | None = None
-    speech: SpeechMeasured | None = None
-    judgement: Judgement | None = None
+def unmeasured(bundle: Bundle) -> Evaluated:
+    """What the files themselves say."""
+    keys = bundle.main.keys
+    made = [keys.get(f"valle.quantize.{name}") for name in ("tool", "tool_version")]
+    imatrix = keys.get("quantize.imatrix.file")
+    return Evaluated(
+        name=valid_utf8(bundle.path.name),
+        kind=type_of(bundle),
+        n_bytes=bundle.n_bytes,
+        **bits_and_weights(quantized_tensors(bundle)),
+        tool=" ".join(map(str, filter(None, made))),
+        imatrix=str(imatrix) if imatrix else None,
+    )
 
 
 def path_of(main: Path) -> Path:
     return main.with_name(main.name.removesuffix(".gguf") + SUFFIX)
 
 
-def read_measurements(bundle: Bundle, *, force: bool = False) -> Measurements:
+def read_measurements(bundle: Bundle, *, force: bool = False) -> Evaluated:
     """The stored measurements of files, if the files are unchanged."""
-    digests = {one.name: sha256_of(one) for one in bundle.paths}
-    path = path_of(bundle.path)
+    digests, path = {one.name: sha256_of(one) for one in bundle.paths}, path_of(bundle.path)
     if path.exists():
         try:
             found = _read(path)
@@ -148,20 +168,22 @@ def read_measurements(bundle: Bundle, *, force: bool = False) -> Measurements:
             if not force:
                 raise
         else:
-            if found.files == digests:
+            if found.sha256 == digests:
                 return found
-    return Measurements(1, digests)
+    return structs.replace(unmeasured(bundle), sha256=digests)
 
 
-def write_measurements(main: Path, found: Measurements) -> None:
-    predictions, speech = found.predictions, found.speech
-    if predictions is not None and not predictions.is_finite:
-        predictions = None
-    speech = None if speech is None else speech.without_sound()
-    write_struct(path_of(main), Measurements(1, found.files, predictions, speech, found.judgement))
+def write_measurements(main: Path, found: Evaluated) -> None:
+    """Store everything but sound and measurements that are no numbers, which are made again."""
+    total = found.measured and found.measured.quality[ALL]
+    if total and not math.isfinite(total.kl_mean + total.nmse):
+        found = structs.replace(found, compared=None, measured=None)
+    if found.speech is not None:
+        found = structs.replace(found, speech=found.speech.without_sound())
+    write_struct(path_of(main), found)
 
 
-def measurements_in(folder: Path) -> Iterator[Measurements]:
+def measurements_in(folder: Path) -> Iterator[Evaluated]:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         yield _read(path)
 
@@ -176,25 +198,23 @@ def check_folder(
     folder = path if path.is_dir() else path.parent
     models = [file for file in found.files if file.is_model]
     verdicts = {
-        (name, sha256): one.judgement
+        (name, sha256): one
         for one in measurements_in(folder)
-        for name, sha256 in one.files.items()
+        for name, sha256 in one.sha256.items()
     }
     missing = [] if models else [Finding(MANIFEST, "it lists no model")]
     for file in models:
-        judgement = verdicts.get((file.name, file.sha256)) or Judgement("not judged")
-        if judgement.outcome != "passed":
-            given = judgement.limits.given if judgement.limits else {}
-            limits = ", ".join(f"{name} {value:g}" for name, value in given.items())
-            missing.append(
-                Finding(file.name, f"{judgement.outcome}{limits and f' (limits: {limits})'}")
-            )
+        one = verdicts.get((file.name, file.sha256))
+        if one is None or one.outcome == "not judged":
+            missing.append(Finding(file.name, "not judged"))
+        elif one.outcome == "failed":
+            missing.append(Finding(file.name, f"failed: {'; '.join(one.failures)}"))
     return replace(found, findings=(*found.findings, *missing))
 
 
-def _read(path: Path) -> Measurements:
+def _read(path: Path) -> Evaluated:
     try:
-        return read_struct(path, "file of measurements", Measurements)
+        return read_struct(path, "file of measurements", Evaluated)
     except InputError as error:
         raise InputError(f"{error} Measure again with `evaluate --force`.") from error
 

@@ -32,8 +32,8 @@ from valle_convert.quantize.identity import IDENTITY_KEYS
 from valle_convert.quantize.limits import Gates
 from valle_convert.quantize.manifest import MANIFEST, SUMS, ManifestFile, write_manifest
 from valle_convert.quantize.measurements import path_of, write_measurements
-from valle_convert.quantize.release import read_release
-from valle_convert.quantize.report import Evaluated, EvaluationReport, judged, report_of, type_of
+from valle_convert.quantize.release import Released, read_release
+from valle_convert.quantize.report import EvaluationReport, judged
 
 _PIECE = 4 << 20
 
@@ -63,7 +63,7 @@ def merge(
     sources = [*folders, *([out] if (out / MANIFEST).is_file() and not force else [])]
     places: dict[str, Path] = {}
     files: dict[str, ManifestFile] = {}
-    models: dict[str, Evaluated] = {}
+    models: dict[str, Released] = {}
     for folder in sources:
         release = read_release(folder, progress)
         for name, file in release.files.items():
@@ -75,7 +75,7 @@ def merge(
             places.setdefault(name, folder / name)
         for model in release.models:
             known = models.get(model.path.name)
-            if known is None or known.measurements.predictions is None:
+            if known is None or known.report.compared is None:
                 models[model.path.name] = model
     made = {one.sha256 for one in files.values() if one.kind == "imatrix"}
     check_together(tuple(models.values()), made)
@@ -90,15 +90,15 @@ def merge(
         placed = [replace(one, bundle=open_files(out / name)) for name, one in models.items()]
         placed.sort(key=lambda one: (-one.bundle.n_bytes, one.path.name))
         if gates is not None:
-            placed = [judged(one, gates, {}) for one in placed]
+            placed = [replace(one, report=judged(one.report, gates)) for one in placed]
         for one in placed if is_measured else ():
-            write_measurements(one.path, one.measurements)
+            write_measurements(one.path, one.report)
         write_manifest(out, files.values())
-    report = report_of(placed) if is_measured else None
+    report = EvaluationReport(tuple(one.report for one in placed)) if is_measured else None
     return Merged(tuple(files.values()), report, tuple(unlisted_in(out, files)))
 
 
-def check_together(models: Sequence[Evaluated], matrices: Collection[str]) -> None:
+def check_together(models: Sequence[Released], matrices: Collection[str]) -> None:
     """Refuse models made or measured in different ways; `matrices` were made for a folder."""
     known: dict[str, tuple[Path, str]] = {}
     for one in models:
@@ -115,7 +115,7 @@ def _only(text: str, other: str) -> str:
     return f"{' '.join(words):.24}" or "nothing"
 
 
-def _ways(model: Evaluated, matrices: Collection[str]) -> Iterator[tuple[str, str]]:
+def _ways(model: Released, matrices: Collection[str]) -> Iterator[tuple[str, str]]:
     """How a model was made and measured, each with words for it."""
     keys = model.bundle.main.keys
     yield "the checkpoint", str(keys.get(SOURCE_SHA256_KEY))
@@ -123,18 +123,18 @@ def _ways(model: Evaluated, matrices: Collection[str]) -> Iterator[tuple[str, st
         yield f"the key {name}", str(keys.get(name, "not set"))
     for part, file in model.files.items():
         yield f"the tool of {part}", " ".join(file.tool[one] for one in sorted(file.tool))
-        yield f"the options of {part}", _options_of(file, type_of(model.bundle))
+        yield f"the options of {part}", _options_of(file, model.report.kind)
         yield f"the source of {part}", file.source_sha256
         matrix = file.imatrix_sha256
         if matrix is not None:
             yield f"the importance matrix of {part}", matrix
         if matrix not in matrices:  # those serve only the types that need one
             yield f"the use of a matrix for {part}", "none" if matrix is None else "given"
-    if model.measurements.predictions is not None:
-        for what, value in model.measurements.predictions.compared.inputs.items():
+    if model.report.compared is not None:
+        for what, value in model.report.compared.inputs.items():
             yield f"the {what} of the measurements", value
-    if model.measurements.speech is not None:
-        yield "what was listened to", model.measurements.speech.key
+    if model.report.speech is not None:
+        yield "what was listened to", model.report.speech.key
 
 
 def _options_of(file: ManifestFile, kind: str) -> str:
@@ -145,19 +145,17 @@ def _options_of(file: ManifestFile, kind: str) -> str:
     return " ".join(one for one in given if one != kind and not one.endswith(f"-{kind}.gguf"))
 
 
-def _check_measured(models: Sequence[Evaluated], gates: Gates | None, *, has_report: bool) -> bool:
+def _check_measured(models: Sequence[Released], gates: Gates | None, *, has_report: bool) -> bool:
     """Whether the models were measured, which limits and reports need."""
-    found = {one.path: one.measurements.predictions for one in models}
-    missing = [path for path, predictions in found.items() if predictions is None]
-    first = next(filter(None, found.values()), None)
-    if first is None and gates is None and not has_report:
+    if gates is None and not has_report and not any(one.report.compared for one in models):
         return False
-    if first is None or missing:
-        raise InputError(f"{missing[0]} was not measured. Run `valle-convert evaluate` on it.")
-    if gates is not None:
-        compared = first.compared
-        types = {type_of(one.bundle) for one in models}
-        gates.check(types, compared.identity, compared.utterances)
+    types = {one.report.kind for one in models}
+    for one in models:
+        found = one.report.compared
+        if found is None:
+            raise InputError(f"{one.path} was not measured. Run `valle-convert evaluate` on it.")
+        if gates is not None:
+            gates.check(types, found.source, found.checkpoint, found.sequences)
     return True
 
 

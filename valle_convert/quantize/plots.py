@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from valle_convert.listening.listen import NLL
 from valle_convert.quantize.listening import Listening, pareto_front
+from valle_convert.quantize.measurements import Evaluated
 from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.report import EvaluationReport, FileReport
+from valle_convert.quantize.report import EvaluationReport
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -31,11 +32,10 @@ _WIDTH, _LEGEND_COLUMNS, _SHORT = 6.5, 5, 12
 def plots(report: EvaluationReport) -> Iterator[tuple[str, Figure]]:
     if not report.measured:
         return
-    rows = [report.baseline, *report.measured]
+    rows = [report.compared.baseline, *report.measured]
     yield "Size and divergence", plot_size(rows)
     if report.listening is not None:
-        title = "Size and likelihood of the true codes"
-        yield title, plot_likelihood(report, report.listening)
+        yield "Size and likelihood of the true codes", plot_likelihood(report, report.listening)
     yield "Divergence by head", plot_heads(rows)
     yield "Speed", plot_speed(rows)
 
@@ -49,9 +49,10 @@ def plot_likelihood(report: EvaluationReport, listening: Listening) -> Figure:
     axes.axhspan(0, error, color="#bee3f8", zorder=0, label="within a standard error of F16")
     points: list[tuple[float, float]] = []
     for file in report.files:
-        tally = file.listened.total(NLL) if file.listened else None
-        if tally is None:
+        tally = file.speech.listened.total(NLL) if file.speech else None
+        if file.speech is None or tally is None:
             continue
+        color, noise = (_RED, "beyond") if file.speech.beyond_noise else (_BLUE, "within")
         difference = tally.minus(base)
         size = file.n_bytes / 2**20
         points.append((size, difference.mean))
@@ -61,8 +62,8 @@ def plot_likelihood(report: EvaluationReport, listening: Listening) -> Figure:
             yerr=[[difference.mean - difference.low], [difference.high - difference.mean]],
             fmt="o",
             capsize=3,
-            color=_RED if file.beyond_noise else _BLUE,
-            label="beyond the noise of F16" if file.beyond_noise else "within the noise of F16",
+            color=color,
+            label=f"{noise} the noise of F16",
             zorder=3,
         )
         _name(axes, file.kind, size, difference.mean)
@@ -91,7 +92,7 @@ def _draw_front(axes: Any, points: Iterable[tuple[float, float]]) -> None:  # no
     )
 
 
-def plot_size(rows: Sequence[FileReport]) -> Figure:
+def plot_size(rows: Sequence[Evaluated]) -> Figure:
     figure, axes = _figure(4.4)
     points: list[tuple[float, float]] = []
     for row in rows:
@@ -99,7 +100,7 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
         color, label = _BLUE, "quantized"
         if row.is_baseline:
             color, label = _GREY, "baseline"
-        elif row.faults:
+        elif row.failures:
             color, label = _RED, "wrong, or beyond a limit"
         # A divergence of nothing has no place on a logarithmic axis.
         size, divergence = row.n_bytes / 2**20, max(row.kl, 1e-12)
@@ -117,7 +118,7 @@ def plot_size(rows: Sequence[FileReport]) -> Figure:
     return figure
 
 
-def plot_heads(rows: Sequence[FileReport]) -> Figure:
+def plot_heads(rows: Sequence[Evaluated]) -> Figure:
     figure, axes = _figure(4 + 0.2 * (len(rows) / _LEGEND_COLUMNS))
     for i, row in enumerate(rows):
         assert row.measured is not None  # noqa: S101 - the caller chose such files
@@ -131,7 +132,7 @@ def plot_heads(rows: Sequence[FileReport]) -> Figure:
     return figure
 
 
-def plot_speed(rows: Sequence[FileReport]) -> Figure:
+def plot_speed(rows: Sequence[Evaluated]) -> Figure:
     """Milliseconds of an AR step and of a NAR pass, a bar a file."""
     figure, both = _figure(0.9 + 0.42 * len(rows), 2)
     names = [row.kind for row in rows]

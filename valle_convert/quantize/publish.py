@@ -27,10 +27,10 @@ from valle_convert.gguf_file.keys import (
 )
 from valle_convert.gguf_file.metadata import size_label
 from valle_convert.quantize.manifest import MANIFEST, SUMS
-from valle_convert.quantize.measurements import key_of
-from valle_convert.quantize.release import Release
+from valle_convert.quantize.measurements import Evaluated
+from valle_convert.quantize.release import Release, Released
 from valle_convert.quantize.render import markdown_words, render
-from valle_convert.quantize.report import Evaluated, FileReport, nearness
+from valle_convert.quantize.report import nearness
 from valle_convert.quantize.types import PLAIN_TYPES
 from valle_convert.wording import listing
 
@@ -54,13 +54,13 @@ def card_of(
                 f"{one.path} and {first.path} were made of different checkpoints. Publish them "
                 "from two folders."
             )
-    found = [one.measurements.predictions for one in models]
-    if len({one and key_of(one.compared.inputs) for one in found}) > 1:
+    measured = reports[0].compared
+    inputs = [one.compared and one.compared.inputs for one in reports]
+    if any(one != inputs[0] for one in inputs):
         raise InputError(
             f"The files of {folder.path} were not measured in one way. Run `evaluate "
             f"{folder.path}` again."
         )
-    measured = found[0]
     tensors = [one for file in bundle.files.values() for one in file.tensors.values()]
     tools = {f"{one.main.tool.get('name')} {one.main.tool.get('version')}" for one in models}
     verified = [one.verified.outcome for one in reports if one.verified]
@@ -72,13 +72,11 @@ def card_of(
             "name": keys.get("general.name") or folder.path.name,
             "description": _text(keys, "general.description"),
             "quantized_by": _text(keys, "general.quantized_by"),
-            "family": bundle.family,
+            "bundle": bundle,
             "size_label": size_label(sum(one.n_elements for one in tensors)),
             "keys": keys,
-            "measured_on": measured and measured.compared,
+            "measured_on": measured,
             "rows": [_row(one) for one in models],
-            "n_files": len(models[0].files),
-            "advice": folder.advice().sentence,
             "lost": _texts(keys, SOURCE_LOST_KEY),
             "assumed": _texts(keys, SOURCE_ASSUMED_KEY),
             "extras": ["llama", *bundle.family.needs],
@@ -86,10 +84,9 @@ def card_of(
             "shown": folder.best() or models[-1],
             "tools": sorted(tools),
             "n_right": verified.count("passed"),
-            "n_types": len(models),
-            "failed": [(one.name, one.faults) for one in reports if one.faults],
+            "reports": reports,
             "sums": SUMS,
-            "listed": folder.listed,
+            "folder": folder,
         },
     )
 
@@ -110,11 +107,11 @@ def write_card(folder: Release, *said: str | None, force: bool) -> Path:
     return path
 
 
-def _source_of(model: Evaluated) -> list[Any]:
+def _source_of(model: Released) -> list[Any]:
     return [model.bundle.main.keys.get(key) for key in (SOURCE_SHA256_KEY, SOURCE_LORA_KEY)]
 
 
-def _row(model: Evaluated) -> tuple[str, ...]:
+def _row(model: Released) -> tuple[str, ...]:
     report = model.report
     return (
         f"`{model.main.name}`",
@@ -127,7 +124,7 @@ def _row(model: Evaluated) -> tuple[str, ...]:
     )
 
 
-def _use_of(report: FileReport) -> str:
+def _use_of(report: Evaluated) -> str:
     if report.is_wrong:
         return "nothing: it failed its checks"
     if report.failures:

@@ -10,8 +10,8 @@ from valle_convert.gguf_file.keys import is_converted
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.progress import Progress, silent
 from valle_convert.quantize.manifest import MANIFEST, ManifestFile, check_manifest, read_manifest
-from valle_convert.quantize.measurements import read_measurements
-from valle_convert.quantize.report import Advice, Evaluated, advise
+from valle_convert.quantize.measurements import Evaluated, read_measurements
+from valle_convert.quantize.report import Advice, advise
 from valle_convert.quantize.source import open_checked
 from valle_convert.wording import listing
 
@@ -33,12 +33,29 @@ def converted_models_in(folder: Path) -> Iterator[Bundle]:
 
 
 @dataclass(frozen=True)
+class Released:
+    """A model of a folder; `files` are its entries in the manifest, by part."""
+
+    bundle: Bundle
+    report: Evaluated
+    files: Mapping[str, ManifestFile]
+
+    @property
+    def path(self) -> Path:
+        return self.bundle.path
+
+    @property
+    def main(self) -> ManifestFile:
+        return next(iter(self.files.values()))
+
+
+@dataclass(frozen=True)
 class Release:
     """A folder that matches its manifest: the files by name, and the models by size."""
 
     path: Path
     files: Mapping[str, ManifestFile]
-    models: tuple[Evaluated, ...]
+    models: tuple[Released, ...]
 
     @property
     def listed(self) -> tuple[ManifestFile, ...]:
@@ -47,12 +64,9 @@ class Release:
         return (*ours, *(one for one in self.files.values() if not one.is_model))
 
     def advice(self) -> Advice:
-        found = [one.measurements for one in self.models if one.measurements.predictions]
-        n_texts = [one.predictions.compared.n_texts for one in found if one.predictions]
-        n_texts += [one.speech.listening.n_texts for one in found if one.speech]
-        return advise([one.report for one in self.models], min(n_texts, default=0))
+        return advise([one.report for one in self.models])
 
-    def best(self) -> Evaluated | None:
+    def best(self) -> Released | None:
         taken = self.advice().take
         return next((one for one in self.models if one.report is taken), None)
 
@@ -72,7 +86,7 @@ def read_release(path: Path, progress: Progress = silent) -> Release:
                 "it. Quantize again."
             )
         files = {part: listed[file.path.name] for part, file in bundle.files.items()}
-        models.append(Evaluated(bundle, read_measurements(bundle), files))
+        models.append(Released(bundle, read_measurements(bundle), files))
         idle -= {one.name for one in files.values()}
     if idle:
         raise InputError(

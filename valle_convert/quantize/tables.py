@@ -1,46 +1,49 @@
 """The tables of an evaluation's report: columns, their meaning, and the files as rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from valle_convert.listening.listen import MEASURES, NLL, RETRIEVAL, WORDS
-from valle_convert.quantize.listening import Table, means_of, places_of
+from valle_convert.listening.listen import (
+    EVERYWHERE,
+    MEASURES,
+    NLL,
+    RETRIEVAL,
+    WORDS,
+    Listened,
+    Measure,
+)
+from valle_convert.quantize.measurements import Evaluated
 from valle_convert.quantize.quality import ALL
-from valle_convert.quantize.report import EvaluationReport, FileReport, nearness
+from valle_convert.quantize.report import EvaluationReport, nearness
 
+Files = Sequence[tuple[str, Listened]]
+#: A header, and rows of cells.
+Table = tuple[list[str], list[list[str]]]
 WRONG, BEYOND = "WRONG", "BEYOND LIMITS"
 _HEARD = (NLL, RETRIEVAL, WORDS)
-#: By importance: name, key of `_values`, format, meaning.
-COLUMNS = (
+#: Name, key of `_values`, format, meaning.
+Column = tuple[str, str, str, str]
+#: By importance.
+COLUMNS: tuple[Column, ...] = (
     ("type", "kind", "", "of the file, as llama-quantize spells it"),
     (
         "verdict",
         "verdict",
         "",
-        (
-            "right: the file holds its checkpoint's weights, and llama.cpp computes what they "
-            "mean; within limits: it loses no more than the user allows. Neither says how much "
-            "that is"
-        ),
+        "right: verified against its checkpoint; within limits: it loses no more than you allow",
     ),
     ("size, MiB", "mib", ".2f", "of the file"),
     (
         "distance",
         "distance",
         "",
-        (
-            "from the reference, by the mean KL: very close up to 0.001, close up to 0.01, "
-            "changed up to 0.1, far above"
-        ),
+        "by the mean KL: very close up to 0.001, close up to 0.01, changed up to 0.1, far above",
     ),
     (
         "KL mean",
         "kl_mean",
         ".2e",
-        (
-            "how far the predicted distributions are from the reference's: Kullback-Leibler "
-            "divergence, mean over all predictions, in nats; 0 is the same"
-        ),
+        "Kullback-Leibler divergence of the predictions from the reference's, mean, in nats",
     ),
     ("top-1", "best_code", ".2%", "agreement of the most likely code with the reference's"),
     *((one.title, one.name, ".3f" if one.unit else ".1%", one.meaning) for one in _HEARD),
@@ -48,12 +51,7 @@ COLUMNS = (
     ("AR step, ms", "ar_step", ".2f", "median time of one code of level 0, on this machine"),
     ("NAR pass, ms", "nar_pass", ".1f", "median time of one pass over a level above"),
     ("AR equal", "ar_equal", ".1%", "codes of level 0 that stay the same in greedy decoding"),
-    (
-        "NAR equal",
-        "nar_equal",
-        ".1%",
-        "codes of the levels above that stay the same, given the reference's level 0",
-    ),
+    ("NAR equal", "nar_equal", ".1%", "the same of the levels above, after equal level 0"),
     ("of F16", "of_baseline", ".1%", "size over that of the first row"),
     ("NMSE", "nmse", ".2e", "squared error of the logits over the reference's squared logits"),
     ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
@@ -63,20 +61,20 @@ COLUMNS = (
 _N_ANSWER = 6
 
 
-def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]:
+def _values(report: EvaluationReport, row: Evaluated) -> dict[str, str | float]:
     values: dict[str, str | float] = {
         "kind": row.kind,
         "verdict": _verdict(row),
         "mib": row.n_bytes / 2**20,
         "bits": row.bits_per_weight,
-        "of_baseline": row.n_bytes / report.baseline.n_bytes,
+        "of_baseline": row.n_bytes / report.compared.baseline.n_bytes,
     }
     if row.measured is not None:
         measured = (row.measured.quality[ALL], row.measured.greedy, row.measured.speed)
         values |= {key: value for one in measured for key, value in asdict(one).items()}
     if row.kl is not None and not row.is_baseline:
         values["distance"] = nearness(row.kl)[0]
-    listened = row.listened
+    listened = row.speech.listened if row.speech else None
     if row.is_baseline and report.listening is not None:
         listened = report.listening.baseline
     for measure in _HEARD:
@@ -85,23 +83,23 @@ def _values(report: EvaluationReport, row: FileReport) -> dict[str, str | float]
     return values
 
 
-def _verdict(row: FileReport) -> str:
+def _verdict(row: Evaluated) -> str:
     if row.is_baseline:
         return "baseline"
     if row.is_wrong:
         return WRONG
     if row.failures:
         return BEYOND
-    if row.open_question:
+    if row.is_open:
         return "not measured"
     words = ["right"] if row.verified else []
     words += ["within limits"] if row.limits else []
     return ", ".join(words) or "not judged"
 
 
-def summary(report: EvaluationReport) -> Table:
+def summary(report: EvaluationReport, columns: Sequence[Column] = COLUMNS) -> Table:
     rows = [_values(report, row) for row in report.rows]
-    shown = [(name, key, form) for name, key, form, _ in COLUMNS if any(key in row for row in rows)]
+    shown = [(name, key, form) for name, key, form, _ in columns if any(key in row for row in rows)]
     return [name for name, _, _ in shown], [
         [format(row[key], form) if key in row else "" for _, key, form in shown] for row in rows
     ]
@@ -109,14 +107,11 @@ def summary(report: EvaluationReport) -> Table:
 
 def answer(report: EvaluationReport) -> Table:
     """The columns that decide which file to take; they fit a terminal."""
-    header, rows = summary(report)
-    n = sum(column[0] in header for column in COLUMNS[:_N_ANSWER])
-    return header[:n], [row[:n] for row in rows]
+    return summary(report, COLUMNS[:_N_ANSWER])
 
 
 def details(report: EvaluationReport) -> Table:
-    (header, rows), n = summary(report), len(answer(report)[0])
-    return header[:1] + header[n:], [row[:1] + row[n:] for row in rows]
+    return summary(report, (COLUMNS[0], *COLUMNS[_N_ANSWER:]))
 
 
 def legend(report: EvaluationReport) -> list[str]:
@@ -150,15 +145,49 @@ def heard(report: EvaluationReport) -> Iterator[tuple[str, Table]]:
         ("F16", listening.baseline),
         (f"F16 again ({listening.repeat_how})", listening.repeat),
     ]
-    files += [(file.kind, file.listened) for file in report.files if file.listened]
+    files += [(file.kind, file.speech.listened) for file in report.files if file.speech]
     recordings = listening.recordings
     everything = [("recordings", recordings), *files] if recordings is not None else files
     yield "What is said", means_of(everything)
     yield "What is said: difference to F16", means_of(everything, listening.baseline)
     for measure in MEASURES.values():
-        if len(listening.baseline.places(measure)) > 2:
+        places = listening.baseline.places(measure)
+        if len(places) > 2:
             place = "head" if measure is NLL else "way of speaking"
-            yield f"{measure.title} by {place}", places_of(measure, files)
+            columns = [(one, measure, one) for one in places]
+            yield f"{measure.title} by {place}", _spoken(files, columns)
+
+
+def means_of(files: Files, base: Listened | None = None) -> Table:
+    """Each measure over all places, or its difference from `base`."""
+    columns = [
+        (f"{one.title}, {one.unit}" if one.unit else one.title, one, EVERYWHERE)
+        for one in MEASURES.values()
+        if any(file.total(one) for _, file in files)
+    ]
+    return _spoken(files, columns, base)
+
+
+def _spoken(
+    files: Files,
+    columns: Sequence[tuple[str, Measure, str]],
+    base: Listened | None = None,
+) -> Table:
+    """A row a file, a column a measure at a place: `3.221 (3.115 to 3.331)`, or the difference."""
+
+    def cell(file: Listened, measure: Measure, place: str) -> str:
+        mine, its = file.total(measure, place), base.total(measure, place) if base else None
+        if mine is None or (base is not None and its is None):
+            return ""
+        one, sign = (mine.minus(its), "+") if its else (mine.estimate(), "")
+        return f"{one.mean:{sign}.3f} ({one.low:{sign}.3f} to {one.high:{sign}.3f})"
+
+    rows = [
+        [name, *(cell(file, measure, place) for _, measure, place in columns)]
+        for name, file in files
+        if file is not base
+    ]
+    return ["file", *(title for title, _, _ in columns)], rows
 
 
 def heard_legend(report: EvaluationReport) -> Iterator[str]:
