@@ -51,7 +51,7 @@ COLUMNS: tuple[Column, ...] = (
     ("AR step, ms", "ar_step", ".2f", "median time of one code of level 0, on this machine"),
     ("NAR pass, ms", "nar_pass", ".1f", "median time of one pass over a level above"),
     ("AR equal", "ar_equal", ".1%", "codes of level 0 that stay the same in greedy decoding"),
-    ("NAR equal", "nar_equal", ".1%", "the same of the levels above, after equal level 0"),
+    ("NAR equal", "nar_equal", ".1%", "the same for higher levels, given the reference's level 0"),
     ("of F16", "of_baseline", ".1%", "size over that of the first row"),
     ("NMSE", "nmse", ".2e", "squared error of the logits over the reference's squared logits"),
     ("KL p99", "kl_p99", ".2e", "divergence that 99 % of the predictions are below"),
