@@ -302,9 +302,9 @@ def test_a_vocabulary_of_another_tokenizer_is_not_taken_for_the_built_in(
         names[90], names[91] = names[91], names[90]
 
     path = with_names(OLD / "q8_0.gguf", tmp_path / "odd.gguf", exchange)
-    # Its own strings lack those that share ids, which its merges need.
     message = error_of(cli("repair", path, tmp_path / "new.gguf"), 2)
-    assert "Give the tokenizer.json that the checkpoint was trained with" in message
+    assert "does not fit the built-in tokenizer" in message
+    assert "that the checkpoint was trained with (--tokenizer FILE)" in message
     built_in = Path(__file__).parents[2] / "valle_convert/tokenizer/data/tokenizer.json"
     given = cli("repair", path, tmp_path / "new.gguf", "--tokenizer", built_in)
     assert "in the tokenizer" in error_of(given, 2)
