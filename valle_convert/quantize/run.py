@@ -77,7 +77,7 @@ class MadeFile(msgspec.Struct, frozen=True, rename=_NAMES):
 
 class MakeReport(msgspec.Struct, frozen=True):
     source: str
-    source_sha256: str  # of the main file
+    source_sha256: str | None  # of the main file; None in a dry run
     tool: dict[str, str]
     files: tuple[MadeFile, ...]
     notes: tuple[str, ...] = ()
@@ -163,12 +163,13 @@ def quantize(
             every = [path for paths in targets for path in paths.values()]
             check_targets(every, source, listed, existing)
         matrices = Matrices.of(source, folder, options, existing)
-        _ = [one.digest for one in source.units.values()]  # starts them, beside the plan
+        if not existing.dry_run:
+            _ = [one.digest for one in source.units.values()]  # beside the plan and the program
         plans = plan_types(quantizer, source, targets, options, matrices)
         plans = [with_kept(one, source, listed, existing) for one in plans]
         report = MakeReport(
             source=source.name,
-            source_sha256=source.main.sha256,
+            source_sha256=None,
             tool=plans[0].main.tool | {"found": quantizer.how},
             files=tuple(map(MadeFile.planned, plans)),
             notes=(*_notes(source, plans, options), *notes_on(source, matrices.given)),
@@ -189,7 +190,12 @@ def quantize(
             if folder is not None and not one.kept:
                 write_manifest(folder, listed.values())
         notes = () if folder is None else others_in(folder, listed, plans)
-        return msgspec.structs.replace(report, files=tuple(made), notes=(*report.notes, *notes))
+        return msgspec.structs.replace(
+            report,
+            source_sha256=source.main.sha256,
+            files=tuple(made),
+            notes=(*report.notes, *notes),
+        )
 
 
 def _check_options(out: Path, options: MakeOptions, existing: FolderOptions) -> None:
