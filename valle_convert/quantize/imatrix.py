@@ -130,7 +130,8 @@ def read_imatrix(path: Path) -> ImatrixFile:
     kind, file = look_at(path)
     if kind != "imatrix" or not isinstance(file, GgufFile):
         raise InputError(
-            f"{path} is not an importance matrix in GGUF; make one with `valle-convert imatrix`."
+            f"{path} is not an importance matrix in GGUF; make one with `valle-convert imatrix`. "
+            "`llama-imatrix --in-file OLD.dat -o NEW.gguf` converts the format before GGUF."
         )
     file.refuse_part()
     keys = file.keys
