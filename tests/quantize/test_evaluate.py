@@ -281,8 +281,11 @@ def test_other_bytes_than_those_of_the_manifest_fail(
 
 
 def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
-    evaluated: Path, checkpoint_256: Path
+    cli: Cli, evaluated: Path, checkpoint_256: Path
 ) -> None:
+    run = ("evaluate", evaluated, "--checkpoint", checkpoint_256, *QUICK)
+    assert cli(*run, "--max-kl", "Q4_0=1e-9").code == 1
+
     class StopError(Exception):
         pass
 
@@ -293,7 +296,7 @@ def test_a_run_that_breaks_off_leaves_no_verdict_of_an_earlier_one(
     with pytest.raises(StopError):
         evaluate(files, Gates(), MeasureOptions(n_utterances=2), log=RunLog(message=stop))
     assert set(outcomes(evaluated).values()) == {"not judged"}
-    assert all(one.measured for one in measurements_in(evaluated))
+    assert all(one.measured and not one.failures for one in measurements_in(evaluated))
 
 
 def test_a_run_is_no_worse_than_itself_and_worse_than_a_better_one(

@@ -69,12 +69,14 @@ def with_kept(
     """The plan with what --resume keeps, or why it makes existing files again.
 
     All files of a type are kept if the manifest lists them, they were made in the same way, and
-    their bytes have not changed.
+    their bytes have not changed. A matrix that is not made yet counts as unchanged.
     """
-    if not (options.resume and any(path.exists() for path in plan.paths.values())):
+    plan = replace(plan, kept=(), reason="")
+    there = [(part, path) for part, path in plan.paths.items() if path.exists()]
+    if not (options.resume and there):
         return plan
     units = {unit.part: one for unit, one in plan.units.items()}
-    for part, path in plan.paths.items():
+    for part, path in dict.fromkeys([*there, *plan.paths.items()]):
         difference = _difference(source, part, units.get(part), path, known.get(path.name))
         if difference and not options.force:
             raise InputError(
@@ -97,11 +99,12 @@ def _difference(
     new = plan.source.sha256 if plan else sha256_of(source.bundle.files[part].path)
     facts: dict[str, tuple[object, object]] = {"from another source": (old.source_sha256, new)}
     if plan is not None:
-        matrix = plan.imatrix.sha256 if plan.imatrix else None
         facts["as another type"] = old.kind, plan.kind.name
         facts["by another tool"] = old.tool, plan.tool
         facts["with other options"] = old.arguments, plan.arguments
-        facts["with another importance matrix"] = old.imatrix_sha256, matrix
+        if not (plan.imatrix and plan.imatrix.is_placeholder):
+            matrix = plan.imatrix.sha256 if plan.imatrix else None
+            facts["with another importance matrix"] = old.imatrix_sha256, matrix
     if otherwise := [words for words, (was, new) in facts.items() if was != new]:
         return f"was made {otherwise[0]}"
     if not path.is_file() or path.stat().st_size != old.n_bytes:

@@ -39,6 +39,7 @@ from valle_convert.files import (
     valid_utf8,
 )
 from valle_convert.gguf_file.header import Key, pack_header, tensor_entries, write_entries
+from valle_convert.gguf_file.keys import NO_DIGEST
 from valle_convert.gguf_file.read import GgufFile, look_at
 from valle_convert.gguf_file.types import F32
 from valle_convert.progress import Progress, silent
@@ -98,6 +99,10 @@ class ImatrixInput:
     name: str
     contents: ImatrixFile
     sha256: str
+
+    @property
+    def is_placeholder(self) -> bool:
+        return self.sha256 == NO_DIGEST
 
     @classmethod
     def read(cls, path: Path) -> ImatrixInput:
@@ -309,7 +314,7 @@ def placeholder(source: Source, name: str, description: str, scratch: Scratch) -
         if len(tensor.shape) == 2
     }
     contents = ImatrixFile(entries, (description,), 1, 1)
-    return replace(in_scratch(contents, name, scratch), sha256="0" * 64)
+    return replace(in_scratch(contents, name, scratch), sha256=NO_DIGEST)
 
 
 def in_scratch(contents: ImatrixFile, name: str, scratch: Scratch) -> ImatrixInput:

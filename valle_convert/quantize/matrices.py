@@ -76,6 +76,7 @@ class Matrices:
                 for part, one in paths.items()
             ):
                 given = {part: ImatrixInput.read(one) for part, one in paths.items()}
+                source.log.message(f"kept {' and '.join(one.name for one in given.values())}")
         for_all = path is not None and any(kind.is_quantized for kind in options.types)
         return cls(source, given, calibration, folder, paths, for_all, existing.force)
 

@@ -18,6 +18,7 @@ from valle_convert.quantize.listening import Listening
 from valle_convert.quantize.measurements import Compared, Evaluated
 from valle_convert.wording import plural
 
+_UNVERIFIED = "no checkpoint was given, so errors of the reference are not detected"
 #: With fewer different texts nothing is recommended: chance decides between neighbouring types.
 MIN_TEXTS = 8
 #: The recommended file has at most this mean KL divergence from the reference, in nats.
@@ -155,11 +156,13 @@ class EvaluationReport:
         words.append(f"{limited} within the limits given" if limited else "no limits were given")
         return f"PASSED: {files}; {', '.join(words)}.{near}"
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return self.notes if self.compared.checkpoint else (_UNVERIFIED, *self.notes)
+
     def facts(self) -> list[str]:
-        one, facts = self.compared, [*self.notes, f"{self.date}, valle-convert {__version__}"]
-        if one.checkpoint is None:
-            facts.append("no checkpoint was given, so errors of the reference are not detected")
-        else:
+        one, facts = self.compared, [*self.remarks, f"{self.date}, valle-convert {__version__}"]
+        if one.checkpoint is not None:
             facts.append(f"checkpoint: {one.checkpoint['name']}, sha256 {one.checkpoint['sha256']}")
         facts += [f"measured against {one.reference}", f"over {one.sequences}"]
         tools = dict.fromkeys(file.tool for file in self.files if file.tool)
@@ -189,7 +192,7 @@ class EvaluationReport:
             "recommended": advice.take and advice.take.kind,
             "recommendation": advice.sentence,
             "command": self.command,
-            "notes": self.notes,
+            "notes": self.remarks,
         }
 
 

@@ -180,7 +180,9 @@ def quantize(
         _check_space(source, plans, folder or out.parent)
         if any(plan.imatrices for plan in plans):
             real = matrices.real(log)
-            plans = [plan.with_imatrices(real) for plan in plans]
+            if not matrices.given:
+                plans = [plan.with_imatrices(real) for plan in plans]
+                plans = [with_kept(plan, source, listed, existing) for plan in plans]
             if folder is not None and matrices.calibration is not None:
                 listed |= {one.name: imatrix_entry(one) for one in real.values()}
                 write_manifest(folder, listed.values())  # without files that have become invalid
