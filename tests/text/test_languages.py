@@ -103,7 +103,7 @@ def test_a_language_may_have_a_region(word: str) -> None:
     ("language", "text", "phonemes"),
     [
         ("en", "Hello, world! It's 5 o'clock.", "həlˈoʊ, wˈɜːld! ɪts fˈaɪv əklˈɑːk."),
-        ("en", "Dr. Lee paid 3.50.", "dˈɑːktɚ lˈiː pˈeɪd θɹˈiː pɔɪnt fˈaɪv zˈiəɹoʊ."),
+        ("en", "Dr. Lee paid 3.50.", "dˈɑːktɚ. lˈiː pˈeɪd θɹˈiː pɔɪnt fˈaɪv zˈiəɹoʊ."),
         ("en", "1.5 to 2.5", "wˈʌn pɔɪnt fˈaɪv tə tˈuː pɔɪnt fˈaɪv"),
         ("de", "Guten Tag.", "ɡˈuːtən tˈɑːk."),
         ("de", "3,14 Meter.", "dɾˈaɪ kɔmɑː ˈaɪns fˈiːɾ mˈeːtɜ."),

@@ -19,11 +19,9 @@ from valle_convert.errors import EnvironmentFault
 from valle_convert.extras import require
 from valle_convert.text.folding import HAN
 
-#: Marks of the training data; some belong to the number before.
+#: Marks of the training data; between digits they belong to the number.
 MARKS = ';:,.!?¡¿—…"«»“”(){}[]'
-_MARK = re.compile(
-    rf"((?<!\s)\s*(?:(?!(?<=\d)(?:[.,:](?=\d)|\.(?= [a-zäöü])))[{re.escape(MARKS)}]\s*)+)"
-)
+_MARK = re.compile(rf"((?<!\s)\s*(?:(?!(?<=\d)[.,:](?=\d))[{re.escape(MARKS)}]\s*)+)")
 #: Numbers, pinyin with its tone, Chinese, words, signs.
 _WORD = re.compile(
     rf"\d+(?:[.,:]\d+)*|[a-zü]+[1-5](?!\w)|[{HAN}]+"

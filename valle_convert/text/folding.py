@@ -4,7 +4,6 @@
 'ガ 1 1/2 office'
 """
 
-import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -21,31 +20,6 @@ _VARIANTS = {"´": "'", "ʼ": "'", "\u200b": " ", "髙": "高", "﨑": "崎", "�
 #: Variation selectors, and the frame of a keycap.
 _INVISIBLE = re.compile("[\ufe00-\ufe0f\u20e3]")
 
-_ENTITY = re.compile(r"&(?:[A-Za-z]+\d*|#\d+|#[xX][0-9A-Fa-f]+);")
-_NEGATIVE_POWER = re.compile("⁻([⁰¹²³⁴-⁹]+)")
-
-
-def table(text: str) -> dict[str, str]:
-    """A table written as `key=value` between white space, with `_` for a space in a value."""
-    pairs = (entry.partition("=") for entry in text.split())
-    return {key: value.replace("_", " ") for key, _, value in pairs}
-
-
-_ABBREVIATIONS = {
-    "en": """
-        st.=saint co.=company jr.=junior sr.=senior maj.=major gen.=general rev.=reverend
-        lt.=lieutenant hon.=honorable sgt.=sergeant capt.=captain esq.=esquire ltd.=limited
-        col.=colonel prof.=professor vs.=versus etc.=et_cetera e.g.=for_example i.e.=that_is
-        approx.=approximately dr.=doctor mr.=mister mrs.=missis ms.=miz
-        """,
-    "de": """
-        dr.=Doktor prof.=Professor hr.=Herr fr.=Frau st.=Sankt nr.=Nummer str.=Straße ca.=circa
-        abs.=Absatz mio.=Millionen mrd.=Milliarden usw.=und_so_weiter bzw.=beziehungsweise
-        z.b.=zum_Beispiel d.h.=das_heißt u.a.=unter_anderem vgl.=vergleiche inkl.=inklusive
-        """,
-    "fr": "p.ex.=par_exemple n°=numéro",
-}
-_ABBREVIATED = re.compile(r"(?<![\w.])(?:[^\W\d_]\. ?[^\W\d_]{1,2}\.|[^\W\d_]+\.|[nN]°)(?![^\W_])")
 #: Words for signs that the voices of espeak-ng do not read.
 SIGNS: dict[str, dict[str, str]] = {
     "en": {
@@ -113,7 +87,7 @@ _FRACTIONS = {
 _NAMES = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
 _NAMES |= {"zh": "Chinese", "ko": "Korean"}
 #: The voices of these languages do not read it as one number; the Korean one drops its fraction.
-_GROUPED = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?!\d)")
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 #: Marks get a space after them, but not in numbers.
 _WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
 #: The voices group digits in their own ways, or none; a plain space does so in German and French.
@@ -122,19 +96,7 @@ _GROUPED_BY_SPACE = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
 #: The German and the French voice would read 2024 100 as one number; they do not say a bar.
 _UNGROUPED = re.compile(r"(?<=\d{4}) (?=\d{3}(?!\d))")
 _PERCENT = re.compile(r"(?<!\d)(\d+(?:\.\d+)?)([%‰])")
-_CURRENCY_FIRST = re.compile(
-    r"([$€£¥₩])\s?(-?\d+(?:[.,]\d+)*(?:\s(?:hundred|thousand|[mbtr]+illion)\b)?)"
-)
-_MAGNITUDE = re.compile(r"(?<=[$€£¥₩])(\s?\d+(?:[.,]\d+)*)(k|m|bn?)\b", re.IGNORECASE)
-_MAGNITUDES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion"}
-#: The voices say "roman two".
-_ROMAN = re.compile(
-    r"(?<![A-Za-z\d.])(?=[IVX]{2})(X{0,3})(IX|IV|V?I{0,3})(?=(?:e|er)?(?![A-Za-z\d]))"
-)
-#: The German voice says Uhr for a colon.
-_CLOCK = re.compile(r"(?<![\d:.])(\d\d?)(?::|\.(?=\d\d Uhr))(\d\d)( Uhr\b)?(?![\d:])")
-#: The German voice reads an ordinal before a small letter.
-_ORDINAL = re.compile(r"(?<=[\s(])\d\d?\. [^\W\d_]")
+_CURRENCY_FIRST = re.compile(r"([$€£¥₩])\s?(\d+(?:[.,]\d+)*)")
 
 
 def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
@@ -146,8 +108,6 @@ def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
             f"The text {shortened(text)} is not valid Unicode; save it as UTF-8."
         ) from None
     folded: list[str] = []
-    text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
-    text = _NEGATIVE_POWER.sub(lambda n: f" -{unicodedata.normalize('NFKC', n[1])}", text)
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
     text = _GROUPING_SPACE.sub("", text)
     for i, character in enumerate(text):
@@ -178,12 +138,11 @@ def _plain(character: str, said: Callable[[str], bool]) -> str:
 
 def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambda _: False) -> str:
     """Write minus, fractions and `SIGNS` of a folded text in words, unless `said` reads them."""
-    text = _short_forms_in_full(text, language)
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
     if language in ("ja", "ko", "zh"):
         space = ""
-        text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text)
+        text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
     if language in ("de", "fr"):
         text = _UNGROUPED.sub(" | ", text)
         text = _GROUPED_BY_SPACE.sub(lambda number: number[0].replace(" ", ""), text)
@@ -195,34 +154,7 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
             lambda n: n[0] if said(n[2]) else f"{'百' if n[2] == '%' else '千'}分之{n[1]}", text
         )
     written = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
-    text = written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
-    return re.sub(r"(?<![\d.,] )(?<![\d.,])1  ?(dollar|euro|pound)s", r"1 \1", text)
-
-
-def _short_forms_in_full(text: str, language: str) -> str:
-    words = table(_ABBREVIATIONS.get(language, ""))
-
-    def in_full(short: re.Match[str]) -> str:
-        word = words.get(short[0].lower().replace(" ", ""))
-        return short[0] if word is None else word if text[short.end() :] else f"{word}."
-
-    text = _ABBREVIATED.sub(in_full, text)
-    text = _ROMAN.sub(_in_digits, re.sub(r"(?<![\w.,)])\.(?=\d)", "0.", text))
-    if language == "en":
-        text = _MAGNITUDE.sub(lambda n: f"{n[1]} {_MAGNITUDES[n[2].lower()]}", text)
-    if language == "de":
-        text = _ORDINAL.sub(lambda ordinal: ordinal[0].lower(), text)
-        text = _CLOCK.sub(
-            lambda n: f"{n[1]}{n[3]} {n[2].lstrip('0')}" if n[3] else f"{n[1]} {n[2]}", text
-        )
-    if language == "fr":
-        text = re.sub(r"(?<=\d)e\b", "ème", text)
-    return _CURRENCY_FIRST.sub(r"\2\1", text)
-
-
-def _in_digits(roman: re.Match[str]) -> str:
-    tens, ones = roman.groups()
-    return str(10 * len(tens) + {"IX": 9, "IV": 4}.get(ones, 5 * ones.count("V") + ones.count("I")))
+    return written.sub(lambda sign: f"{space}{signs[sign[0]]}{space}", text)
 
 
 def unsaid_notice(characters: Iterable[str], language: str) -> str:

@@ -39,8 +39,6 @@ _LARGE = str.maketrans("ぁぃぅぇぉゃゅょゎゕゖ", "あいうえおや�
 _SIGNS = {"sign", "Po", "Pd", "Ps", "Pe", "Pc", "Pi", "Pf"}
 _FLAG = "[\U0001f1e6-\U0001f1ff]"
 _FLAG_OR_CHARACTER = re.compile(f"{_FLAG}{{2}}|.", re.DOTALL)
-#: Marks of Markdown and drawn-out words; between numbers they are signs.
-_MARKUP = re.compile(r"(?<!\d)(?<!\d )[*~]|[*~](?! ?\d)")
 #: Signs that separate words or modify a letter.
 _SILENT = f"{MARKS}|^`"
 
@@ -83,14 +81,10 @@ def _readable(text: str, language: str) -> tuple[str, tuple[str, ...]]:
     if voice is None:
         raise InputError(f"The language {language!r} is not supported, only {', '.join(VOICES)}.")
     said = partial(says, voice=voice)
-    text = _MARKUP.sub(" ", text)
     if language in ("ja", "ko", "zh"):  # whose voices read signs in English
         text = numbers_in_words(signs_in_words(fold(text), language), language)
     else:
-        # An English voice says "five dollar".
-        text = signs_in_words(
-            fold(text, said), language, lambda sign: sign not in "$€£" and said(sign)
-        )
+        text = signs_in_words(fold(text, said), language, said)
     if language == "ja":
         text = _SYLLABLE.sub(
             lambda kana: kana[0] if kana[0][1:] else kana[0].translate(_LARGE), _to_hiragana(text)

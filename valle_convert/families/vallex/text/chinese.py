@@ -11,8 +11,8 @@ from functools import cache, partial
 from typing import Any
 
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import plain, put_together
-from valle_convert.text.folding import HAN, signs_in_words, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
+from valle_convert.text.folding import HAN, signs_in_words
 from valle_convert.text.numerals import numbers_in_words
 
 #: Symbols of the parts of a bopomofo syllable.

@@ -14,10 +14,19 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import plain, put_together
-from valle_convert.text.folding import signs_in_words, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
+from valle_convert.text.folding import signs_in_words
 from valle_convert.text.phonemes import to_phonemes
 
+#: The dictionary already has "mr", "mrs", "dr" and months.
+_ABBREVIATIONS = table(
+    """
+    st.=saint co.=company jr.=junior sr.=senior maj.=major gen.=general rev.=reverend
+    lt.=lieutenant hon.=honorable sgt.=sergeant capt.=captain esq.=esquire ltd.=limited
+    col.=colonel prof.=professor vs.=versus etc.=et_cetera e.g.=for_example i.e.=that_is
+    approx.=approximately dr.=doctor mr.=mister mrs.=missis ms.=miz
+    """
+)
 #: Currencies: singular and plural of the unit and its hundredth.
 _CURRENCIES = {
     "$": (("dollar", "dollars"), ("cent", "cents")),
@@ -27,13 +36,12 @@ _CURRENCIES = {
 _MAGNITUDES = ("hundred", "thousand", "million", "billion", "trillion")
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
-_MONEY = re.compile(rf"({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)}))?\s?([{''.join(_CURRENCIES)}])")
+_MONEY = re.compile(rf"([{''.join(_CURRENCIES)}])\s?({_NUMBER})(?:\s({'|'.join(_MAGNITUDES)})\b)?")
 #: Other dotted abbreviations, such as U.S.
 _LETTER_NAMES = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,}")
 _TIME = re.compile(r"\b([01]?\d|2[0-4]):([0-5]\d)\b")
 _ORDINAL = re.compile(r"\b(\d+(?:,\d{3})*)(?:st|nd|rd|th)\b")
 _PLAIN = re.compile(_NUMBER)
-_PLURAL = re.compile(rf"(?<![\d.,])({_NUMBER})s\b")  # 1980s
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 15
 
@@ -80,12 +88,16 @@ def _expanded(text: str) -> str:
     text = re.sub("[’‘`]", "'", text)
     # Currencies stay for `_money`.
     text = signs_in_words(text, "en", _CURRENCIES.__contains__)
+    text = re.sub(
+        r"(?<![\w.])[A-Za-z][A-Za-z.]*\.",
+        lambda word: _ABBREVIATIONS.get(word[0].lower(), word[0]),
+        text,
+    )
     text = _LETTER_NAMES.sub(_letter_names, text)
     text = _MONEY.sub(lambda money: f" {_money(money)} ", text)
     text = _TIME.sub(_time_of_day, text)
     text = _ORDINAL.sub(lambda n: f" {_ordinal(n[1].replace(',', ''))} ", text)
     # A letter next to a number is a separate word: mp3, 4K, $5m.
-    text = _PLURAL.sub(lambda n: f" {_inflect().plural(_number(n[1]))} ", text)
     text = _PLAIN.sub(lambda n: f" {_number(n[0])} ", text)
     return signs_in_words(text, "en")
 
@@ -97,7 +109,7 @@ def _letter_names(found: re.Match[str]) -> str:
 
 
 def _money(found: re.Match[str]) -> str:
-    number, magnitude, sign = found.groups()
+    sign, number, magnitude = found.groups()
     (one, several), (one_hundredth, hundredths) = _CURRENCIES[sign]
     if magnitude:
         return f"{_number(number)} {magnitude} {several}"

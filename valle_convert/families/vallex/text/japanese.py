@@ -1,7 +1,7 @@
 """Japanese for VALL-E X: phones and accents from OpenJTalk.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
-'ɾe↓beɾɯga a↑gat#ta so↑ode↓sɯ*.'
+'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
 
 Arrows mark the pitch accent: ↑ after the first mora of a rising phrase, ↓ where the pitch falls.
 Spaces separate phrases.
@@ -19,8 +19,8 @@ from typing import Any
 
 from valle_convert.errors import InputError
 from valle_convert.extras import require
-from valle_convert.families.vallex.text.plain import plain, put_together
-from valle_convert.text.folding import HAN, shortened, signs_in_words, table
+from valle_convert.families.vallex.text.plain import plain, put_together, table
+from valle_convert.text.folding import HAN, shortened, signs_in_words
 
 #: Symbols that differ from OpenJTalk's names of phones. Capitals are devoiced vowels.
 PHONES = table(

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from valle_convert.text.folding import SIGNS, fold, table
+from valle_convert.text.folding import SIGNS, fold
 
 #: Replacements for punctuation. Other characters that a reader does not know are reported.
 PUNCTUATION = {
@@ -18,6 +18,12 @@ PUNCTUATION = {
     **dict.fromkeys("¡¿\"'`´‘’‚‛“”„‟«»‹›「」『』《》〈〉【】〔〕｢｣（）()[]{}", ""),
     **dict.fromkeys("_/\\|*^•·・", " "),
 }
+
+
+def table(text: str) -> dict[str, str]:
+    """A table written as `key=value` between white space, with `_` for a space in a value."""
+    pairs = (entry.partition("=") for entry in text.split())
+    return {key: value.replace("_", " ") for key, _, value in pairs}
 
 
 #: Latin letters without a decomposition.
