@@ -158,7 +158,7 @@ def test_a_minus_is_said_before_a_number_and_not_in_a_range(number: str, path: P
             assert not named
         for before in UNSPACED.get(path[1], ()):
             assert sounds(read(path, f"{before}{minus}{number}")[0]).count(word) == 1
-    ranges = "5-6, 5–6, 2026-11-30, A-5"
+    ranges = "5-6, 5–6, $5-$6, 2026-11-30, A-5"
     if path[1] in UNSPACED:
         ranges += "、5月-7月、2020年–2025年"
     assert word not in sounds(read(path, ranges)[0])
@@ -241,6 +241,12 @@ def test_a_text_of_many_pages_is_read_to_its_end() -> None:
         # A superscript is no digit of the number before it.
         ("phonemes ja", "10⁶", "10 6"),
         ("phonemes ja", "₆/", "6 /"),
+        ("phonemes en", "10⁻³", "10 -3"),
+        ("vallex zh", "10⁻²", "十 负二"),
+        ("phonemes en", "it costs .5", "it costs 0.5"),
+        ("phonemes zh", "110,350或1000,110", "110350或一千,一百一十"),
+        ("phonemes zh", "5000年", "五千年"),
+        ("phonemes ja", "5分、2年生、8名、1日間", "ごふん、にねんせい、はちめい、いちにちかん"),
         ("phonemes ja", "35000と1,234.5", "さんまんごせんとせんにひゃくさんじゅうよんてんご"),
         (
             "phonemes ja",

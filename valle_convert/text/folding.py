@@ -19,6 +19,7 @@ _SAME_NUMBER = ("<wide>", "<narrow>", "<font>")
 _VARIANTS = {"´": "'", "ʼ": "'", "\u200b": " ", "髙": "高", "﨑": "崎", "𠮷": "吉"}
 #: Variation selectors, and the frame of a keycap.
 _INVISIBLE = re.compile("[\ufe00-\ufe0f\u20e3]")
+_NEGATIVE_POWER = re.compile("⁻([⁰¹²³⁴-⁹]+)")
 
 #: Words for signs that the voices of espeak-ng do not read.
 SIGNS: dict[str, dict[str, str]] = {
@@ -70,7 +71,7 @@ _MINUS = {
 #: but a range may have a unit there: 5月-7月.
 _UNSPACED = rf"ぁ-ヺー{HAN}"
 _NEGATIVE = re.compile(
-    rf"(?<![^\W{_UNSPACED}])(?<!\d[.,])(?<!\dつ)"
+    rf"(?<![^\W{_UNSPACED}])(?<!\d[.,$€£¥₩])(?<!\dつ)"
     rf"(?:(?<=[ぁ-ゖ])|(?<!\d[{_UNSPACED}])(?<!\d[{_UNSPACED}]{{2}})(?<!\d[{_UNSPACED}]{{3}}))"
     r"[-−–](?=[$€£¥₩]?\.?\d)"
 )
@@ -87,7 +88,7 @@ _FRACTIONS = {
 _NAMES = {"en": "English", "de": "German", "fr": "French", "ja": "Japanese"}
 _NAMES |= {"zh": "Chinese", "ko": "Korean"}
 #: The voices of these languages do not read it as one number; the Korean one drops its fraction.
-_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_GROUPED = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?!\d)")
 #: Marks get a space after them, but not in numbers.
 _WIDE_MARK = re.compile(r"[，：；！？](?=\w)(?!(?<=\d.)\d)")
 #: The voices group digits in their own ways, or none; a plain space does so in German and French.
@@ -108,6 +109,7 @@ def fold(text: str, said: Callable[[str], bool] = lambda _: False) -> str:
             f"The text {shortened(text)} is not valid Unicode; save it as UTF-8."
         ) from None
     folded: list[str] = []
+    text = _NEGATIVE_POWER.sub(lambda n: f" -{unicodedata.normalize('NFKC', n[1])}", text)
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
     text = _GROUPING_SPACE.sub("", text)
     for i, character in enumerate(text):
@@ -140,9 +142,11 @@ def signs_in_words(text: str, language: str, said: Callable[[str], bool] = lambd
     """Write minus, fractions and `SIGNS` of a folded text in words, unless `said` reads them."""
     signs = {sign: words for sign, words in SIGNS[language].items() if not said(sign[0])}
     space = " "
+    text = re.sub(r"(?<![\w.,)])\.(?=\d)", "0.", text)
     if language in ("ja", "ko", "zh"):
         space = ""
-        text = _CURRENCY_FIRST.sub(r"\2\1", _GROUPING.sub("", text))
+        text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text)
+        text = _CURRENCY_FIRST.sub(r"\2\1", text)
     if language in ("de", "fr"):
         text = _UNGROUPED.sub(" | ", text)
         text = _GROUPED_BY_SPACE.sub(lambda number: number[0].replace(" ", ""), text)

@@ -7,11 +7,10 @@
 import re
 
 from valle_convert.extras import require
-from valle_convert.text.folding import HAN
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)*")
-#: Years are read digit by digit in Chinese.
-_YEAR = re.compile(r"(?<!\d)\d{4}(?=年)")
+#: Years are read digit by digit in Chinese, unlike 5000年历史.
+_YEAR = re.compile(r"(?<!\d)(?:1[1-9]|20)\d\d(?=年)")
 _CHINESE = "零一二三四五六七八九十百千万亿点"
 _WORDS = {
     "ja": "れい いち に さん よん ご ろく なな はち きゅう じゅう ひゃく せん まん おく てん",
@@ -25,8 +24,8 @@ _CHANGED = {
     "さんせん": "さんぜん",
     "はちせん": "はっせん",
 }
-#: A digit whose reading depends on the counter after it stays a kanji.
-_COUNTED = re.compile(rf"(?<![\d.])[1-9](?=[{HAN}つ])")
+#: A digit whose reading depends on the counter after it stays a kanji, where pykakasi knows both.
+_COUNTED = re.compile(r"(?<![\d.])[1-9](?=[人月本匹つ階冊歳杯]|日(?![間\d]))")
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 12
 
@@ -37,7 +36,7 @@ def numbers_in_words(text: str, language: str) -> str:
         text = _YEAR.sub(lambda year: _digits(year[0]), text)
         return _NUMBER.sub(lambda number: _in_chinese(number[0]), text)
     if language == "ja":
-        text = re.sub(r"(?<=\d\d)時(?!間)", "じ", text)  # pykakasi knows it after kanji only
+        text = re.sub(r"(?<=\d)時(?!間)", "じ", text)  # pykakasi knows it after kanji only
         text = _COUNTED.sub(lambda digit: _CHINESE[int(digit[0])], text)
     return _NUMBER.sub(lambda number: _translated(_in_chinese(number[0]), language), text)
 

@@ -1,7 +1,7 @@
 """Japanese for VALL-E X: phones and accents from OpenJTalk.
 
 >>> japanese_symbols("レベルが上がったそうです。")[0]
-'ɾe↓beɾɯga a↑gat#taso↑ode↓sɯ*.'
+'ɾe↓beɾɯga a↑gat#ta so↑ode↓sɯ*.'
 
 Arrows mark the pitch accent: ↑ after the first mora of a rising phrase, ↓ where the pitch falls.
 Spaces separate phrases.
