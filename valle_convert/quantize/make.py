@@ -92,11 +92,11 @@ def _write_part(
     check_types(plan, header)
     made = [*header.tensors.values()]
     if unit.first is None:
-        new_header = header.changed(plan.keys(), drop=DIGEST_KEYS)
+        new_header = header.changed(plan.keys(plan.source.sha256), drop=DIGEST_KEYS)
         write_entries(target, new_header, made, (tensor.data for tensor in made))
     else:
         own = [tensor for tensor in made if tensor.name in part.tensors]
-        write_tensors(target, plan.part_keys(part), own)
+        write_tensors(target, plan.part_keys(part, plan.source.sha256), own)
 
 
 def _entry(

@@ -35,6 +35,8 @@ from valle_convert.quantize.types import FileType, matches
 from valle_convert.wording import plural
 
 PREFIX = "valle.quantize."
+#: As long as every digest: sizes are predicted while the source is still hashed.
+_ANY_SHA256 = "0" * 64
 TENSOR_LINE = re.compile(
     r"^\[ *(?P<i>\d+)/ *(?P<n>\d+)\] +(?P<name>\S+) +- +\[[^\]]*\], +type = +(?P<old>\w+), "
     r"(?:size|converting).*?(?:\((?P<new>\w+)\))?$"
@@ -117,10 +119,10 @@ class UnitPlan:
         """The size of the file, exactly, or None."""
         if self.tensors is None:
             return None
-        header = self.source.header.changed(self.keys(), drop=DIGEST_KEYS)
+        header = self.source.header.changed(self.keys(_ANY_SHA256), drop=DIGEST_KEYS)
         return len(header) + sum(padded(tensor.n_bytes) for tensor in self.tensors)
 
-    def keys(self) -> list[Key]:
+    def keys(self, source_sha256: str) -> list[Key]:
         """The file's record of how it was made, without paths and times."""
         source = self.source.header.keys
         values: list[Key] = [
@@ -132,7 +134,7 @@ class UnitPlan:
             Key(f"{PREFIX}tool_sha256", self.quantizer.sha256, "string"),
             Key(f"{PREFIX}arguments", list(self.arguments), "[string]"),
             Key(f"{PREFIX}source_name", self.source.name, "string"),
-            Key(f"{PREFIX}source_sha256", self.source.sha256, "string"),
+            Key(f"{PREFIX}source_sha256", source_sha256, "string"),
             Key(f"{PREFIX}converter_version", __version__, "string"),
             *self.options.identity.keys(source),
         ]
@@ -141,9 +143,9 @@ class UnitPlan:
             values += self.imatrix.contents.keys(self.imatrix.name)
         return values
 
-    def part_keys(self, part: GgufFile) -> list[Key]:
+    def part_keys(self, part: GgufFile, source_sha256: str) -> list[Key]:
         """The keys of a part that was joined for quantizing: its own, and how it was made."""
-        made = self.keys()
+        made = self.keys(source_sha256)
         names = {key.name for key in made}
         return [*(key for key in keys_of_file(part) if key.name not in names), *made]
 
@@ -275,7 +277,8 @@ def _bytes_of(unit: Unit, plan: UnitPlan, source: SourceBundle) -> int | None:
         return plan.n_bytes
     part = source.bundle.files[unit.part]
     own = [tensor for tensor in plan.tensors if tensor.name in part.tensors]
-    return len(pack_header(plan.part_keys(part), own)) + sum(padded(one.n_bytes) for one in own)
+    header = pack_header(plan.part_keys(part, _ANY_SHA256), own)
+    return len(header) + sum(padded(one.n_bytes) for one in own)
 
 
 def arguments_of(
