@@ -27,7 +27,6 @@ from valle_convert.gguf_file.encode import can_decode, least_decibels
 from valle_convert.gguf_file.header import write_entries
 from valle_convert.gguf_file.keys import DIGEST_KEYS, FILE_TYPE_KEY
 from valle_convert.gguf_file.read import GgufFile, TensorInfo
-from valle_convert.llama.cpu import usable_cores
 from valle_convert.quantize.imatrix import SOURCE_KEY, ImatrixInput
 from valle_convert.quantize.manifest import ManifestFile, tensor_digests
 from valle_convert.quantize.options import RunLog
@@ -211,13 +210,11 @@ def _keys(before: GgufFile, after: GgufFile) -> Iterator[str]:
 
 def _tensors(before: GgufFile, after: GgufFile) -> Iterator[str]:
     yield from after.shape_faults({name: one.shape for name, one in before.tensors.items()})
-    pairs = [(one, after.tensors.get(name)) for name, one in before.tensors.items()]
-    same = [(old, new) for old, new in pairs if new is not None and new.shape == old.shape]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        faults = pool.map(lambda pair: _fault(*pair), same)
-        for (old, _), fault in zip(same, faults, strict=True):
-            if fault:
-                yield f"{old.name} {fault}"
+    for name, old in before.tensors.items():
+        new = after.tensors.get(name)
+        # Not in threads: numpy's short calls would wait for each other.
+        if new is not None and new.shape == old.shape and (fault := _fault(old, new)):
+            yield f"{name} {fault}"
 
 
 def _fault(before: TensorInfo, after: TensorInfo) -> str:
