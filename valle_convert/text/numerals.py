@@ -26,6 +26,10 @@ _CHANGED = {
 }
 #: A digit whose reading depends on the counter after it stays a kanji, where pykakasi knows both.
 _COUNTED = re.compile(r"(?<![\d.])[1-9](?=[人月本匹つ階冊歳杯]|日(?![間\d]))")
+#: Japanese numbers end differently before some counters; 時 alone would be read とき.
+_JAPANESE = re.compile(rf"({_NUMBER.pattern})(時間|[時年人])?")
+_YO = {"よん": "よ"}
+_ENDINGS = {"年": _YO, "人": _YO, "時": _YO | {"なな": "しち", "きゅう": "く"}}
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 12
 
@@ -36,9 +40,17 @@ def numbers_in_words(text: str, language: str) -> str:
         text = _YEAR.sub(lambda year: _digits(year[0]), text)
         return _NUMBER.sub(lambda number: _in_chinese(number[0]), text)
     if language == "ja":
-        text = re.sub(r"(?<=\d)時(?!間)", "じ", text)  # pykakasi knows it after kanji only
         text = _COUNTED.sub(lambda digit: _CHINESE[int(digit[0])], text)
+        return _JAPANESE.sub(_in_japanese, text)
     return _NUMBER.sub(lambda number: _translated(_in_chinese(number[0]), language), text)
+
+
+def _in_japanese(found: re.Match[str]) -> str:
+    number, counter = _translated(_in_chinese(found[1]), "ja"), found[2] or ""
+    for ending, other in _ENDINGS.get(counter[:1], {}).items():
+        if number.endswith(ending):
+            number = number.removesuffix(ending) + other
+    return number + ("じ" if counter == "時" else counter)
 
 
 def _translated(number: str, language: str) -> str:
