@@ -434,8 +434,7 @@ def test_tables_and_heads_can_be_merged_only(kept: Kept, tmp_path: Path, cli: Cl
         )
     )
     for i, tensors in enumerate((head, table)):
-        path = tmp_path / f"{i}.sft"
-        save_file(tensors, path, {"config": json.dumps({"alpha": 2.0})})
+        path = adapter_file(tmp_path / f"{i}.sft", tensors, alpha=2.0)
         message = error_of(cli("lora", checkpoint, path, tmp_path / "x.gguf"), 2)
         assert "merge it" in message
         merged = read_checkpoint(checkpoint, lora=path)

@@ -27,43 +27,18 @@ GUIDED = DecodeOptions(
 
 @on_both
 @each_folder
-def test_greedy_ar_gives_every_code_of_the_original(open_network: OpenNetwork, folder: str) -> None:
-    given = read_golden(folder)
+def test_every_code_and_the_duration_are_those_of_the_original(
+    open_network: OpenNetwork, folder: str
+) -> None:
+    given, network = read_golden(folder), open_network(folder)
+    assert decode_length(network, given.condition) == given["gen.len"].item()
     options = DecodeOptions(sampling=GREEDY)
-    result = decode_ar(open_network(folder), given.condition, options, RNG, max_frames=AR_STEPS)
+    result = decode_ar(network, given.condition, options, RNG, max_frames=AR_STEPS)
     np.testing.assert_array_equal(result.codes, given["gen.ar"])
     # Fewer frames than steps means that the original drew the stop code.
     assert result.end == ("limit" if len(given["gen.ar"]) == AR_STEPS else "stop")
-
-
-@on_both
-@each_folder
-def test_greedy_nar_gives_every_code_of_the_original(
-    open_network: OpenNetwork, folder: str
-) -> None:
-    given = read_golden(folder)
-    result = decode_nar(
-        open_network(folder), given.condition, given["gen.ar"], DecodeOptions(), RNG
-    )
+    result = decode_nar(network, given.condition, given["gen.ar"], DecodeOptions(), RNG)
     np.testing.assert_array_equal(result.codes, given["gen.ar_nar"])
-
-
-@on_both
-@each_folder
-def test_the_duration_is_the_number_that_the_original_read(
-    open_network: OpenNetwork, folder: str
-) -> None:
-    given = read_golden(folder)
-    assert decode_length(open_network(folder), given.condition) == given["gen.len"].item()
-
-
-@on_both
-@each_folder
-def test_demasking_and_guided_nar_give_every_code_of_the_original(
-    open_network: OpenNetwork, folder: str
-) -> None:
-    given = read_golden(folder)
-    network = open_network(folder)
     level_0 = decode_masked(network, given.condition, MASK_FRAMES, GUIDED, RNG)
     np.testing.assert_array_equal(level_0.codes, given["gen.mask"][:, 0])
     result = decode_nar(network, given.condition, level_0.codes, GUIDED, RNG)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from support import rng
 
 from valle_convert.decode.options import SamplingOptions
 from valle_convert.decode.sampling import (
@@ -36,10 +37,6 @@ OPTIONS = st.builds(
     min_p=st.floats(0, 1),
     top_no=st.floats(0, 5),
 )
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(7)
 
 
 @given(logits=BLOCKS, options=OPTIONS)

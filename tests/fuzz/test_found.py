@@ -33,6 +33,12 @@ def test_what_yaml_names_twice_is_taken_twice() -> None:
     }
 
 
+def saved(path: Path, **more: object) -> Path:
+    state = {"sep": torch.arange(12.0), "b": torch.arange(8.0)}
+    torch.save({"module": state, "config": config_of(Shape()), **more}, path)
+    return path
+
+
 def circle() -> object:
     made: list[object] = []
     made.append(made)
@@ -52,7 +58,7 @@ def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path
     with pytest.raises(ValueError, match=words):
         to_plain(value)
     config = config_of(Shape()) | {"name": value}
-    torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
+    saved(tmp_path / "x.pth", config=config)
     if words in ("contains itself", "expands to more"):
         with pytest.raises(InputError, match=f"'config' is rejected: .*{words}"):
             read_checkpoint(tmp_path / "x.pth")
@@ -66,7 +72,7 @@ def test_a_pickled_config_is_of_plain_values(value: object, words: str, tmp_path
 
 def test_a_version_that_is_a_long_list_is_cut(tmp_path: Path) -> None:
     config = config_of(Shape()) | {"version": [0] * 300}
-    torch.save({"module": {"sep": torch.ones(1)}, "config": config}, tmp_path / "x.pth")
+    saved(tmp_path / "x.pth", config=config)
     with pytest.raises(InputError, match=r"has version \[0, 0") as refused:
         plan_conversion(tmp_path / "x.pth")
     assert len(str(refused.value).replace(str(tmp_path), "")) < 320
@@ -74,15 +80,8 @@ def test_a_version_that_is_a_long_list_is_cut(tmp_path: Path) -> None:
 
 def test_a_counter_that_cannot_be_shown_is_left_out(tmp_path: Path) -> None:
     stats = {"global_step": 3, "losses": torch.ones(10_000)}
-    saved = {"module": {"sep": torch.ones(1)}, "config": config_of(Shape()), "stats": stats}
-    torch.save(saved, tmp_path / "x.pth")
-    assert read_checkpoint(tmp_path / "x.pth").stats == {"global_step": 3}
-
-
-def saved(path: Path) -> Path:
-    state = {"sep": torch.arange(12.0), "b": torch.arange(8.0)}
-    torch.save({"module": state, "config": config_of(Shape())}, path)
-    return path
+    path = saved(tmp_path / "x.pth", stats=stats)
+    assert read_checkpoint(path).stats == {"global_step": 3}
 
 
 def changed(mark: bytes, nth: int, field: int, value: bytes) -> Callable[[list[bytes]], None]:

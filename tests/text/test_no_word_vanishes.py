@@ -121,9 +121,7 @@ def test_a_text_without_one_of_its_words_is_read_otherwise(
         if whole is None:
             assert read(path, word)[0] is None, word
         else:
-            assert read(path, "".join(map("".join, zip(rest, after, strict=True))))[0] != whole, (
-                word
-            )
+            assert read(path, together(rest, after))[0] != whole, word
 
 
 def together(drawn: list[str], after: list[str]) -> str:

@@ -70,8 +70,12 @@ def test_settings_of_a_trainer_s_batches_change_no_id(checkpoint: Path) -> None:
     assert found == expected
 
 
-def test_a_named_file_comes_before_the_one_beside(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_broken_file_beside_is_an_error_unless_another_is_named(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        choose_tokenizer(None, checkpoint, None, 256)
     named = tmp_path / "mine.json"
     named.write_bytes(BUILT_IN.read_bytes())
     choice = choose_tokenizer(named, checkpoint, None, 256)
@@ -123,9 +127,3 @@ def test_the_packaged_file_is_what_the_script_makes_byte_for_byte() -> None:
     made = script["build"](script["SOURCE"].read_text(encoding="utf-8"))
     assert BUILT_IN.read_bytes() == made.encode("utf-8")
     assert script["TARGET"] == BUILT_IN
-
-
-def test_a_broken_file_beside_is_an_error_and_not_passed_over(checkpoint: Path) -> None:
-    checkpoint.with_name("tokenizer.json").write_bytes(b"broken")
-    with pytest.raises(InputError, match="is not valid JSON"):
-        choose_tokenizer(None, checkpoint, None, 256)

@@ -85,19 +85,13 @@ def make_right(folder: Path) -> dict[str, Plan]:
 
 
 @pytest.fixture(scope="module")
-def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Plan]]:
-    folder = tmp_path_factory.mktemp("damage")
-    return folder, make_right(folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damage")
 
 
-@pytest.fixture(scope="module")
-def folder(right: tuple[Path, dict[str, Plan]]) -> Path:
-    return right[0]
-
-
-@pytest.fixture(scope="module")
-def plans(right: tuple[Path, dict[str, Plan]]) -> dict[str, Plan]:
-    return right[1]
+@pytest.fixture(scope="module", autouse=True)
+def plans(folder: Path) -> dict[str, Plan]:
+    return make_right(folder)
 
 
 def judge(plan: Plan, path: Path, levels: Sequence[LevelName] = LEVELS) -> Report:

@@ -5,6 +5,7 @@ The judge is the original's logits, less the biases that the old way lost.
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from each_family import set_key
 from golden_cases import golden_cases
 from make_checkpoint import Shape, make_checkpoint
 from old_files import make_old, permuted, read_checkpoint_file
 from random_shapes import random_shape
 from safetensors.numpy import load_file
-from support import GOLDEN, Cli, error_of, golden_checkpoint, with_keys
+from support import GOLDEN, Cli, error_of, golden_checkpoint
 
 from valle_convert import open_network, plan_repair, read_checkpoint, verify_gguf, write_gguf
 from valle_convert.families.v5.old import is_old, read_old
-from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.metrics import nmse
 from valle_convert.verify.run import verify, verify_path
@@ -214,23 +215,18 @@ def test_a_row_in_a_wrong_place_is_noticed(tensor: str, tmp_path: Path) -> None:
     assert "2 of " in report.failures[0].summary
 
 
-def changed(path: Path, out: Path, **values: object) -> Path:
-    """The file with other values of keys, whose dots are underscores twice; None leaves one out."""
-    file = GgufFile(path)
-    names = {name.replace("__", "."): value for name, value in values.items()}
-    drop = [name for name, value in names.items() if value is None]
-    keys = [
-        Key(name, value, file.key_types.get(name, "string"))
-        for name, value in names.items()
-        if value is not None
-    ]
-    return with_keys(path, out, *keys, drop=drop)
+def changed(path: Path, out: Path, values: dict[str, object]) -> Path:
+    """A copy with other values of keys; None leaves one out."""
+    shutil.copy(path, out)
+    for name, value in values.items():
+        set_key(GgufFile(out), name, value)
+    return out
 
 
 def with_names(path: Path, out: Path, change: Callable[[list[str]], None]) -> Path:
     names = list(GgufFile(path).keys["tokenizer.ggml.tokens"])
     change(names)
-    return changed(path, out, tokenizer__ggml__tokens=names)
+    return changed(path, out, {"tokenizer.ggml.tokens": names})
 
 
 def test_rows_without_names_are_told_by_the_sizes(tmp_path: Path, cli: Cli) -> None:
@@ -254,18 +250,18 @@ def test_rows_without_names_are_told_by_the_sizes(tmp_path: Path, cli: Cli) -> N
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"llama__attention__head_count": 3}, "3 heads do not divide the width 64"),
-        ({"llama__rope__freq_base": 500_000.0}, "llama.rope.freq_base is 500000.0, not 10000"),
-        ({"llama__block_count": 3}, "missing: blk.2.attn_norm.weight"),
-        ({"llama__block_count": 1}, "unexpected: blk.1.attn_k.weight"),
-        ({"llama__embedding_length": None}, "llama.embedding_length is None"),
-        ({"general__architecture": "qwen2"}, "its architecture is 'qwen2'"),
+        ({"llama.attention.head_count": 3}, "3 heads do not divide the width 64"),
+        ({"llama.rope.freq_base": 500_000.0}, "llama.rope.freq_base is 500000.0, not 10000"),
+        ({"llama.block_count": 3}, "missing: blk.2.attn_norm.weight"),
+        ({"llama.block_count": 1}, "unexpected: blk.1.attn_k.weight"),
+        ({"llama.embedding_length": None}, "llama.embedding_length is None"),
+        ({"general.architecture": "qwen2"}, "its architecture is 'qwen2'"),
     ],
 )
 def test_headers_that_contradict_the_tensors_are_refused(
     values: dict[str, object], words: str, tmp_path: Path, cli: Cli
 ) -> None:
-    path = changed(OLD / "q8_0.gguf", tmp_path / "odd.gguf", **values)
+    path = changed(OLD / "q8_0.gguf", tmp_path / "odd.gguf", values)
     assert words in error_of(cli("repair", path, tmp_path / "new.gguf"), 2)
 
 

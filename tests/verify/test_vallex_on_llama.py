@@ -1,6 +1,6 @@
 """VALL-E X through converted files on stock llama.cpp: the original's logits and codes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +24,12 @@ from valle_convert.network.tuned import read_probe_rows
 
 MAX_NMSE = FAMILIES["VALL-E X"].max_nmse
 
-Converted = Callable[[str], Path]
 
-
-@pytest.fixture
-def golden_set(converted: Convert) -> Converted:
-    """The golden set in a type, by the path of its AR. Not to be written to."""
-    return lambda out_type: converted(GOLDEN_VALLEX, out_type)
-
-
-def test_copies_of_a_sequence_go_on_by_themselves_and_make_room(golden_set: Converted) -> None:
+def test_copies_of_a_sequence_go_on_by_themselves_and_make_room(converted: Convert) -> None:
     """300 rows in each of three copies are more than the first context has."""
     given = golden("")
     draw = np.random.default_rng(0)
-    with open_network(golden_set("f32"), n_threads=1) as network:
+    with open_network(converted(GOLDEN_VALLEX, "f32"), n_threads=1) as network:
         reference = open_reference(golden_checkpoint(GOLDEN_VALLEX))
         for one in (network, reference):
             one.begin_ar(given.text, given.prompt[:, 0], "abc")
@@ -52,11 +44,11 @@ def test_copies_of_a_sequence_go_on_by_themselves_and_make_room(golden_set: Conv
             assert nmse(*logits) <= MAX_NMSE["f32"], i
 
 
-def test_parts_of_two_sets_are_not_run_together(golden_set: Converted, tmp_path: Path) -> None:
+def test_parts_of_two_sets_are_not_run_together(converted: Convert, tmp_path: Path) -> None:
     make_vallex(tmp_path / "other.pt", VallexShape(text_rows=128))
     write_gguf(plan_conversion(tmp_path / "other.pt", Choices("f16")), tmp_path / "o.gguf")
     paths = open_files(tmp_path / "o.gguf").paths
-    ours = open_files(golden_set("f16")).paths
+    ours = open_files(converted(GOLDEN_VALLEX, "f16")).paths
     right = [path.read_bytes() for path in paths]
     for which in (0, 1, 4):
         paths[which].write_bytes(ours[which].read_bytes())
@@ -86,9 +78,9 @@ def session(files: Bundle) -> MptSession:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_llama_cpp_with_one_mask_only_is_refused(
-    causal: bool, golden_set: Converted, monkeypatch: pytest.MonkeyPatch
+    causal: bool, converted: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = open_bundle(golden_set("q8_0"))
+    files = open_bundle(converted(GOLDEN_VALLEX, "q8_0"))
     session(files).close()
     from valle_convert.llama.library import load_library
 
@@ -110,10 +102,10 @@ def test_a_gelu_without_its_factor_is_no_relu() -> None:
         prove_relu(1)
 
 
-def test_long_texts_and_speech_fit_and_short_ones_after_them(golden_set: Converted) -> None:
+def test_long_texts_and_speech_fit_and_short_ones_after_them(converted: Convert) -> None:
     """A batch without a mask beyond `n_ubatch` would abort the process."""
     draw = np.random.default_rng(0)
-    with open_network(golden_set("f32"), n_threads=1) as network:
+    with open_network(converted(GOLDEN_VALLEX, "f32"), n_threads=1) as network:
         reference = open_reference(golden_checkpoint(GOLDEN_VALLEX))
         for n_text, n_prompt, n in ((3, 0, 2), (700, 300, 900), (40, 5, 600), (1, 0, 1)):
             text = VallexText(
@@ -133,16 +125,16 @@ def probe(session: MptSession, rows: np.ndarray) -> np.ndarray:
 
 
 def test_a_llama_cpp_that_keeps_copies_of_norms_is_refused(
-    golden_set: Converted, monkeypatch: pytest.MonkeyPatch
+    converted: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MptSession, "exchange", lambda _session, pieces: list(pieces))
     with pytest.raises(EnvironmentFault, match="does not compute with the norms"):
-        open_network(golden_set("f16"))
+        open_network(converted(GOLDEN_VALLEX, "f16"))
 
 
-def test_an_exchange_that_was_interrupted_is_done_again(golden_set: Converted) -> None:
+def test_an_exchange_that_was_interrupted_is_done_again(converted: Convert) -> None:
     rows = np.random.default_rng(0).standard_normal((8, 64), dtype=np.float32)
-    with open_network(golden_set("f16"), n_threads=1) as network:
+    with open_network(converted(GOLDEN_VALLEX, "f16"), n_threads=1) as network:
         network._switch(3)
         expected = probe(network._nar, rows)
         real = network._nar.exchange
@@ -160,8 +152,8 @@ def test_an_exchange_that_was_interrupted_is_done_again(golden_set: Converted) -
         np.testing.assert_array_equal(probe(network._nar, rows), expected)
 
 
-def test_the_files_stay_as_they_are_and_no_descriptor_is_left(golden_set: Converted) -> None:
-    paths = open_files(golden_set("f16")).paths
+def test_the_files_stay_as_they_are_and_no_descriptor_is_left(converted: Convert) -> None:
+    paths = open_files(converted(GOLDEN_VALLEX, "f16")).paths
     before = [path.read_bytes() for path in paths]
     counts = []
     for _ in range(3):
@@ -181,9 +173,9 @@ def test_the_files_stay_as_they_are_and_no_descriptor_is_left(golden_set: Conver
     ],
 )
 def test_a_part_that_does_not_go_with_the_others_is_refused(
-    part: int, key: str, value: object, words: str, golden_set: Converted, tmp_path: Path
+    part: int, key: str, value: object, words: str, converted: Convert, tmp_path: Path
 ) -> None:
-    paths = copied(golden_set("f16"), tmp_path).paths
+    paths = copied(converted(GOLDEN_VALLEX, "f16"), tmp_path).paths
     set_key(GgufFile(paths[part], allow_part=True), key, value)
     with pytest.raises(InputError, match=words):
         open_bundle(paths[0])
