@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from valle_convert.checkpoint import Checkpoint
-from valle_convert.decode.options import Callbacks
 from valle_convert.families import family_of
 from valle_convert.families.family import Choices
 from valle_convert.gguf_file.header import Key
@@ -19,6 +20,7 @@ from valle_convert.gguf_file.read import GgufFile
 from valle_convert.llama.context import Settings
 from valle_convert.model.description import Description
 from valle_convert.model.spec import Codec, ModelConfig
+from valle_convert.speech.speaker import Watch
 
 PROJECT = Path(__file__).parents[1]
 GOLDEN = PROJECT / "fixtures" / "golden"
@@ -100,6 +102,21 @@ def with_keys(source: Path, out: Path, *keys: Key, drop: Sequence[str] = ()) -> 
     return out
 
 
+def resave(
+    path: Path,
+    change: Callable[[dict[str, Any]], object] = list,
+    *,
+    out: Path | None = None,
+    drop: Sequence[str] = (),
+) -> None:
+    """Write a safetensors file with changed tensors, and without some of its metadata."""
+    with safe_open(path, "np") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key not in drop}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, out or path, metadata)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -113,10 +130,10 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def after(n: int) -> Callbacks:
+def after(n: int) -> Watch:
     """Asks to stop when it is asked for the (n+1)th time."""
     left = iter(range(n))
-    return Callbacks(should_stop=lambda: next(left, None) is None)
+    return Watch(should_stop=lambda: next(left, None) is None)
 
 
 def run_python(

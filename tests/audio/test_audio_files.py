@@ -271,14 +271,6 @@ def test_a_length_that_is_unknown_or_slightly_off_is_taken(
     assert read_audio(tmp_path / "stream.wav", RATE).seconds == n / RATE
 
 
-@pytest.mark.parametrize("name", ["missing.wav", "."])
-def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(
-        InputError, match=r"There is no audio file|is a directory, expected an audio file"
-    ):
-        read_audio(tmp_path / name, RATE)
-
-
 # EnCodec as speaking uses it: codes in and out, and the voice in front
 
 

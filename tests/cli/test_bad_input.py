@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,27 +11,22 @@ import numpy as np
 import pytest
 import torch
 from make_checkpoint import Shape, config_of, make_checkpoint, userdata
-from safetensors.numpy import load_file, save_file
-from support import Cli, error_of
+from safetensors.numpy import save_file
+from support import Cli, error_of, golden_checkpoint, resave
 
 Make = Callable[[Path], object]
 VERSION_7 = Shape(version=7)
 
 
-def parts_of(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Header and data of a safetensors file."""
-    raw = path.read_bytes()
-    (length,) = struct.unpack("<Q", raw[:8])
-    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
-
-
 def with_header(change: Callable[[dict[str, Any]], object], shape: Shape | None = None) -> Make:
     def make(path: Path) -> None:
         make_checkpoint(path, shape or Shape())
-        header, data = parts_of(path)
+        raw = path.read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:end])
         change(header)
         encoded = json.dumps(header).encode()
-        path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+        path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + raw[end:])
 
     return make
 
@@ -66,9 +60,7 @@ def with_state(
 
     def make(path: Path) -> None:
         make_checkpoint(path, shape or Shape())
-        metadata, state = parts_of(path)[0]["__metadata__"], load_file(path)
-        change(state)
-        save_file(state, path, metadata)
+        resave(path, change)
 
     return make
 
@@ -297,18 +289,12 @@ def test_a_torch_file_without_checksums_is_taken(tmp_path: Path, cli: Cli) -> No
     assert cli(path, tmp_path / "o.gguf").code == 0
 
 
-def test_a_type_that_rows_do_not_fit_is_refused(tmp_path: Path, cli: Cli) -> None:
-    path = tmp_path / "a.sft"
-    make_checkpoint(path, Shape(dim=48, heads=2))
+def test_a_type_that_rows_do_not_fit_is_refused(
+    small_checkpoint: Callable[..., Path], tmp_path: Path, cli: Cli
+) -> None:
+    path = small_checkpoint(dim=48, heads=2)
     message = error_of(cli(path, tmp_path / "o.gguf", "--outtype", "q8_0"), 2)
     assert "rows of 48 do not divide into blocks of 32" in message
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "good.sft"
-    make_checkpoint(path, Shape())
-    return path
 
 
 @pytest.mark.parametrize(
@@ -329,8 +315,10 @@ def source(tmp_path: Path) -> Path:
     ],
 )
 def test_bad_companion_files_are_refused(
-    source: Path, tmp_path: Path, cli: Cli, option: str, content: str | bytes, words: str
+    tmp_path: Path, cli: Cli, option: str, content: str | bytes, words: str
 ) -> None:
     path = tmp_path / "companion"
     text(content)(path)
-    assert words in error_of(cli(source, tmp_path / "o.gguf", option, path), 2)
+    assert words in error_of(
+        cli(golden_checkpoint("ar-nar-len"), tmp_path / "o.gguf", option, path), 2
+    )

@@ -113,6 +113,7 @@ OPTIONS = [
     ("quantize GGUF o.gguf Q4_0 --imatrix absent.gguf", "There is no"),
     ("quantize GGUF o.gguf Q4_0 --imatrix .", "give --checkpoint"),
     ("quantize GGUF o.gguf Q4_0 --imatrix GGUF", "not an importance matrix"),
+    ("quantize VALLEX out --types Q8_0 --imatrix .", "voice file of VALL-E X"),
     ("check-manifest GGUF", "Give its folder"),
     ("check-manifest .", "There is no manifest"),
     ("quantize GGUF folder Q8_0", "For a folder, use --types Q8_0"),
@@ -161,6 +162,7 @@ OPTIONS = [
             ("Привет.", "the script Cyrillic"),
             ("Hi. --voice TEXTS", "cannot be read as audio"),
             ("Hi. --voice none.wav", "There is no audio file"),
+            ("Hi. --voice FOLDER", "is a directory, expected an audio file"),
             ("Hi. --codes NOISE", "is no file of codes"),
             ("Hi. --temperature -1", "temperature is -1"),
             ("Hi. --set tempo=2", "--set tempo=2"),
@@ -301,6 +303,7 @@ def test_what_cannot_be_done_is_refused(
     result = cli(*(known.get(word, word) for word in shlex.split(arguments)))
     assert result.code == 2, result
     assert "Traceback" not in result.err
+    assert "converting" not in result.err
     assert words in " ".join(result.err.split())
     assert list(tmp_path.iterdir()) == []
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
-from support import Cli, error_of, golden_checkpoint, run_without
+from support import Cli, error_of, golden_checkpoint, resave, run_without, with_keys
 from tokenizer.vocabularies import train_sentencepiece
 
-from valle_convert.audio import Audio, write_wav
+from valle_convert.gguf_file.header import Key
 from valle_convert.gguf_file.read import GgufFile
 from valle_convert.tokenizer.choose import BUILT_IN
 
@@ -21,38 +19,26 @@ from valle_convert.tokenizer.choose import BUILT_IN
 def without_symmap(small_checkpoint: Callable[..., Path]) -> Path:
     """A checkpoint that carries no vocabulary, as those trained with another tokenizer."""
     path = small_checkpoint()
-    with safe_open(path, framework="numpy") as file:
-        metadata = {key: value for key, value in file.metadata().items() if key != "userdata"}
-    save_file(load_file(path), path, metadata)
+    resave(path, drop=["userdata"])
     return path
 
 
-@pytest.fixture
-def sentencepiece_model(tmp_path: Path) -> Path:
-    # 256 pieces of phonemes would leave no room for 256 byte tokens: the rows grow instead.
-    path = tmp_path / "phonemes.model"
-    path.write_bytes(train_sentencepiece())
-    return path
-
-
-def with_phoneme_rows(path: Path, n_rows: int) -> None:
-    """Give a checkpoint a phoneme table, and a head of phonemes, of so many rows."""
-    tensors = load_file(path)
+def give_600_phonemes(tensors: dict[str, np.ndarray]) -> None:
+    """A phoneme table, and a head of phonemes, of so many rows."""
     draw = np.random.default_rng(0)
     for name in ("text_emb.weight", "classifiers.proj.9.weight"):
-        tensors[name] = draw.standard_normal((n_rows, 64)).astype(np.float32)
-    tensors["classifiers.proj.9.bias"] = draw.standard_normal(n_rows).astype(np.float32)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    save_file(tensors, path, metadata)
+        tensors[name] = draw.standard_normal((600, 64)).astype(np.float32)
+    tensors["classifiers.proj.9.bias"] = draw.standard_normal(600).astype(np.float32)
 
 
 def test_a_sentencepiece_model_converts_and_verifies(
-    without_symmap: Path, sentencepiece_model: Path, tmp_path: Path, cli: Cli
+    without_symmap: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    with_phoneme_rows(without_symmap, 600)
-    out = tmp_path / "out.gguf"
-    options = ("--tokenizer", sentencepiece_model)
+    # 256 pieces of phonemes would leave no room for 256 byte tokens: the rows grow instead.
+    resave(without_symmap, give_600_phonemes)
+    model, out = tmp_path / "phonemes.model", tmp_path / "out.gguf"
+    model.write_bytes(train_sentencepiece())
+    options = ("--tokenizer", model)
     assert cli(without_symmap, out, *options).code == 0
     keys = GgufFile(out).keys
     assert keys["tokenizer.ggml.model"] == "llama"
@@ -115,23 +101,15 @@ def test_a_tokenizer_json_with_other_special_ids_than_the_network_is_refused(
 
 @pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "unknown_token_id"])
 def test_a_converted_file_with_another_special_id_is_refused_by_every_reader(
-    name: str, tmp_path: Path, cli: Cli
+    name: str, gguf: Path, voice: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    source, out = golden_checkpoint("ar-nar-len"), tmp_path / "out.gguf"
-    assert cli(source, out).code == 0
-    key = f"tokenizer.ggml.{name}".encode()
-    data = bytearray(out.read_bytes())
-    place = data.index(key) + len(key) + 4  # behind the name stands the type, u32
-    found = int.from_bytes(data[place : place + 4], "little")
-    data[place : place + 4] = (7).to_bytes(4, "little")
-    out.write_bytes(data)
-    fault = f"tokenizer.ggml.{name} is 7, expected {found}"
-    voice = tmp_path / "voice.wav"
-    write_wav(voice, Audio(np.zeros(24_000, np.float32), 24_000))
+    key = f"tokenizer.ggml.{name}"
+    out = with_keys(gguf, tmp_path / "out.gguf", Key(key, 7, "u32"))
+    fault = f"{key} is 7, expected {GgufFile(gguf).keys[key]}"
     speak = ("speak", out, "hello", "--voice", voice, "-o", tmp_path / "said.wav")
     for command in (("inspect", out), speak, ("quantize", out, tmp_path / "q8.gguf", "Q8_0")):
         assert fault in error_of(cli(*command), 2)
-    verified = cli("verify", source, out)
+    verified = cli("verify", golden_checkpoint("ar-nar-len"), out)
     assert verified.code == 1
     assert fault in verified.out + verified.err
 

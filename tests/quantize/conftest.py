@@ -5,13 +5,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from make_checkpoint import Shape, make_checkpoint
 from make_vallex import VallexShape, make_vallex
 from quantize.making import source_of
-from safetensors import safe_open
-from safetensors.numpy import save_file
-from support import GOLDEN_VERSION_7, golden_checkpoint
+from support import GOLDEN_VERSION_7, golden_checkpoint, resave
 from vallex_golden import CHECKPOINT as VALLEX
 
 from valle_convert import plan_conversion, read_checkpoint, write_gguf
@@ -47,6 +46,10 @@ def source_256(gguf_256: Path) -> Source:
     return source_of(gguf_256)
 
 
+def negate(tensors: dict[str, np.ndarray]) -> None:
+    tensors.update({name: -values for name, values in tensors.items()})
+
+
 @dataclass(frozen=True)
 class Family:
     """A checkpoint, its F16 file, and a folder with Q8_0 and Q4_0; none is to be changed."""
@@ -71,9 +74,7 @@ class Family:
         if self.checkpoint == VALLEX:
             make_vallex(checkpoint, VallexShape(seed=9))
         else:
-            with safe_open(self.checkpoint, "np") as file:
-                negated = {name: -file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                save_file(negated, checkpoint, file.metadata())
+            resave(self.checkpoint, negate, out=checkpoint)
         write_bundle(plan_bundle(read_checkpoint(checkpoint), Choices("f16")), path)
         return path
 

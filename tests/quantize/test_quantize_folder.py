@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,36 +161,36 @@ def test_a_folder_as_it_was_made_passes(cli: Cli, made: Path) -> None:
         assert "PASSED: 2 files, " in result.out
 
 
-def test_a_changed_weight_is_found_and_its_tensor_named(cli: Cli, made: Path) -> None:
-    path = made / "wide-Q8_0.gguf"
-    header = GgufFile(path)
-    tensor = header.tensors["blk.1.attn_v.weight"]
-    flip(path, header.data_start + tensor.offset + 5)
+def change_weight(path: Path) -> None:
+    flip(path, GgufFile(path).tensors["blk.1.attn_v.weight"].start + 5)
+
+
+def change_key(path: Path) -> None:
+    flip(path, path.read_bytes().index(b"text-to-speech"))
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-32])
+
+
+@pytest.mark.parametrize(
+    ("change", "finding", "words"),
+    [
+        (change_weight, 1, "wide-Q8_0.gguf: 1 tensor differs: blk.1.attn_v.weight"),
+        (change_key, 1, "wide-Q8_0.gguf: the tensors are the same; only the metadata differs"),
+        (shorten, 0, " bytes, where the manifest says "),
+        (Path.unlink, 0, "wide-Q8_0.gguf: the file is missing\n"),
+        (lambda path: flip(path.with_name("SHA256SUMS"), 0), 0, "SHA256SUMS: "),
+    ],
+)
+def test_what_was_changed_since_is_found(
+    cli: Cli, made: Path, change: Callable[[Path], None], finding: int, words: str
+) -> None:
+    change(made / "wide-Q8_0.gguf")
     result = cli("check-manifest", made, "--json")
     assert result.code == 1
-    problems = [finding["problem"] for finding in json.loads(result.out)["findings"]]
-    assert any("1 tensor differs: blk.1.attn_v.weight" in problem for problem in problems)
-
-
-def test_a_changed_key_is_told_from_changed_weights(made: Path) -> None:
-    path = made / "wide-Q8_0.gguf"
-    raw = path.read_bytes()
-    flip(path, raw.index(b"text-to-speech"))
-    problems = [finding.problem for finding in check_manifest(made).findings]
-    assert any("only the metadata differs" in problem for problem in problems)
-
-
-def test_missing_and_shortened_files_are_found(made: Path) -> None:
-    path = made / "wide-Q8_0.gguf"
-    path.write_bytes(path.read_bytes()[:-32])
-    assert "bytes, where the manifest says" in check_manifest(made).findings[0].problem
-    path.unlink()
-    assert check_manifest(made).findings[0].problem == "the file is missing"
-
-
-def test_sums_that_say_something_else_are_found(made: Path) -> None:
-    flip(made / "SHA256SUMS", 0)
-    assert check_manifest(made).findings[0].name == "SHA256SUMS"
+    found = json.loads(result.out)["findings"][finding]
+    assert words in f"{found['name']}: {found['problem']}\n"
 
 
 def changed(made: Path, **values: Any) -> Path:

@@ -297,17 +297,6 @@ def test_files_are_named_by_the_convention_and_say_who_made_them(
         assert file.keys["general.base_model.0.repo_url"] == "https://huggingface.co/a/b"
 
 
-def test_bad_data_for_a_matrix_is_refused_before_a_checkpoint_is_converted(
-    golden_set: Family, cli: Cli, tmp_path: Path
-) -> None:
-    (tmp_path / "data").mkdir()
-    run = ("quantize", golden_set.checkpoint, tmp_path / "out", "--types", "Q8_0", "--imatrix")
-    result = cli(*run, tmp_path / "data")
-    assert "voice file of VALL-E X" in error_of(result, 2)
-    assert "converting" not in result.err
-    assert not (tmp_path / "out").exists()
-
-
 def test_all_types_are_listed_a_line_each(cli: Cli) -> None:
     result = cli("quantize", "--list-types")
     assert result.code == 0

@@ -123,14 +123,11 @@ WORDS = ["Hello world, this is a test.", "Guten Morgen, wie geht es dir heute?"]
 
 
 @pytest.fixture(scope="session")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def recordings(voice: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two recordings, of another rate than the codec's, one in stereo."""
-    folder = tmp_path_factory.mktemp("recordings")
-    rng = np.random.default_rng(0)
-    paths = [folder / "one.flac", folder / "two.wav"]
-    soundfile.write(paths[0], 0.1 * rng.standard_normal((22_050, 2)), 44_100)
-    soundfile.write(paths[1], 0.1 * rng.standard_normal(12_000), 16_000)
-    return paths
+    path = tmp_path_factory.mktemp("recordings") / "two.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(1).standard_normal(12_000), 16_000)
+    return [voice, path]
 
 
 @pytest.fixture
@@ -157,7 +154,7 @@ def test_recordings_and_texts_become_utterances_that_quantize_takes(
     assert [one["language"] for one in told] == ["en", "de"]
     assert told[0]["phonemes"].startswith("həlˈoʊ wˈɜːld")
     chosen = Examples.choose(FAMILY, model, out, None)
-    assert [path.name for path in chosen.files] == ["0001-one.npz", "0002-two.npz"]
+    assert [path.name for path in chosen.files] == ["0001-prompt.npz", "0002-two.npz"]
     encodec = EncodecCodec(codec)
     for utterance, path, one in zip(chosen, recordings, told, strict=True):
         codes = encodec.encode(read_audio(path, 24_000))

@@ -56,6 +56,14 @@ def serving(
             settings=Settings(n_threads=1, n_parallel=parallel),
         ),
     )
+    with starting(server, send_buffer) as client:
+        wait_until_loaded(client)
+        yield client
+
+
+@contextmanager
+def starting(server: SpeechServer, send_buffer: int | None = None) -> Iterator[httpx2.Client]:
+    """A client of a server that may still load its model."""
     with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
         if send_buffer:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -63,7 +71,6 @@ def serving(
         running = thread.submit(server.run, listening)
         try:
             with httpx2.Client(base_url=address, timeout=120) as client:
-                wait_until_loaded(client)
                 yield client
         finally:
             server.stop()

@@ -3,20 +3,26 @@
 import json
 import socket
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import pytest
-from serve.servers import CODEC, SPEECH, metric, serving, wait_until_idle
+from serve.servers import (
+    CODEC,
+    SPEECH,
+    metric,
+    serving,
+    starting,
+    wait_until_idle,
+    wait_until_loaded,
+)
 from support import ONE_THREAD
 
 from miniature.world import WorldCodec
 from valle_convert.families.bundle import Bundle
 from valle_convert.serve import app
 from valle_convert.serve.gate import Access
-from valle_convert.serve.server import SpeechServer, bind
+from valle_convert.serve.server import SpeechServer
 
 #: Values that no field of that kind takes.
 _NO_TEXT: list[Any] = [1, True, [], {}, "\ud800", "x" * 4097]
@@ -176,7 +182,6 @@ def test_one_too_many_is_told_to_come_again(miniature: Bundle) -> None:
 
 
 def test_until_the_model_is_there_requests_are_told_to_wait(miniature: Bundle) -> None:
-
     loaded = threading.Event()
 
     def open_late() -> Any:
@@ -184,16 +189,10 @@ def test_until_the_model_is_there_requests_are_told_to_wait(miniature: Bundle) -
         return miniature.family.speaker(miniature, codec=WorldCodec(CODEC), settings=ONE_THREAD)
 
     server = SpeechServer(app.ServerSettings(miniature), open_late)
-    with ThreadPoolExecutor(1) as thread, bind("127.0.0.1", 0) as listening:
-        running = thread.submit(server.run, listening)
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with httpx2.Client(base_url=address, timeout=60) as client:
-            assert client.get("/health").status_code == 503
-            answer = client.post(SPEECH, json={"input": "Hello."})
-            assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
-            assert answer.headers["retry-after"] == "2"
-            loaded.set()
-            while client.get("/health").status_code == 503:
-                time.sleep(0.02)
-        server.stop()
-        running.result()
+    with starting(server) as client:
+        assert client.get("/health").status_code == 503
+        answer = client.post(SPEECH, json={"input": "Hello."})
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
+        assert answer.headers["retry-after"] == "2"
+        loaded.set()
+        wait_until_loaded(client)

@@ -25,12 +25,6 @@ def program(client: httpx2.Client) -> Iterator[openai.OpenAI]:
         yield opened
 
 
-def test_openai_speaks(program: openai.OpenAI) -> None:
-    said = program.audio.speech.create(model="tts-1", voice="alloy", input="Hello world.")
-    samples, rate = samples_of(said.content)
-    assert 0.2 < len(samples) / rate < 2
-
-
 def test_openai_streams(program: openai.OpenAI) -> None:
     how = {"model": "m", "voice": "deep", "input": "Hello. The old man sees the river."}
     more = {"seed": 3}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from speech.conftest import Talking
-from support import ONE_THREAD
+from support import ONE_THREAD, after
 
 from valle_convert.audio import EncodecCodec, read_codes, write_codes
 from valle_convert.decode.options import SamplingOptions
@@ -21,12 +21,6 @@ from valle_convert.speech.speaker import Watch
 RATE = 24_000
 FRAMES = 15  # of 0.2 seconds, at most
 TEXT = "One. Two. Three."
-
-
-def after(n: int) -> Watch:
-    """Stops what asks for the n-th time whether to go on."""
-    left = iter(range(n))
-    return Watch(should_stop=lambda: next(left, None) is None)
 
 
 def test_a_long_text_is_spoken_sentence_by_sentence_and_joined(
