@@ -1,45 +1,51 @@
 """Numbers in Japanese, Chinese and Korean words, since espeak-ng's voices drop points and powers.
 
 >>> numbers_in_words("35000円, 3本", "ja"), numbers_in_words("3.5", "zh")
-('さんまんごせん円, 三本', '三点五')
+('サンマンゴセン円, 三本', '三点五')
 """
 
 import re
 
 from valle_convert.extras import require
+from valle_convert.text.folding import HAN
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)*")
 #: Years are read digit by digit in Chinese, unlike 5000年历史.
-_YEAR = re.compile(r"(?<!\d)(?:1[1-9]|20)\d\d(?=年)")
+_YEAR = re.compile(r"(?<!\d)(?:1[1-9]|20)\d\d(?=年(?!的?历史))")
 _CHINESE = "零一二三四五六七八九十百千万亿点"
 _WORDS = {
-    "ja": "れい いち に さん よん ご ろく なな はち きゅう じゅう ひゃく せん まん おく てん",
+    # Not in hiragana, which would end the word before: 注1 is not 注ぐ.
+    "ja": "レイ イチ ニ サン ヨン ゴ ロク ナナ ハチ キュウ ジュウ ヒャク セン マン オク テン",
     "ko": "영 일 이 삼 사 오 육 칠 팔 구 십 백 천 만 억 점",
 }
 #: Japanese sounds that change beside each other.
 _CHANGED = {
-    "さんひゃく": "さんびゃく",
-    "ろくひゃく": "ろっぴゃく",
-    "はちひゃく": "はっぴゃく",
-    "さんせん": "さんぜん",
-    "はちせん": "はっせん",
+    "サンヒャク": "サンビャク",
+    "ロクヒャク": "ロッピャク",
+    "ハチヒャク": "ハッピャク",
+    "サンセン": "サンゼン",
+    "ハチセン": "ハッセン",
 }
 #: A digit whose reading depends on the counter after it stays a kanji, where pykakasi knows both.
-_COUNTED = re.compile(r"(?<![\d.])[1-9](?=[人月本匹つ階冊歳杯]|日(?![間\d]))")
+#: Not in 3日月曜日 and 1人当たり, where it knows another word.
+_COUNTED = re.compile(r"(?<![\d.])[1-9](?=[月本匹つ階冊歳杯]|人(?!当)|日(?![間月\d]))")
 #: Japanese numbers end differently before some counters; 時 alone would be read とき.
 _JAPANESE = re.compile(rf"({_NUMBER.pattern})(時間|[時年人])?")
-_YO = {"よん": "よ"}
-_ENDINGS = {"年": _YO, "人": _YO, "時": _YO | {"なな": "しち", "きゅう": "く"}}
+_YO = {"ヨン": "ヨ"}
+_ENDINGS = {"年": _YO, "人": _YO, "時": _YO | {"ナナ": "シチ", "キュウ": "ク"}}
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 12
 
 
 def numbers_in_words(text: str, language: str) -> str:
-    """For ja, ko and zh. A Japanese digit before a counter becomes a kanji, the rest hiragana."""
+    """For ja, ko and zh. A Japanese digit before a counter becomes a kanji, the rest katakana."""
     if language == "zh":
         text = _YEAR.sub(lambda year: _digits(year[0]), text)
         return _NUMBER.sub(lambda number: _in_chinese(number[0]), text)
     if language == "ja":
+        text = re.sub(
+            rf"(?<=[{HAN}])(?={_COUNTED.pattern})", " ", text
+        )  # 四月一日 and 年一 are names
         text = _COUNTED.sub(lambda digit: _CHINESE[int(digit[0])], text)
         return _JAPANESE.sub(_in_japanese, text)
     return _NUMBER.sub(lambda number: _translated(_in_chinese(number[0]), language), text)
@@ -50,7 +56,7 @@ def _in_japanese(found: re.Match[str]) -> str:
     for ending, other in _ENDINGS.get(counter[:1], {}).items():
         if number.endswith(ending):
             number = number.removesuffix(ending) + other
-    return number + ("じ" if counter == "時" else counter)
+    return number + ("ジ" if counter == "時" else counter)
 
 
 def _translated(number: str, language: str) -> str:
