@@ -28,11 +28,16 @@ _CHANGED = {
 }
 #: A digit whose reading depends on the counter after it stays a kanji, where pykakasi knows both.
 #: Not in 3日月曜日 and 1人当たり, where it knows another word.
-_COUNTED = re.compile(r"(?<![\d.])[1-9](?=[月本匹つ階冊歳杯]|人(?!当)|日(?![間月\d]))")
-#: Japanese numbers end differently before some counters; 時 alone would be read とき.
-_JAPANESE = re.compile(rf"({_NUMBER.pattern})(時間|[時年人])?")
-_YO = {"ヨン": "ヨ"}
-_ENDINGS = {"年": _YO, "人": _YO, "時": _YO | {"ナナ": "シチ", "キュウ": "ク"}}
+_COUNTED = re.compile(r"(?<![\d.])[1-9](?=[本匹つ階冊歳杯]|人(?!当)|日(?![間月\d]))")
+#: Japanese numbers end differently before some counters, and pykakasi reads 時 and 月末 otherwise.
+_JAPANESE = re.compile(rf"({_NUMBER.pattern})(時間|月末|[時月年人])?")
+_COUNTERS = {"時": "ジ", "月末": "ガツマツ"}
+_ENDINGS = {
+    "年": {"ヨン": "ヨ"},
+    "人": {"ヨン": "ヨ"},
+    "時": {"ヨン": "ヨ", "ナナ": "シチ", "キュウ": "ク"},
+    "月": {"ヨン": "シ", "ナナ": "シチ", "キュウ": "ク"},
+}
 #: Longer numbers are read digit by digit.
 _MAX_DIGITS = 12
 
@@ -43,9 +48,8 @@ def numbers_in_words(text: str, language: str) -> str:
         text = _YEAR.sub(lambda year: _digits(year[0]), text)
         return _NUMBER.sub(lambda number: _in_chinese(number[0]), text)
     if language == "ja":
-        text = re.sub(
-            rf"(?<=[{HAN}])(?={_COUNTED.pattern})", " ", text
-        )  # 四月一日 and 年一 are names
+        # Beside another kanji it would be a name: 四月一日 is わたぬき.
+        text = re.sub(rf"(?<=[{HAN}])(?={_COUNTED.pattern})", " ", text)
         text = _COUNTED.sub(lambda digit: _CHINESE[int(digit[0])], text)
         return _JAPANESE.sub(_in_japanese, text)
     return _NUMBER.sub(lambda number: _translated(_in_chinese(number[0]), language), text)
@@ -56,7 +60,7 @@ def _in_japanese(found: re.Match[str]) -> str:
     for ending, other in _ENDINGS.get(counter[:1], {}).items():
         if number.endswith(ending):
             number = number.removesuffix(ending) + other
-    return number + ("ジ" if counter == "時" else counter)
+    return number + _COUNTERS.get(counter, counter)
 
 
 def _translated(number: str, language: str) -> str:
